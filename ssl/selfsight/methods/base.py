@@ -1,0 +1,77 @@
+"""What all methods share: a backbone, an optimiser with its schedules, and a clock. Nothing of any one method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from selfsight.optim.groups import ParamGroup, decayed_and_plain
+from selfsight.optim.recipe import OptimizationRecipe
+from selfsight.optim.schedule import Clock
+
+
+class Method(LightningModule):
+    """A way of learning. A subclass adds its parts and buffers in the constructor and writes `training_step`.
+
+    `training_step(batch, batch_idx)` returns a dict: ``loss`` (scalar with gradient) and any named monitors (detached
+    scalars, kept on the device). Logging, schedules and the optimiser are taken care of here and in the jobs.
+
+    Without a trainer the same method runs in a plain loop: set `clock`, then per step call `begin_step(step)`,
+    `training_step`, ``loss.backward()``, `on_after_backward()`, ``optimizer.step()``.
+
+    Attributes:
+        backbone: timm interface (``num_features``, ``feature_info``, pooled ``forward``).
+        recipe: optimiser and schedules; None until `configure` is called.
+        clock: lengths of the run in steps, epochs and examples.
+        step: optimiser steps taken before this one. epoch: ``step // clock.steps_per_epoch``.
+        scheduled: the values of this step by name (``lr``, and whatever the schedule group names, such as
+            ``teacher_momentum`` or ``temperature``).
+    """
+
+    #: views the method needs, for the sentence that refuses others: (fewest, most or None)
+    n_views: tuple[int, int | None] = (1, None)
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.recipe: OptimizationRecipe | None = None
+        self.clock = Clock(examples=1, batch_size=1, epochs=1, steps_per_epoch=1)
+        self.step = 0
+        self.scheduled: dict[str, float] = {}
+        self._optimizer: Optimizer | None = None
+
+    @property
+    def epoch(self) -> int:
+        return self.step // self.clock.steps_per_epoch
+
+    def configure(self, recipe: OptimizationRecipe, clock: Clock) -> Method:
+        """Give the method its optimiser recipe and the length of the run; returns itself."""
+        self.recipe, self.clock = recipe, clock
+        return self
+
+    def param_groups(self) -> list[ParamGroup]:
+        """Parameters in groups. Default: biases and normalisation excluded from weight decay and layer adaptation."""
+        return decayed_and_plain(self)
+
+    def configure_optimizers(self) -> Optimizer:
+        assert self.recipe is not None, "configure(recipe, clock) comes before training"
+        self._optimizer = self.recipe.build(self.param_groups(), self.clock)
+        return self._optimizer
+
+    def begin_step(self, step: int) -> None:
+        """Set the clock to ``step`` and every scheduled value (learning rate, weight decay, momenta) to it."""
+        self.step = step
+        if self.recipe is not None:
+            self.scheduled = self.recipe.values(step, self.clock)
+            if self._optimizer is not None:
+                self.recipe.apply(self._optimizer, self.scheduled)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.begin_step(self.global_step)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Mapping[str, Tensor]:  # type: ignore[override]
+        raise TypeError(f"{type(self).__name__} has to define training_step")
