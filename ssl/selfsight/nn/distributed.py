@@ -1,0 +1,74 @@
+"""The few collective operations the methods need. On one process every one of them is the identity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return gather_without_grad(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad)
+        return grad.chunk(world_size())[rank()]
+
+
+def gather(x: Tensor) -> Tensor:
+    """Concatenate ``x`` of all ranks in rank order; the gradient is exact.
+
+    The backward pass sums the gradients all ranks have for this rank's rows. With the mean over ranks that data
+    parallel training takes afterwards, a loss averaged over local anchors gives the update of one process that holds
+    the whole batch.
+
+    Args:
+        x: ``[B, ...]``, equal shape on every rank.
+    Returns:
+        ``[W B, ...]``; ``x`` itself on one process.
+    """
+    return _Gather.apply(x) if world_size() > 1 else x
+
+
+@torch.no_grad()
+def gather_without_grad(x: Tensor) -> Tensor:
+    """`gather` for targets, labels, indices and queues: nothing flows back."""
+    if world_size() == 1:
+        return x.detach()
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(parts, x.detach().contiguous())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """Sum of ``x`` over ranks, without gradient; ``x`` is left as it is."""
+    if world_size() == 1:
+        return x.detach()
+    total = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
+@torch.no_grad()
+def all_reduce_max(x: Tensor) -> Tensor:
+    """Maximum of ``x`` over ranks, without gradient; ``x`` is left as it is."""
+    if world_size() == 1:
+        return x.detach()
+    largest = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest

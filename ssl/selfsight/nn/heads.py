@@ -1,0 +1,50 @@
+"""Projection and prediction heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+Layer = Callable[..., nn.Module]
+
+
+def mlp(
+    dims: Sequence[int],
+    *,
+    norm: Layer | None = None,
+    last_norm: Layer | None = None,
+    bias: bool = True,
+    last_bias: bool = True,
+    linear: Layer = nn.Linear,
+) -> nn.Sequential:
+    """Linear (- norm) - ReLU, repeated, and a last linear layer (- norm) without activation.
+
+    Args:
+        dims: widths from input to output; two of them make a single linear layer.
+        norm, last_norm: called with the width (``nn.BatchNorm1d``); None leaves normalisation out.
+        bias, last_bias: of the hidden and of the last linear layers.
+        linear: called as ``linear(fan_in, fan_out, bias=...)``; a 1x1 convolution makes the same head for maps.
+    """
+    layers: list[nn.Module] = []
+    for i, (fan_in, fan_out) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        last = i == len(dims) - 2
+        layers.append(linear(fan_in, fan_out, bias=last_bias if last else bias))
+        make_norm = last_norm if last else norm
+        if make_norm is not None:
+            layers.append(make_norm(fan_out))
+        if not last:
+            layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+def batch_norm_without_shift(dim: int) -> nn.BatchNorm1d:
+    """BatchNorm with scale and no shift, the last layer of SimCLR's heads."""
+    norm = nn.BatchNorm1d(dim)
+    norm.register_parameter("bias", None)
+    return norm
+
+
+def pointwise_conv(fan_in: int, fan_out: int, bias: bool = True) -> nn.Conv2d:
+    """1x1 convolution: the linear layer of heads on feature maps."""
+    return nn.Conv2d(fan_in, fan_out, kernel_size=1, bias=bias)
