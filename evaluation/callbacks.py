@@ -1,0 +1,107 @@
+"""Evaluation while training: the same evaluators as offline, every few epochs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from .diagnostics import Diagnostics, judge, view_figures
+from .features import FINAL, Evaluator, extract, frozen
+
+VIEWED = 512  # images whose two views are compared
+
+Result = dict[str, Any]
+
+
+class OnlineEvaluation(Callback):
+    """Runs evaluators on the backbone at the end of every ``every``-th epoch, and of the last one.
+
+    Features come from ``datamodule.eval_dataloader("train" | "test")``: un-augmented, backbone in eval mode.
+    Alignment, uniformity and the kNN of views come from the last training views of the epoch, where the method has
+    two of one size. Evaluators that need labels are left out on images without.
+
+    Attributes:
+        results: one dict an evaluation: ``epoch`` (1-based, finished), ``step``, every figure by name, and
+            ``warning`` (one sentence) when `judge` has one.
+        on_result: callables that get each result as it comes (console, tables, charts).
+
+    The numbers also land in ``trainer.callback_metrics``, where checkpoints and early stopping may look.
+    """
+
+    def __init__(self, evaluators: Mapping[str, Evaluator], every: int = 1, part: str = "backbone") -> None:
+        """
+        Args:
+            evaluators: by name. `Diagnostics` always runs.
+            part: which part of the method is measured, by attribute name.
+        """
+        self.evaluators: dict[str, Evaluator] = {"diagnostics": Diagnostics(), **evaluators}
+        self.every, self.part = every, part
+        self.results: list[Result] = []
+        self.on_result: list[Callable[[Result], None]] = []
+        self._views: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        """The protocol of each evaluator, by name."""
+        return {name: evaluator.protocol for name, evaluator in self.evaluators.items()}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._due(trainer):
+            self._keep_views(trainer, batch, batch_idx)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._due(trainer):
+            return
+        if trainer.is_global_zero:
+            self._evaluate(trainer, pl_module)
+        self._views.clear()
+        trainer.strategy.barrier("online evaluation")
+
+    def _due(self, trainer: Trainer) -> bool:
+        epoch = trainer.current_epoch + 1
+        return epoch % self.every == 0 or epoch == trainer.max_epochs
+
+    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        backbone = pl_module.get_submodule(self.part)
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        train, test = (
+            extract(backbone, datamodule.eval_dataloader(split), pl_module.device)[FINAL] for split in ("train", "test")
+        )
+        result: Result = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+        for evaluator in self.evaluators.values():
+            if train.labels is not None or not evaluator.needs_labels:
+                result |= evaluator(train, test)
+        result |= self._view_figures(backbone)
+        warning = judge({name: value for name, value in result.items() if isinstance(value, float)})
+        if warning:
+            result["warning"] = warning
+        self.results.append(result)
+        trainer.callback_metrics.update(
+            {name: torch.tensor(value) for name, value in result.items() if isinstance(value, float)}
+        )
+        for listener in self.on_result:
+            listener(result)
+
+    def _keep_views(self, trainer: Trainer, batch: Any, batch_idx: int) -> None:
+        """Copies of two views of the epoch's last images; copies, since a batch's memory may be used again."""
+        views = getattr(batch, "unlabelled", batch).views
+        if len(views) < 2 or views[0].shape != views[1].shape:
+            return
+        left = trainer.num_training_batches - batch_idx  # inf where the loader has no length
+        have = sum(len(first) for first, _ in self._views)
+        if have < VIEWED and (left <= math.ceil(VIEWED / len(views[0])) or trainer.is_last_batch):
+            self._views.append((views[0][: VIEWED - have].clone(), views[1][: VIEWED - have].clone()))
+
+    def _view_figures(self, backbone: nn.Module) -> dict[str, float]:
+        if not self._views:
+            return {}
+        with frozen(backbone):
+            pairs = [(backbone(first).float(), backbone(second).float()) for first, second in self._views]
+        return view_figures(*(torch.cat(side).cpu() for side in zip(*pairs, strict=True)))

@@ -1,0 +1,207 @@
+"""Is it collapsing? Figures of an embedding that need no labels, what is normal for each, an alarm with its remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .features import Features, check
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a figure means, what is normal, and from where on something is wrong.
+
+    Attributes:
+        below: the alarm rings under this value (None: never). remedy: one sentence, with ``{value}`` for the value.
+    """
+
+    meaning: str
+    normal: str
+    below: float | None = None
+    remedy: str = ""
+
+
+FIGURES: Mapping[str, Figure] = {
+    "feature_std": Figure(
+        "standard deviation of the L2-normalised features over the images, averaged over dimensions, times sqrt(D)",
+        "0 when every image gets the same feature, 1 on the whole sphere; 0.3 to 0.9 for trained backbones",
+        0.01,
+        "Collapse: all images get almost the same feature (spread {value:.3g}; 0 is one point, 1 the whole sphere): "
+        "lower the learning rate, and check that the views are augmented and that something keeps features apart.",
+    ),
+    "rank_share": Figure(
+        "effective rank (RankMe) divided by the number of dimensions",
+        "0.1 to 0.7 for trained backbones; falling towards 0 is dimensional collapse",
+        0.01,
+        "Dimensional collapse: the features use {value:.1%} of their dimensions: lower the learning rate, or train with "
+        "more negatives or a larger batch.",
+    ),
+    "code_entropy": Figure(
+        "entropy of the average assignment to prototypes, divided by ln K",
+        "above 0.9: the prototypes share the images evenly",
+        0.5,
+        "The prototypes share the images very unevenly (entropy {value:.2f} of 1): take fewer prototypes, or freeze them "
+        "for longer.",
+    ),
+    "live_prototypes": Figure(
+        "share of prototypes that are the nearest of some image",
+        "above 0.5, given more images than prototypes",
+        0.1,
+        "Only {value:.1%} of the prototypes are ever the nearest: take fewer prototypes, a lower learning rate, or start "
+        "the queue later.",
+    ),
+    "alignment": Figure(
+        "mean squared distance of the L2-normalised features of two views of an image (0 to 4)",
+        "0.1 to 1; falls in training",
+    ),
+    "uniformity": Figure(
+        "log of the mean of exp(-2 d^2) over pairs of images, d the distance of L2-normalised features",
+        "0 when all coincide, about -4 on a whole sphere; -1 to -3.5 for trained backbones",
+        -1e-3,
+    ),
+    "alpha_req": Figure(
+        "exponent of the power law the covariance's eigenvalues follow",
+        "near 1; far above, few directions carry everything",
+    ),
+    "lidar": Figure(
+        "effective rank of what tells images apart, measured against the spread of their views",
+        "higher is better; at most D",
+    ),
+    "view_top1": Figure(
+        "share of images whose one view finds the other as its nearest neighbour", "above 0.5 for a thousand images"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """Feature spread, effective rank and eigenvalue decay of the test features. Needs no labels."""
+
+    needs_labels = False
+
+    @property
+    def protocol(self) -> str:
+        return "spread, effective rank (RankMe) and eigenvalue decay of frozen un-augmented test features"
+
+    def __call__(self, train: Features, test: Features) -> dict[str, float]:
+        """``feature_std``, ``rank``, ``rank_share`` (of the dimensions, or of the images if fewer), ``alpha_req``."""
+        check(train, test, labels=False)
+        rank = rankme(test.x)
+        return {
+            "feature_std": feature_std(test.x),
+            "rank": rank,
+            "rank_share": rank / min(test.x.shape),
+            "alpha_req": alpha_req(test.x),
+        }
+
+
+def judge(figures: Mapping[str, float]) -> str | None:
+    """The first alarm among the figures, one sentence with its remedy, or None when all is well."""
+    for name, figure in FIGURES.items():
+        value = figures.get(name)
+        if value is None or figure.below is None or not figure.remedy:
+            continue
+        if math.isnan(value) or value < figure.below:
+            return figure.remedy.format(value=value)
+    return None
+
+
+def judge_loss(losses: Sequence[float], chance: float, tolerance: float = 0.01, patience: int = 3) -> str | None:
+    """A sentence when the last ``patience`` epochs' losses are all within ``tolerance`` of the loss of guessing."""
+    recent = losses[-patience:]
+    if len(recent) < patience or any(abs(loss - chance) > tolerance * abs(chance) for loss in recent):
+        return None
+    return (
+        f"The loss sits at {chance:.2f}, which is guessing, for {patience} epochs: change the learning rate (often it is "
+        "too high), warm up for longer, or lower the temperature."
+    )
+
+
+def feature_std(x: Tensor) -> float:
+    """Standard deviation over the images of L2-normalised features ``[N, D]``, mean over dimensions, times sqrt(D).
+
+    0 for one point, 1 for directions uniform on the sphere (Chen & He, *Exploring Simple Siamese Representation
+    Learning*, section 4.1, compares it with 1 / sqrt(D)).
+    """
+    x = F.normalize(x.double(), dim=1)
+    return float(x.std(dim=0, correction=0).mean() * math.sqrt(x.shape[1]))
+
+
+def rankme(x: Tensor, epsilon: float = 1e-7) -> float:
+    """Effective rank of ``[N, D]``: exp of the entropy of the singular values over their sum (Garrido et al. 2023)."""
+    p = singular_values(x)
+    total = p.sum()
+    if not total > 0:
+        return 0.0
+    p = p / total + epsilon
+    return float((-p * p.log()).sum().exp())
+
+
+def alpha_req(x: Tensor) -> float:
+    """alpha of  eigenvalue_i ~ i^(-alpha)  fitted to the covariance's spectrum in logs (Agrawal et al. 2022).
+
+    Eigenvalues below 1e-9 of the largest are rounding and left out; nan with fewer than two left.
+    """
+    x = x.double()
+    ev = singular_values(x - x.mean(dim=0)).square()
+    ev = ev[ev > 1e-9 * ev[0]]
+    if len(ev) < 2:
+        return math.nan
+    i = torch.arange(1, len(ev) + 1, dtype=ev.dtype, device=ev.device).log()
+    centred = i - i.mean()
+    return -float((centred * ev.log()).sum() / centred.square().sum())
+
+
+def alignment(a: Tensor, b: Tensor) -> float:
+    """Mean squared distance of two views' L2-normalised features ``[N, D]`` (Wang & Isola 2020, alpha = 2)."""
+    return float((F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(dim=1).mean())
+
+
+def uniformity(x: Tensor, t: float = 2.0) -> float:
+    """log mean exp(-t d^2) over the pairs i < j of L2-normalised features ``[N, D]`` (Wang & Isola 2020)."""
+    x = F.normalize(x.double(), dim=1)
+    n = len(x)
+    if n < 2:
+        return math.nan
+    squared = (2 - 2 * (x @ x.T)).clamp(min=0)
+    return float((-t * squared).exp().triu(diagonal=1).sum().log() - math.log(n * (n - 1) / 2))
+
+
+def code_entropy(assignments: Tensor) -> float:
+    """Entropy of the average of assignments ``[N, K]`` (rows sum to 1) over ln K: 1 when all are used alike."""
+    p = assignments.double().mean(dim=0)
+    return float(torch.special.entr(p).sum() / math.log(assignments.shape[1]))
+
+
+def live_prototypes(assignments: Tensor) -> float:
+    """Share of the K prototypes that are the largest entry of at least one row of ``[N, K]``."""
+    return len(assignments.argmax(dim=1).unique()) / assignments.shape[1]
+
+
+def view_top1(a: Tensor, b: Tensor) -> float:
+    """Share of images whose view in ``a`` has, by cosine, its own other view as nearest among all of ``b``, ``[N, D]``.
+
+    An image counts only if no other is as near: a collapsed embedding scores 0, guessing 1 / N.
+    """
+    similarity = F.normalize(a.double(), dim=1) @ F.normalize(b.double(), dim=1).T
+    own = similarity.diagonal()[:, None] - 1e-9  # rounding must not make a tie a victory
+    return float((similarity >= own).sum(dim=1).eq(1).double().mean())
+
+
+def view_figures(a: Tensor, b: Tensor) -> dict[str, float]:
+    """``alignment``, ``uniformity`` and ``view_top1`` of the features ``[N, D]`` of two views of the same images."""
+    spread = (uniformity(a) + uniformity(b)) / 2
+    return {"alignment": alignment(a, b), "uniformity": spread, "view_top1": view_top1(a, b)}
+
+
+def singular_values(x: Tensor) -> Tensor:
+    """Singular values of ``[N, D]``, falling, float64, by the smaller Gram matrix (to about 1e-8 of the largest)."""
+    x = x.double()
+    gram = x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T
+    return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).sqrt()

@@ -1,0 +1,206 @@
+"""Frozen features: what every evaluator works on. Extracted once, un-augmented, with the backbone in eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from selfsight.errors import UserError, nearest
+from torch import Tensor, nn
+
+FINAL = "final"
+PROJECTION = "projection"
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of ``N`` images.
+
+    Attributes:
+        x: ``[N, D]`` float32.
+        labels: ``[N]`` int64, or None where the images have none.
+        indices: ``[N]`` int64, position of each image in its data set.
+    """
+
+    x: Tensor
+    labels: Tensor | None
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, counted as the largest label plus one."""
+        return int(self.known_labels.max()) + 1
+
+    @property
+    def known_labels(self) -> Tensor:
+        """``[N]`` int64; UserError where there are none."""
+        if self.labels is None:
+            raise UserError(
+                "These images have no labels, which this evaluator needs: use class folders, or label-free figures such "
+                "as the effective rank and the kNN of views."
+            )
+        return self.labels
+
+    def take(self, rows: Tensor) -> Features:
+        """The features of some rows (``[n]`` int64 or ``[N]`` bool)."""
+        return Features(self.x[rows], None if self.labels is None else self.labels[rows], self.indices[rows])
+
+    def to(self, device: torch.device | str) -> Features:
+        labels = None if self.labels is None else self.labels.to(device)
+        return Features(self.x.to(device), labels, self.indices.to(device))
+
+
+class Evaluator(Protocol):
+    """Something that puts numbers on frozen features. Fitted on ``train``, measured on ``test``, never the reverse."""
+
+    needs_labels: bool
+
+    @property
+    def protocol(self) -> str:
+        """One line naming how the numbers are made."""
+
+    def __call__(self, train: Features, test: Features) -> dict[str, Any]:
+        """Numbers by name; fractions of 1 for accuracies."""
+
+
+def check(train: Features, test: Features, *, labels: bool = True) -> None:
+    """Refuse features no evaluator can use: not finite, of two sizes, without labels, of a single class."""
+    for name, features in (("training", train), ("test", test)):
+        if len(features) == 0:
+            raise UserError(f"The {name} set has no images: check dataset.root and dataset.subset.")
+        bad = int((~torch.isfinite(features.x)).any(dim=1).sum())
+        if bad:
+            raise UserError(
+                f"{bad} of {len(features)} {name} features are NaN or infinite, so the backbone has diverged: take an "
+                "earlier checkpoint, or train again with a lower learning rate."
+            )
+        if labels and bool((features.known_labels < 0).any()):
+            raise UserError(f"Some {name} images have a negative label, which means unlabelled: leave them out.")
+    if train.x.shape[1] != test.x.shape[1]:
+        raise UserError(
+            f"Training features have {train.x.shape[1]} dimensions and test features {test.x.shape[1]}: extract both "
+            "with the same backbone and stage."
+        )
+    if labels and len(train.known_labels.unique()) < 2:
+        raise UserError(
+            f"All {len(train)} training images carry one label, and telling classes apart takes two: check the class "
+            "folders."
+        )
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradient inside; every module's own training flag is put back afterwards, one by one."""
+    flags = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        for module in modules:
+            module.eval()
+        for part, _ in flags:
+            if part.training:  # a `train()` that refuses would let BatchNorm learn from the test set
+                raise UserError(f"{type(part).__name__} stays in training mode after eval(): let its train() obey.")
+        with torch.no_grad():
+            yield
+    finally:
+        for part, flag in flags:
+            part.training = flag
+
+
+def stage_names(backbone: nn.Module) -> list[str]:
+    """Names accepted as stages: every module of ``feature_info`` from the stem upwards, then ``final``."""
+    return [*_stage_info(backbone), FINAL]
+
+
+def extract(
+    backbone: nn.Module,
+    loader: Iterable[Any],
+    device: torch.device | str | None = None,
+    stages: Sequence[str] = (FINAL,),
+    *,
+    head: nn.Module | None = None,
+) -> dict[str, Features]:
+    """Features of every image a loader yields, once, for each stage asked for.
+
+    Args:
+        backbone: timm interface. Its training flags are as before when this returns.
+        loader: yields `Batch` with one un-augmented view.
+        device: where to compute; default: where the backbone's parameters are. The features come back on the CPU.
+        stages: ``"final"`` (the pooled output), module names out of ``feature_info`` (averaged over the image),
+            ``"last2"``, ``"last3"``, ... (those last stages side by side), ``"projection"`` (after ``head``).
+        head: the projector, for ``"projection"``.
+
+    Returns:
+        `Features` by stage.
+    """
+    device = torch.device(device) if device is not None else next(backbone.parameters()).device
+    taps = {stage: _tapped(backbone, stage, head) for stage in stages}
+    names = sorted({name for tap in taps.values() for name in tap} - {FINAL, PROJECTION})
+    caught: dict[str, Tensor] = {}
+    handles = [_tap_hook(backbone, name, caught) for name in names]
+    kept: dict[str, list[Tensor]] = {stage: [] for stage in stages}
+    labels: list[Tensor] = []
+    indices: list[Tensor] = []
+    try:
+        with frozen(backbone, *([] if head is None else [head])):
+            for batch in loader:
+                images = batch.views[0].to(device, non_blocking=True)
+                caught[FINAL] = pooled(backbone(images))
+                if head is not None:
+                    caught[PROJECTION] = head(caught[FINAL])
+                for stage, parts in taps.items():
+                    kept[stage].append(torch.cat([caught[part] for part in parts], dim=1).float().cpu())
+                indices.append(batch.indices.cpu())
+                if batch.labels is not None:
+                    labels.append(batch.labels.cpu())
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not indices:
+        raise UserError("There are no images to extract features from: check dataset.root and dataset.subset.")
+    index = torch.cat(indices)
+    label = torch.cat(labels).long() if labels else None
+    return {stage: Features(torch.cat(parts), label, index) for stage, parts in kept.items()}
+
+
+def pooled(x: Tensor) -> Tensor:
+    """Average over space: ``[B, C, h, w]`` -> ``[B, C]``; ``[B, C]`` as it is."""
+    return x.flatten(2).mean(dim=2) if x.ndim > 2 else x
+
+
+def _stage_info(backbone: nn.Module) -> dict[str, dict[str, Any]]:
+    return {info["module"]: info for info in getattr(backbone, "feature_info", [])}
+
+
+def _tapped(backbone: nn.Module, stage: str, head: nn.Module | None) -> list[str]:
+    """The outputs one stage is made of."""
+    modules = list(_stage_info(backbone))
+    if stage == FINAL or stage in modules:
+        return [stage]
+    if stage == PROJECTION:
+        if head is None:
+            raise UserError(
+                "The stage 'projection' needs the projector, which an exported backbone no longer has: give a run "
+                "folder."
+            )
+        return [PROJECTION]
+    if stage.startswith("last") and stage[4:].isdigit():
+        n = int(stage[4:])
+        if not 1 <= n <= len(modules):
+            raise UserError(
+                f"'{stage}' asks for {n} stages, and this backbone has {len(modules)}: {', '.join(modules)}."
+            )
+        return modules[-n:]
+    choices = [*modules, FINAL, PROJECTION, "last2"]
+    raise UserError(f"'{stage}' is no stage of this backbone ({', '.join(choices)}).{nearest(stage, choices)}")
+
+
+def _tap_hook(backbone: nn.Module, name: str, caught: dict[str, Tensor]) -> torch.utils.hooks.RemovableHandle:
+    module = backbone.get_submodule(name)
+    if _stage_info(backbone)[name].get("hook_type") == "forward_pre":
+        return module.register_forward_pre_hook(lambda _, args: caught.__setitem__(name, pooled(args[0])))
+    return module.register_forward_hook(lambda _, __, output: caught.__setitem__(name, pooled(output)))

@@ -1,0 +1,239 @@
+"""Linear probes on cached features, and the same with a few labels per class.
+
+Regularisation and learning rate are chosen on a held-out part of the *training* set. The test set is only measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from selfsight.errors import UserError
+from torch import Tensor
+
+from .features import Features, check
+from .logistic import Linear, fit_lbfgs, fit_sgd
+
+HELD_OUT = 0.1
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """Multinomial logistic regression by L-BFGS: every penalty at once, the best on held-out training images, refitted.
+
+    Attributes:
+        penalties: lambda in  mean cross-entropy + lambda / 2 |W|^2, the bias free, on features centred and scaled to
+            unit average variance (sklearn's C is 1 / (lambda N)).
+        seed: of the held-out split.
+        device: where to fit; None: where the features are.
+    """
+
+    penalties: Sequence[float] = (1e-5, 1e-4, 1e-3, 1e-2)
+    seed: int = 0
+    device: str | None = None
+    needs_labels = True
+
+    @property
+    def protocol(self) -> str:
+        return (
+            "linear probe: logistic regression (L-BFGS) on frozen un-augmented features, L2 out of "
+            f"{len(self.penalties)} chosen on {HELD_OUT:.0%} of the training images"
+        )
+
+    def __call__(self, train: Features, test: Features) -> dict[str, float]:
+        check(train, test)
+        train, test = _on(self.device, train, test)
+        standardise = Standardise.of(train.x)
+        x, y, classes = standardise(train.x), train.known_labels, train.classes
+        fitting, held_out = hold_out(y, HELD_OUT, self.seed)
+        tried = fit_lbfgs(x[fitting], y[fitting], classes, self.penalties)
+        chosen = _best(tried, x[held_out], y[held_out])
+        head = fit_lbfgs(x, y, classes, [self.penalties[chosen]], start=tried.only(chosen))
+        return accuracies(head, standardise(test.x), test.known_labels) | {
+            "linear_penalty": float(self.penalties[chosen])
+        }
+
+
+@dataclass(frozen=True)
+class SGDProbe:
+    """Linear heads trained by SGD with momentum on cached features, a grid of rates and decays as one batched head.
+
+    Each head (its own learning rate and weight decay) sees the same batches; the rate falls to 0 along a cosine. The
+    best on held-out training images is trained again on all of them.
+
+    Attributes:
+        learning_rates, weight_decays: the grid, crossed, for features centred and scaled to unit average variance.
+        seed: of the held-out split and the order of the images.
+    """
+
+    learning_rates: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    weight_decays: Sequence[float] = (0.0, 1e-5, 1e-4)
+    epochs: int = 30
+    batch_size: int = 256
+    momentum: float = 0.9
+    seed: int = 0
+    device: str | None = None
+    needs_labels = True
+
+    @property
+    def protocol(self) -> str:
+        return (
+            f"linear probe: SGD, {self.epochs} epochs, batch {self.batch_size}, on frozen un-augmented features; learning "
+            f"rate out of {len(self.learning_rates)} and weight decay out of {len(self.weight_decays)} chosen on "
+            f"{HELD_OUT:.0%} of the training images"
+        )
+
+    def __call__(self, train: Features, test: Features) -> dict[str, float]:
+        check(train, test)
+        train, test = _on(self.device, train, test)
+        standardise = Standardise.of(train.x)
+        x, y, classes = standardise(train.x), train.known_labels, train.classes
+        fitting, held_out = hold_out(y, HELD_OUT, self.seed)
+        grid = [(rate, decay) for rate in self.learning_rates for decay in self.weight_decays]
+        tried = self._fit(x[fitting], y[fitting], classes, grid)
+        rate, decay = grid[_best(tried, x[held_out], y[held_out])]
+        head = self._fit(x, y, classes, [(rate, decay)])
+        chosen = {"linear_learning_rate": float(rate), "linear_weight_decay": float(decay)}
+        return accuracies(head, standardise(test.x), test.known_labels) | chosen
+
+    def _fit(self, x: Tensor, y: Tensor, classes: int, grid: Sequence[tuple[float, float]]) -> Linear:
+        rates, decays = zip(*grid, strict=True)
+        return fit_sgd(
+            x,
+            y,
+            classes,
+            rates,
+            decays,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            momentum=self.momentum,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """Logistic regression on ``k`` labelled images per class, drawn several times: mean and standard deviation.
+
+    With so few labels nothing can be held out: the penalty is fixed.
+
+    Attributes:
+        shots: labelled images per class. draws: independent draws; draw ``i`` depends on ``seed + i`` and the labels
+            only, so that two backbones are compared on the same images.
+        penalty: lambda, see `LinearProbe`.
+    """
+
+    shots: Sequence[int] = (1, 5, 20)
+    draws: int = 5
+    penalty: float = 1e-2
+    seed: int = 0
+    device: str | None = None
+    needs_labels = True
+
+    @property
+    def protocol(self) -> str:
+        return (
+            f"logistic regression (L-BFGS, L2 {self.penalty:g}) on {'/'.join(map(str, self.shots))} labelled training "
+            f"images per class, frozen un-augmented features, mean and std of {self.draws} draws, whole test set"
+        )
+
+    def __call__(self, train: Features, test: Features) -> dict[str, Any]:
+        """``{"few_shot": {"<shots>": {"mean", "std"}}}``; std is the population's (divided by the number of draws)."""
+        check(train, test)
+        train, test = _on(self.device, train, test)
+        results = {}
+        for shots in self.shots:
+            scores = torch.tensor([self._draw(train, test, shots, self.seed + draw) for draw in range(self.draws)])
+            results[str(shots)] = {"mean": float(scores.mean()), "std": float(scores.std(correction=0))}
+        return {"few_shot": results}
+
+    def _draw(self, train: Features, test: Features, shots: int, seed: int) -> float:
+        rows = per_class(train.known_labels, shots, seed)
+        standardise = Standardise.of(train.x[rows])
+        head = fit_lbfgs(standardise(train.x[rows]), train.known_labels[rows], train.classes, [self.penalty])
+        return accuracies(head, standardise(test.x), test.known_labels)["linear_top1"]
+
+
+@dataclass(frozen=True)
+class Standardise:
+    """Centre, and divide by one number: geometry is kept, penalties and rates mean the same for every backbone."""
+
+    mean: Tensor  # [D]
+    scale: Tensor  # scalar
+
+    @classmethod
+    def of(cls, x: Tensor) -> Standardise:
+        mean = x.mean(dim=0)
+        spread = (x - mean).square().mean().sqrt()
+        return cls(mean, spread.where(spread > 0, torch.ones_like(spread)))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.scale
+
+
+def hold_out(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows to fit on and rows held out (int64): ``share`` of each class, at least one where it has two.
+
+    When no class has enough images for that, all rows are in both parts.
+    """
+    order = _shuffled_by_class(labels, seed)
+    grouped = labels.cpu()[order]
+    place = _place_in_class(grouped)
+    size = torch.bincount(grouped)[grouped]
+    held = place < torch.minimum((size * share).long().clamp(min=1), size - 1)
+    if not bool(held.any()):
+        return order.to(labels.device), order.to(labels.device)
+    return order[~held].to(labels.device), order[held].to(labels.device)
+
+
+def per_class(labels: Tensor, n: int, seed: int) -> Tensor:
+    """``n`` random rows of every class (int64). UserError where a class has fewer."""
+    order = _shuffled_by_class(labels, seed)
+    grouped = labels.cpu()[order]
+    sizes = torch.bincount(grouped)
+    fewest = int(sizes[sizes > 0].min())
+    if fewest < n:
+        raise UserError(
+            f"{n} labels per class were asked for, and the smallest class has {fewest} training images: ask for fewer."
+        )
+    return order[_place_in_class(grouped) < n].to(labels.device)
+
+
+def accuracies(head: Linear, x: Tensor, labels: Tensor) -> dict[str, float]:
+    """``linear_top1``, and ``linear_top5`` with more than five classes, of a single head."""
+    logits = head(x)[:, 0]
+    top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    results = {"linear_top1": float(top[:, 0].double().mean())}
+    if logits.shape[1] > 5:
+        results["linear_top5"] = float(top.any(dim=1).double().mean())
+    return results
+
+
+def _best(heads: Linear, x: Tensor, labels: Tensor) -> int:
+    """The head with the most correct, among equals the one with the smaller loss."""
+    logits = heads(x)  # [n, H, C]
+    correct = (logits.argmax(dim=2) == labels[:, None]).double().mean(dim=0)
+    loss = (
+        -logits.log_softmax(dim=2)
+        .gather(2, labels[:, None, None].expand(-1, logits.shape[1], 1))
+        .double()
+        .mean(dim=(0, 2))
+    )
+    return max(range(len(loss)), key=lambda h: (float(correct[h]), -float(loss[h])))
+
+
+def _on(device: str | None, train: Features, test: Features) -> tuple[Features, Features]:
+    return (train.to(device), test.to(device)) if device else (train, test)
+
+
+def _shuffled_by_class(labels: Tensor, seed: int) -> Tensor:
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    return shuffled[labels.cpu()[shuffled].argsort(stable=True)]
+
+
+def _place_in_class(grouped: Tensor) -> Tensor:
+    """Position of each row inside its run of equal labels."""
+    sizes = torch.bincount(grouped)
+    return torch.arange(len(grouped)) - (sizes.cumsum(0) - sizes)[grouped]
