@@ -39,22 +39,22 @@ FIGURES: Mapping[str, Figure] = {
         "effective rank (RankMe) divided by the number of dimensions",
         "0.1 to 0.7 for trained backbones; falling towards 0 is dimensional collapse",
         0.01,
-        "Dimensional collapse: the features use {value:.1%} of their dimensions: lower the learning rate, or train with "
-        "more negatives or a larger batch.",
+        "Dimensional collapse: the features use {value:.1%} of their dimensions: lower the learning rate, or train "
+        "with more negatives or a larger batch.",
     ),
     "code_entropy": Figure(
         "entropy of the average assignment to prototypes, divided by ln K",
         "above 0.9: the prototypes share the images evenly",
         0.5,
-        "The prototypes share the images very unevenly (entropy {value:.2f} of 1): take fewer prototypes, or freeze them "
-        "for longer.",
+        "The prototypes share the images very unevenly (entropy {value:.2f} of 1): take fewer prototypes, or freeze "
+        "them for longer.",
     ),
     "live_prototypes": Figure(
         "share of prototypes that are the nearest of some image",
         "above 0.5, given more images than prototypes",
         0.1,
-        "Only {value:.1%} of the prototypes are ever the nearest: take fewer prototypes, a lower learning rate, or start "
-        "the queue later.",
+        "Only {value:.1%} of the prototypes are ever the nearest: take fewer prototypes, a lower learning rate, or "
+        "start the queue later.",
     ),
     "alignment": Figure(
         "mean squared distance of the L2-normalised features of two views of an image (0 to 4)",
@@ -73,7 +73,7 @@ FIGURES: Mapping[str, Figure] = {
         "effective rank of what tells images apart, measured against the spread of their views",
         "higher is better; at most D",
     ),
-    "view_top1": Figure(
+    "view_knn_top1": Figure(
         "share of images whose one view finds the other as its nearest neighbour", "above 0.5 for a thousand images"
     ),
 }
@@ -118,8 +118,8 @@ def judge_loss(losses: Sequence[float], chance: float, tolerance: float = 0.01, 
     if len(recent) < patience or any(abs(loss - chance) > tolerance * abs(chance) for loss in recent):
         return None
     return (
-        f"The loss sits at {chance:.2f}, which is guessing, for {patience} epochs: change the learning rate (often it is "
-        "too high), warm up for longer, or lower the temperature."
+        f"The loss sits at {chance:.2f}, which is guessing, for {patience} epochs: change the learning rate (often it "
+        "is too high), warm up for longer, or lower the temperature."
     )
 
 
@@ -184,7 +184,7 @@ def live_prototypes(assignments: Tensor) -> float:
     return len(assignments.argmax(dim=1).unique()) / assignments.shape[1]
 
 
-def view_top1(a: Tensor, b: Tensor) -> float:
+def view_knn_top1(a: Tensor, b: Tensor) -> float:
     """Share of images whose view in ``a`` has, by cosine, its own other view as nearest among all of ``b``, ``[N, D]``.
 
     An image counts only if no other is as near: a collapsed embedding scores 0, guessing 1 / N.
@@ -195,9 +195,9 @@ def view_top1(a: Tensor, b: Tensor) -> float:
 
 
 def view_figures(a: Tensor, b: Tensor) -> dict[str, float]:
-    """``alignment``, ``uniformity`` and ``view_top1`` of the features ``[N, D]`` of two views of the same images."""
+    """``alignment``, ``uniformity`` and ``view_knn_top1`` of the features ``[N, D]`` of two views of the same images."""
     spread = (uniformity(a) + uniformity(b)) / 2
-    return {"alignment": alignment(a, b), "uniformity": spread, "view_top1": view_top1(a, b)}
+    return {"alignment": alignment(a, b), "uniformity": spread, "view_knn_top1": view_knn_top1(a, b)}
 
 
 def singular_values(x: Tensor) -> Tensor:

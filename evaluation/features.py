@@ -42,8 +42,8 @@ class Features:
         """``[N]`` int64; UserError where there are none."""
         if self.labels is None:
             raise UserError(
-                "These images have no labels, which this evaluator needs: use class folders, or label-free figures such "
-                "as the effective rank and the kNN of views."
+                "These images have no labels, which this evaluator needs: use class folders, or label-free figures "
+                "such as the effective rank and the kNN of views."
             )
         return self.labels
 

@@ -80,8 +80,8 @@ class SGDProbe:
     @property
     def protocol(self) -> str:
         return (
-            f"linear probe: SGD, {self.epochs} epochs, batch {self.batch_size}, on frozen un-augmented features; learning "
-            f"rate out of {len(self.learning_rates)} and weight decay out of {len(self.weight_decays)} chosen on "
+            f"linear probe: SGD, {self.epochs} epochs, batch {self.batch_size}, on frozen un-augmented features; "
+            f"learning rate out of {len(self.learning_rates)} and weight decay out of {len(self.weight_decays)} chosen on "
             f"{HELD_OUT:.0%} of the training images"
         )
 

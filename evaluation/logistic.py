@@ -51,8 +51,8 @@ def fit_lbfgs(
 
     The features are whitened first: with the Gram matrix x'x / N = Q diag(ev) Q', R = Q diag(ev + 1e-3)^(-1/2) and
     Z = x R the problem in V (W = R V) is well conditioned, and the penalty becomes
-    lambda / 2 sum_i V_i^2 / (ev_i + 1e-3): the objective is unchanged. With fewer images than dimensions W lies in the span of the images, and Q is a basis of
-    that span. Each head has its own memory, step length and end.
+    lambda / 2 sum_i V_i^2 / (ev_i + 1e-3): the objective is unchanged. With fewer images than dimensions W lies in the
+    span of the images, and Q is a basis of that span. Each head has its own memory, step length and end.
 
     Args:
         x: ``[N, D]`` centred features. labels: ``[N]`` int64 below ``classes``.
