@@ -21,7 +21,7 @@ class Method(LightningModule):
     scalars, kept on the device). Logging, schedules and the optimiser are taken care of here and in the jobs.
 
     Without a trainer the same method runs in a plain loop: set `clock`, then per step call `begin_step(step)`,
-    `training_step`, ``loss.backward()``, `on_after_backward()`, ``optimizer.step()``.
+    `training_step`, ``loss.backward()``, `on_after_backward()`, ``optimizer.step()``, `end_step()`.
 
     Attributes:
         backbone: timm interface (``num_features``, ``feature_info``, pooled ``forward``).
@@ -69,6 +69,13 @@ class Method(LightningModule):
             self.scheduled = self.recipe.values(step, self.clock)
             if self._optimizer is not None:
                 self.recipe.apply(self._optimizer, self.scheduled)
+
+    def end_step(self) -> None:
+        """Called after the optimiser's step: what follows the updated weights (a teacher, say) moves here."""
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.end_step()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.begin_step(self.global_step)

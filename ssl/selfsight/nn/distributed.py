@@ -72,3 +72,16 @@ def all_reduce_max(x: Tensor) -> Tensor:
     largest = x.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     return largest
+
+
+@torch.no_grad()
+def exchange(x: Tensor, order: Tensor) -> Tensor:
+    """This rank's share of the gathered rows in another order; ``exchange(exchange(x, o), o.argsort())`` is ``x``.
+
+    A teacher in train mode sees its batch shuffled over ranks, so that its BatchNorm statistics do not give away which
+    images belong together.
+
+    Args:
+        x: ``[B, ...]``, equal shape on every rank. order: permutation of the ``W B`` rows, the same on every rank.
+    """
+    return gather_without_grad(x)[order].chunk(world_size())[rank()]

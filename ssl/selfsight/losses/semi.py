@@ -1,0 +1,128 @@
+"""Loss terms of the semi-supervised baselines: FixMatch, FreeMatch, MixMatch, CoMatch and SimMatch.
+
+``M`` unlabelled images, ``C`` classes, ``D`` dimensions of an embedding, ``K`` rows of a memory. Means run over all
+rows, those that a mask leaves out counted. The forms follow the code in which the baselines' published numbers were
+obtained (microsoft/Semi-supervised-learning, called USB; SimMatch also mingkai-zheng/SimMatch).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from selfsight.nn.precision import full_precision
+
+
+def _mean(per_row: Tensor, mask: Tensor | None) -> Tensor:
+    return (per_row if mask is None else per_row * mask).mean()
+
+
+@full_precision
+def cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``- mean mask sum_c y_c log softmax(logits)_c``.
+
+    Args:
+        logits: ``[M, C]``; targets: ``[M]`` int64 classes or ``[M, C]`` distributions; mask: ``[M]`` weights.
+    """
+    return _mean(F.cross_entropy(logits, targets, reduction="none"), mask)
+
+
+@full_precision
+def squared_error(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``mean mask 1/C sum_c (softmax(logits)_c - y_c)^2``: the Brier score per class. Shapes as in `cross_entropy`."""
+    return _mean((logits.softmax(-1) - targets).square().mean(-1), mask)
+
+
+@full_precision
+def sharpen(p: Tensor, temperature: float) -> Tensor:
+    """``p_c^(1/T) / sum_c p_c^(1/T)``, ``[M, C]`` (MixMatch eq. 7)."""
+    p = p ** (1 / temperature)
+    return p / p.sum(-1, keepdim=True)
+
+
+def mix_up(x: Tensor, weight: Tensor | float, order: Tensor) -> Tensor:
+    """``l x + (1 - l) x[order]`` with ``l = max(weight, 1 - weight)``, so that each row stays nearest itself."""
+    weight = torch.as_tensor(weight, dtype=x.dtype)
+    weight = torch.maximum(weight, 1 - weight).to(x.device)
+    return weight * x + (1 - weight) * x[order]
+
+
+def _weighted_by_inverse(p: Tensor, histogram: Tensor) -> Tensor:
+    """``norm(p / h)``, where a class that never occurs (h = 0) gets weight zero."""
+    weighted = p * torch.where(histogram > 0, 1 / histogram, 0.0)
+    return weighted / weighted.sum(-1, keepdim=True).clamp(min=1e-12)
+
+
+@full_precision
+def fairness(logits: Tensor, mask: Tensor, p_model: Tensor, histogram: Tensor) -> Tensor:
+    """Self-adaptive fairness of FreeMatch: ``sum_c a_c log(b_c + 1e-12)``, to be minimised with a small weight.
+
+    ``a = norm(p_model / histogram)`` is the running view of the classes, ``b = norm(mean p / h)`` that of the strong
+    views the mask lets through, with ``p`` their softmax and ``h`` the frequencies of their predicted classes. Zero
+    where the mask lets nothing through. (Wang et al., ICLR 2023, section 4.2; the sign is that of the authors' code.)
+
+    Args:
+        logits: ``[M, C]`` of the strong views; mask: ``[M]`` in {0, 1}; p_model, histogram: ``[C]`` running means.
+    """
+    p = logits.softmax(-1)
+    predicted = F.one_hot(p.argmax(-1), p.shape[-1]).to(p.dtype)
+    share = mask / mask.sum().clamp(min=1)  # [M]
+    a = _weighted_by_inverse(p_model, histogram)
+    b = _weighted_by_inverse(share @ p, share @ predicted)
+    return torch.where(mask.any(), (a * (b + 1e-12).log()).sum(), 0.0)
+
+
+@full_precision
+def pseudo_label_graph(p: Tensor, threshold: float) -> Tensor:
+    """Which images belong together, by their pseudo-labels (CoMatch eq. 6): ``[M, C]`` to row-stochastic ``[M, M]``.
+
+    ``Q = P P^T`` with a diagonal of ones; entries below ``threshold`` are dropped and rows normalised.
+    """
+    q = (p @ p.T).fill_diagonal_(1.0)
+    q = q * (q >= threshold)
+    return q / q.sum(1, keepdim=True)
+
+
+@full_precision
+def graph_contrast(z: Tensor, z_other: Tensor, graph: Tensor, temperature: float) -> Tensor:
+    """``- mean_i sum_j Q_ij log(softmax_j(z_i . z'_j / T) + 1e-7)``: embeddings of two strong views follow the graph.
+
+    Args:
+        z, z_other: ``[M, D]`` unit norm; graph: ``[M, M]`` from `pseudo_label_graph`.
+    """
+    edges = (z @ z_other.T / temperature).softmax(-1)
+    return -(graph * (edges + 1e-7).log()).sum(1).mean()
+
+
+@full_precision
+def similarity(z: Tensor, bank: Tensor, temperature: float) -> Tensor:
+    """``softmax_j(z . bank_j / T)``: ``[M, D]`` and ``[K, D]`` to ``[M, K]``."""
+    return (z @ bank.T / temperature).softmax(-1)
+
+
+@full_precision
+def unfold(edges: Tensor, p: Tensor, labels: Tensor) -> Tensor:
+    """Instance distribution calibrated by the classes (SimMatch eq. 9): ``norm(edges_j p_{label_j})``, ``[M, K]``.
+
+    Args:
+        edges: ``[M, K]`` from `similarity`; p: ``[M, C]``; labels: ``[K]`` int64 classes of the bank's rows.
+    """
+    calibrated = edges * p[:, labels]
+    return calibrated / calibrated.sum(-1, keepdim=True)
+
+
+@full_precision
+def aggregate(edges: Tensor, p: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Class distribution smoothed by the neighbours: ``s p + (1 - s) sum_{j: label_j = c} edges_j``, ``[M, C]``."""
+    return smoothing * p + (1 - smoothing) * torch.zeros_like(p).index_add(1, labels, edges)
+
+
+@full_precision
+def instance_consistency(z: Tensor, bank: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """``- sum_j target_j log softmax_j(z . bank_j / T)`` for each of ``M`` strong views, ``[M]`` (SimMatch eq. 5).
+
+    Args:
+        z: ``[M, D]``; bank: ``[K, D]``; targets: ``[M, K]`` from `unfold`.
+    """
+    return -(targets * (z @ bank.T / temperature).log_softmax(-1)).sum(-1)
