@@ -53,6 +53,10 @@ class Method(LightningModule):
         self.recipe, self.clock = recipe, clock
         return self
 
+    def chance_loss(self) -> float | None:
+        """Loss of a method that guesses, for the curve and the alarm; None where there is no such number."""
+        return None
+
     def param_groups(self) -> list[ParamGroup]:
         """Parameters in groups. Default: biases and normalisation excluded from weight decay and layer adaptation."""
         return decayed_and_plain(self)

@@ -1,0 +1,150 @@
+"""From a composed configuration to the parts of a run. Jobs share these; each part can be built alone in a notebook."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import Callback, Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from selfsight.errors import UserError
+from selfsight.jobs.run_folder import RunFolder
+from selfsight.jobs.saving import AtomicCheckpoints, RandomState, checkpointing
+from selfsight.methods.base import Method
+from selfsight.optim.recipe import OptimizationRecipe
+from selfsight.optim.schedule import Clock
+
+
+def library(name: str) -> Any:
+    """A module of selfsight by name. The core never imports datamodules and evaluation by itself: jobs bring them together."""
+    return importlib.import_module(f"selfsight.{name}")
+
+
+def build(node: Any, **extra: Any) -> Any:
+    """`hydra.utils.instantiate`, with a user's mistake inside a constructor told as such."""
+    from hydra.errors import InstantiationException
+
+    try:
+        return instantiate(node, **extra)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
+
+
+def views(cfg: DictConfig) -> dict[str, Any]:
+    """The views by name, in their order in a batch."""
+    return {str(name): build(node) for name, node in cfg.views.items() if name != "engine"}
+
+
+def datamodule(cfg: DictConfig) -> Any:
+    """The LightningDataModule of a run: data set and views, batched."""
+    return build(cfg.datamodule, data=build(cfg.dataset), views=views(cfg))
+
+
+def recipe(cfg: DictConfig) -> OptimizationRecipe:
+    """Optimiser and schedules. The learning rate in the configuration is the one for the reference batch."""
+    options = {k: v for k, v in cfg.optimizer.items() if k != "lr"}
+    schedules = {str(k): build(v) for k, v in cfg.schedule.items() if isinstance(v, DictConfig) and "_target_" in v}
+    return OptimizationRecipe(
+        optimizer=build(OmegaConf.create({**options, "_partial_": True})),
+        lr=float(cfg.optimizer.lr),
+        schedules=schedules,
+        scaling=cfg.schedule.scaling,
+        reference_batch=cfg.schedule.reference_batch,
+    )
+
+
+def method(cfg: DictConfig) -> Method:
+    """The method with its backbone, without optimiser."""
+    made: Method = build(cfg.method, backbone=build(cfg.backbone))
+    return made
+
+
+def device(name: str) -> torch.device:
+    """``auto``, ``cpu``, ``gpu`` or ``cuda`` as a device.
+
+    Raises:
+        UserError: a GPU was asked for and there is none.
+    """
+    if name in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"trainer.accelerator={name} asks for a GPU, but PyTorch sees none here; use trainer.accelerator=cpu or auto."
+        )
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda")
+
+
+def clock(cfg: DictConfig, module: Any) -> Clock:
+    """Lengths of the run in optimiser steps. `accumulate` batches make one step."""
+    steps = module.steps_per_epoch
+    if cfg.trainer.limit_batches is not None:
+        steps = min(steps, cfg.trainer.limit_batches)
+    return Clock(
+        examples=module.examples,
+        batch_size=cfg.batch_size * cfg.trainer.accumulate,
+        epochs=cfg.trainer.max_epochs,
+        steps_per_epoch=max(1, steps // cfg.trainer.accumulate),
+    )
+
+
+def trainer(cfg: DictConfig, folder: RunFolder, callbacks: list[Callback]) -> Trainer:
+    """Lightning's trainer with our choices for what the configuration leaves to us."""
+    options = cfg.trainer
+    where = device(options.accelerator)
+    precision = options.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if where.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
+    devices = options.devices
+    if devices == "auto":
+        devices = torch.cuda.device_count() if where.type == "cuda" else 1
+    processes = (devices if isinstance(devices, int) else len(devices)) * options.num_nodes
+    strategy = options.strategy
+    if strategy == "auto" and processes > 1:
+        strategy = "ddp"
+    sync = options.sync_batchnorm
+    if sync == "auto":
+        sync = processes > 1 and where.type == "cuda"  # PyTorch has no synchronised BatchNorm for CPUs
+    loggers = (
+        []
+        if cfg.logger is None
+        else [build(node, save_dir=str(folder.path)) for node in cfg.logger.values() if isinstance(node, DictConfig)]
+    )
+    return Trainer(
+        default_root_dir=folder.path,
+        accelerator="gpu" if where.type == "cuda" else "cpu",
+        devices=devices,
+        num_nodes=options.num_nodes,
+        strategy=strategy,
+        precision=precision,
+        max_epochs=options.max_epochs,
+        limit_train_batches=options.limit_batches,
+        accumulate_grad_batches=options.accumulate,
+        gradient_clip_val=options.clip_norm,
+        sync_batchnorm=sync,
+        deterministic="warn" if options.deterministic else False,
+        benchmark=where.type == "cuda",
+        use_distributed_sampler=False,  # the datamodule splits the global batch itself
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=loggers,
+        plugins=[AtomicCheckpoints()],
+        callbacks=[*callbacks, RandomState(), checkpointing(folder.checkpoint, options.checkpoint_every)],
+    )
+
+
+def on_first_process() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+
+
+def resolved(cfg: DictConfig) -> Mapping[str, Any]:
+    """The configuration as plain containers, interpolations filled in."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(k): v for k, v in plain.items()}

@@ -1,0 +1,61 @@
+"""Numbers on frozen features, and the table at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from selfsight.jobs import build
+
+#: rows of the table, from nothing learnt to what was learnt here
+ROWS = {"pixels": "raw pixels", "untrained": "same network, untrained", "pretrained": "pretrained"}
+
+
+def features(backbone: nn.Module, data: Any, stage: str = "final") -> tuple[Any, Any]:
+    """Train and test features of a backbone, from un-augmented images."""
+    extract = build.library("evaluation.features").extract
+    train, test = (extract(backbone, data.eval_dataloader(split), stages=[stage])[stage] for split in ("train", "test"))
+    return train, test
+
+
+def numbers(evaluators: Mapping[str, Any], train: Any, test: Any) -> dict[str, Any]:
+    """Everything the evaluators say of a pair of feature sets; those that need labels are silent without them."""
+    found: dict[str, Any] = {}
+    for evaluator in evaluators.values():
+        if not (evaluator.needs_labels and train.labels is None):
+            found.update(evaluator(train, test))
+    return found
+
+
+def show(console: Console, summary: Mapping[str, Any], protocols: Mapping[str, str]) -> None:
+    """The table of a run: raw pixels, untrained and pretrained network under the same protocols."""
+    rows = {key: label for key, label in ROWS.items() if key in summary}
+    shots = sorted({k for key in rows for k in summary[key].get("few_shot", {})}, key=int)
+    singles = [
+        (key, title)
+        for key, title in (
+            ("knn_top1", "kNN"),
+            ("linear_top1", "linear"),
+            ("view_knn_top1", "kNN of views"),
+            ("rank", "rank"),
+        )
+        if any(key in summary[row] for row in rows)
+    ]
+    table = Table("", *[title for _, title in singles], *[f"{k} label{'s' * (k != '1')}/class" for k in shots])
+    for row, label in rows.items():
+        values = summary[row]
+        cells = [
+            "" if key not in values else f"{values[key]:.1f}" if key == "rank" else f"{values[key]:.1%}"
+            for key, _ in singles
+        ]
+        for k in shots:
+            shot = values.get("few_shot", {}).get(k)
+            cells.append("" if shot is None else f"{100 * shot['mean']:.1f} ± {100 * shot['std']:.1f} %")
+        table.add_row(label, *cells)
+    console.print(table)
+    for name, protocol in protocols.items():
+        console.print(f"  {name}: {protocol}", style="dim", highlight=False)

@@ -1,0 +1,121 @@
+"""`selfsight pretrain`: data, network, method, training, measurement, export."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightning import seed_everything
+from omegaconf import DictConfig
+from rich.console import Console
+
+from selfsight.checkpoints.export import export_backbone
+from selfsight.errors import UserError
+from selfsight.jobs import build, measure, report
+from selfsight.jobs.console import clock_text, make_console, quiet
+from selfsight.jobs.monitor import Monitor
+from selfsight.jobs.run_folder import RunFolder
+from selfsight.jobs.saving import GracefulInterrupt, Interrupted, read_checkpoint
+from selfsight.methods.base import Method
+from selfsight.optim.schedule import Clock
+
+
+def run(cfg: DictConfig) -> None:
+    """One run, from data to report. What can be refused is refused before the run folder is made."""
+    quiet()
+    console = make_console()
+    resumed = RunFolder.open(cfg.resume) if cfg.resume is not None else None
+    if resumed is not None:
+        read_checkpoint(resumed.checkpoint)
+        cfg = resumed.config()
+    build.device(cfg.trainer.accelerator)
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    data = build.datamodule(cfg)
+    method = build.method(cfg)
+    clock = build.clock(cfg, data)
+    method.configure(build.recipe(cfg), clock)
+    check_views(method, data)
+    folder = resumed or RunFolder.create(cfg, stem=f"{method_name(cfg)}-{cfg.dataset.name}")
+    data.write_unreadable(folder.path / "unreadable.txt")
+
+    evaluation = build.build(cfg.evaluator.online)
+    callbacks = [GracefulInterrupt(folder.checkpoint), evaluation, Monitor(folder, console, evaluation)]
+    trainer = build.trainer(cfg, folder, callbacks)
+    if trainer.is_global_zero:
+        introduce(console, cfg, folder, method, data, clock, trainer.world_size)
+    start = time.perf_counter()
+    try:
+        trainer.fit(method, datamodule=data, ckpt_path=str(folder.checkpoint) if resumed else None, weights_only=True)
+    except Interrupted:
+        console.print(f"stopped, state saved; go on with: selfsight pretrain resume={folder.path}")
+        raise SystemExit(130) from None
+    if trainer.is_global_zero:
+        conclude(console, cfg, folder, method, data, time.perf_counter() - start)
+
+
+def method_name(cfg: DictConfig) -> str:
+    """``simclrv2`` out of ``selfsight.methods.simclrv2.SimCLRv2``."""
+    return str(cfg.method._target_).split(".")[-2]
+
+
+def check_views(method: Method, data: Any) -> None:
+    """Refuse views the method cannot learn from.
+
+    Raises:
+        UserError: too few or too many views.
+    """
+    fewest, most = method.n_views
+    given = data.n_views
+    if given < fewest or (most is not None and given > most):
+        wanted = f"{fewest}" if most == fewest else f"{fewest} or more" if most is None else f"{fewest} to {most}"
+        raise UserError(
+            f"{type(method).__name__} learns from {wanted} views of an image and the views chosen give {given}; "
+            "set views.<name>.count or choose other views."
+        )
+
+
+def introduce(
+    console: Console, cfg: DictConfig, folder: RunFolder, method: Method, data: Any, clock: Clock, processes: int
+) -> None:
+    """What is going to happen, in three lines."""
+    millions = sum(p.numel() for p in method.backbone.parameters()) / 1e6
+    backbone = cfg.backbone.get("name", "backbone")
+    console.print(
+        f"{method_name(cfg)} · {backbone} ({millions:.2f} M parameters) · {data.describe()}\n"
+        f"batch {clock.batch_size} ({processes} × {clock.batch_size // processes}), "
+        f"{clock.steps_per_epoch} steps an epoch, {clock.epochs} epochs · "
+        f"learning rate {cfg.optimizer.lr:g} → {method.recipe.peak_lr(clock.batch_size):g} ({cfg.schedule.scaling} scaling)\n"
+        f"{folder.path}"
+    )
+
+
+def conclude(console: Console, cfg: DictConfig, folder: RunFolder, method: Method, data: Any, seconds: float) -> None:
+    """Export the backbone, measure it beside pixels and an untrained twin, write summary and report."""
+    export_backbone(
+        method.backbone,
+        {
+            "backbone": build.resolved(cfg.backbone),
+            "image_size": cfg.dataset.image_size,
+            "mean": list(cfg.dataset.mean),
+            "std": list(cfg.dataset.std),
+            "method": method_name(cfg),
+            "dataset": cfg.dataset.name,
+            "epochs": cfg.trainer.max_epochs,
+        },
+        folder.path,
+    )
+    evaluators = {name: build.build(node) for name, node in cfg.evaluator.final.items()}
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    untrained = build.method(cfg).backbone.to(method.device)
+    pairs = {
+        "pixels": measure.pixels(data),
+        "untrained": measure.features(untrained, data),
+        "pretrained": measure.features(method.backbone, data),
+    }
+    summary = {name: measure.numbers(evaluators, *pair) for name, pair in pairs.items()}
+    protocols = {name: evaluator.protocol for name, evaluator in evaluators.items()}
+    folder.write_summary({**summary, "train_seconds": seconds, "protocols": protocols})
+    measure.show(console, summary, protocols)
+    console.print(f"trained in {clock_text(seconds)}; backbone: {folder.path / 'backbone.safetensors'}")
+    path = report.write(folder, cfg, data, *pairs["pretrained"])
+    console.print(f"report: {path}")
