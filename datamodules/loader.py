@@ -1,0 +1,122 @@
+"""An iterable over the batches of an epoch that can be stopped anywhere and taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from torch.utils.data import DataLoader, Dataset
+
+from .order import Order, Request, requests
+from .reader import RawBatch
+
+
+class Reader(Protocol):
+    def __getitem__(self, request: Request) -> RawBatch: ...
+
+
+class Loader:
+    """The batches of one process; every iteration is one epoch, the first one from where `load_state_dict` left off.
+
+    Lightning stores `state_dict` in its checkpoints. ``done`` may tell how many batches of the epoch are really
+    finished, where the consumer knows better than we do: an interrupted step is then repeated, not skipped.
+
+    Args:
+        reader: makes the batch of a request, in ``workers`` processes (0: in this one).
+        order: order of the images.
+        finish: last step of every batch, in this process.
+        rank, world: this process and their number.
+        pin: copy batches into page-locked memory on their way.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        order: Order,
+        finish: Callable[[RawBatch], Any],
+        *,
+        workers: int,
+        rank: int = 0,
+        world: int = 1,
+        pin: bool = False,
+        done: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        self.order, self.finish, self.done = order, finish, done
+        self.rank, self.world = rank, world
+        self.epoch = 0
+        self.given = 0
+        self._resumed = True  # the first iteration does not advance the epoch
+        self._reader, self._pin = reader, pin
+        self._workers = _Workers(reader, workers, pin) if workers else None
+
+    def __len__(self) -> int:
+        return self.order.steps
+
+    def __iter__(self) -> Iterator[Any]:
+        if not self._resumed:
+            self.epoch, self.given = self.epoch + 1, 0
+        self._resumed = False
+        steps = requests(self.order, self.epoch, self.given, self.rank, self.world)
+        for raw in self._workers.read(steps) if self._workers else map(self._read, steps):
+            self.given += 1
+            yield self.finish(raw)
+
+    def _read(self, request: Request) -> RawBatch:
+        raw = self._reader[request]
+        return raw.pin_memory() if self._pin else raw
+
+    def state_dict(self) -> dict[str, int]:
+        done = self.done()
+        return {"epoch": self.epoch, "batch": self.given if done is None else min(self.given, done)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        epochs, self.given = divmod(state["batch"], len(self))
+        self.epoch, self._resumed = state["epoch"] + epochs, True
+
+    def from_epoch(self, epoch: int, batch: int = 0) -> Loader:
+        """The next iteration is ``epoch``, from ``batch`` on; returns itself."""
+        self.load_state_dict({"epoch": epoch, "batch": batch})
+        return self
+
+
+class _Workers:
+    """Processes that live as long as the loader and read what the current epoch asks for."""
+
+    def __init__(self, reader: Reader, workers: int, pin: bool) -> None:
+        self._steps: Iterator[Request] = iter(())
+        self._loader = DataLoader(
+            _Map(reader),
+            batch_size=None,
+            sampler=_Current(self),
+            num_workers=workers,
+            collate_fn=_unchanged,
+            persistent_workers=True,
+            prefetch_factor=2,
+            pin_memory=pin,
+        )
+
+    def read(self, steps: Iterator[Request]) -> Iterator[RawBatch]:
+        self._steps = steps
+        return iter(self._loader)
+
+
+class _Current:
+    """Sampler over the requests of the epoch that runs now."""
+
+    def __init__(self, workers: _Workers) -> None:
+        self.workers = workers
+
+    def __iter__(self) -> Iterator[Request]:
+        return self.workers._steps
+
+
+class _Map(Dataset[RawBatch]):
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+
+    def __getitem__(self, request: Any) -> RawBatch:
+        return self.reader[request]
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,227 @@
+"""From a data set and a list of views to batches, with or without a trainer."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from selfsight.batch import Batch
+from selfsight.errors import UserError, nearest
+from selfsight.nn.distributed import rank, world_size
+from torch import Tensor
+
+from .images import ImageData, ImageSet
+from .loader import Loader
+from .order import Order
+from .reader import EvaluationReader, PixelReader, RawBatch, TrainingReader
+from .views import View, expand
+
+log = logging.getLogger("selfsight")
+
+ENGINES = ("auto", "cpu", "device")
+
+
+class ImageDataModule(LightningDataModule):
+    """Batches of views of the images of a data set.
+
+    Two engines make the same views: ``cpu`` image by image, in worker processes; ``device`` for the whole batch, on the
+    device of the trainer. A set in memory is kept on that device and the loader hands out numbers. Images in files are
+    read by workers, which for the device engine also crop and flip them, so that only small uint8 views travel.
+
+    Order and randomness are functions of seed, epoch and step. Without a trainer, iterate over `train_dataloader`:
+    every iteration is an epoch.
+
+    Args:
+        data: what to learn from (`ImageData.everything`: labelled and unlabelled images).
+        views: `View` descriptions, in the order of ``Batch.views``; a mapping gives its values.
+        batch_size: images per step over all processes; has to be a multiple of their number.
+        num_workers: processes that read images; ``auto``: none for a set in memory, else one a core, at most 8.
+        engine: ``cpu``, ``device``, or ``auto``: the device where there is an accelerator, else the CPU.
+        seed: of order and views.
+        examples: images per epoch; None is one pass over the set.
+        channels_last: memory format of the views.
+        device: where views are made without a trainer.
+        eval_batch_size: images per batch of `eval_dataloader`.
+
+    Raises:
+        UserError: a batch larger than the set, no view, or an unknown engine.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        views: Sequence[View] | Mapping[str, View],
+        *,
+        batch_size: int,
+        num_workers: int | str,
+        engine: str,
+        seed: int,
+        examples: int | None = None,
+        channels_last: bool = False,
+        device: torch.device | str | None = None,
+        eval_batch_size: int = 512,
+    ) -> None:
+        super().__init__()
+        self.data, self.seed, self.channels_last = data, seed, channels_last
+        self.views = list(views.values()) if isinstance(views, Mapping) else list(views)
+        self.batch_size, self.num_workers, self.eval_batch_size = batch_size, num_workers, eval_batch_size
+        if engine not in ENGINES:
+            raise UserError(f"views.engine is '{engine}'; one of {', '.join(ENGINES)}.{nearest(engine, ENGINES)}")
+        self._engine, self._device = engine, device
+        self.images = data.everything()
+        self.order = Order(len(self.images), batch_size, examples=examples, seed=seed)
+        self._pixels: Tensor | None = None
+        self._fits = True
+        self._device_views: Any = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches per epoch; the last, incomplete one is dropped."""
+        return self.order.steps
+
+    @property
+    def examples(self) -> int:
+        """Images per epoch."""
+        return self.order.length
+
+    @property
+    def device(self) -> torch.device:
+        if self._device is None and self.trainer is not None:
+            return self.trainer.strategy.root_device
+        return torch.device(self._device or "cpu")
+
+    @property
+    def engine(self) -> str:
+        """The engine in use: ``cpu`` or ``device``."""
+        if self._engine != "auto":
+            return self._engine
+        return "cpu" if self.device.type == "cpu" else "device"
+
+    def train_dataloader(self) -> Loader:
+        """Shuffled `Batch` es of views for this process; with a trainer, what `on_after_batch_transfer` finishes."""
+        return Loader(
+            self._training_reader(),
+            self.order,
+            self._hand_over,
+            workers=self._workers(self.images),
+            rank=rank(),
+            world=world_size(),
+            pin=self.device.type == "cuda",
+            done=self._batches_done,
+        )
+
+    def eval_dataloader(self, split: str) -> Loader:
+        """All ``train``, ``test`` or ``unlabelled`` images in order, un-augmented: one view ``[B, 3, S, S]``.
+
+        The shorter side is resized to ``data.eval_resize`` (antialiased bilinear), the central square is cut out and
+        normalised as the training views are. Files that cannot be read are left out: see ``indices``.
+        """
+        images = self.data.split(split)
+        size = self.data.image_size
+        if images.pixels is not None and tuple(images.pixels.shape[-2:]) == (size, size):
+            reader: Any = PixelReader(images, images.pixels)
+        else:
+            reader = EvaluationReader(images, self.data.eval_resize or size, size)
+        batch = min(self.eval_batch_size, len(images))
+        order = Order(len(images), batch, shuffle=False, last="keep")
+        return Loader(reader, order, lambda raw: self._evaluated(raw, images), workers=self._workers(images))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return self.finish(batch) if isinstance(batch, RawBatch) else batch
+
+    def finish(self, raw: RawBatch) -> Batch:
+        """Views of a batch that has come from the workers, on `device`."""
+        raw = raw.to(self.device, non_blocking=True)
+        if self.engine == "cpu":
+            views = [self._normalised(v, view) for v, view in zip(raw.views, expand(self.views), strict=True)]
+            boxes = raw.boxes
+        else:
+            generator = torch.Generator(self.device).manual_seed(self._step_seed(raw))
+            engine = self.device_views()
+            if raw.boxes:
+                views, boxes = engine.photometric(raw.views, generator), raw.boxes
+            else:
+                pixels = self._resident() if not raw.views else None
+                images = raw.views[0] if pixels is None else pixels[raw.indices]
+                views, boxes = engine(images, generator)
+        if self.channels_last:
+            views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+        return Batch(views, raw.indices, raw.labels, boxes)
+
+    def device_views(self) -> Any:
+        """The engine that makes views of whole batches; one object for the life of the module."""
+        if self._device_views is None:
+            from .device_views import DeviceViews
+
+            self._device_views = DeviceViews(self.views)
+        return self._device_views
+
+    def _training_reader(self) -> Any:
+        from .cpu_views import CpuViews
+
+        pixels = self.images.pixels
+        if self.engine == "cpu":
+            return TrainingReader(self.images, CpuViews(self.views, self.seed))
+        if pixels is None:
+            return TrainingReader(self.images, CpuViews(self.views, self.seed).crops)
+        return PixelReader(self.images, None if self._resident() is not None else pixels)
+
+    def _resident(self) -> Tensor | None:
+        """The images in the memory of `device`; None, said once, when they do not fit."""
+        pixels, device = self.images.pixels, self.device
+        assert pixels is not None
+        if self._pixels is None and self._fits:
+            if device.type == "cuda":
+                free, _ = torch.cuda.mem_get_info(device)
+                self._fits = pixels.nbytes <= free // 2
+            if self._fits:
+                self._pixels = pixels.to(device)
+            else:
+                log.warning(
+                    f"The images of '{self.data.name}' take {pixels.nbytes / 2**30:.1f} GiB, more than half of what is "
+                    f"free on {device}: they stay in main memory."
+                )
+        return self._pixels
+
+    def _workers(self, images: ImageSet) -> int:
+        if self.num_workers != "auto":
+            return int(self.num_workers)
+        return 0 if images.pixels is not None else min(8, len(os.sched_getaffinity(0)))
+
+    def _normalised(self, images: Tensor, like: View) -> Tensor:
+        """uint8 to float32 in [0, 1], then with the channel mean and deviation of the view ``like``, if it has any."""
+        scaled = images.float() / 255
+        if like.mean is None or like.std is None:
+            return scaled
+        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (like.mean, like.std))
+        return (scaled - mean) / std
+
+    def _step_seed(self, raw: RawBatch) -> int:
+        """One number of 63 bits for the randomness of this step in this process."""
+        state = np.random.SeedSequence([self.seed, raw.epoch, raw.step, rank()]).generate_state(1, np.uint64)
+        return int(state[0] >> np.uint64(1))
+
+    def _hand_over(self, raw: RawBatch) -> RawBatch | Batch:
+        self._note(raw, self.images)
+        return raw if self.trainer is not None else self.finish(raw)
+
+    def _evaluated(self, raw: RawBatch, images: ImageSet) -> Batch:
+        self._note(raw, images)
+        raw = raw.to(self.device, non_blocking=True)
+        return Batch([self._normalised(raw.views[0], self.views[0])], raw.indices, raw.labels)
+
+    def _note(self, raw: RawBatch, images: ImageSet) -> None:
+        for index, reason in raw.skipped:
+            self.data.unreadable.add(images.name(index), reason, len(images))
+
+    def _batches_done(self) -> int | None:
+        """Batches of the epoch whose step the trainer has finished."""
+        if self.trainer is None:
+            return None
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return int(progress.processed)

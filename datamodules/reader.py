@@ -1,0 +1,135 @@
+"""What worker processes do: read the images of one step, cut views out of them, and ship uint8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .decode import Unreadable
+from .images import ImageSet
+from .order import Request
+
+#: image [H, W, 3] uint8, index, number of the draw -> uint8 views [3, h, w], boxes [V, 8]
+Cutter = Callable[[np.ndarray, int, int], tuple[list[Tensor], Tensor]]
+
+
+@dataclass
+class RawBatch:
+    """The images of one step before the device has its turn.
+
+    Attributes:
+        epoch, step: where in the run the batch stands.
+        indices: ``[B]`` positions in the set. labels: ``[B]``, or None.
+        views: per view ``[B, 3, h, w]`` uint8; empty when the device gathers the images itself.
+        boxes: per view ``[B, 8]``; empty when the device cuts the views.
+        skipped: number and reason of every unreadable file met.
+    """
+
+    epoch: int
+    step: int
+    indices: Tensor
+    labels: Tensor | None = None
+    views: list[Tensor] = field(default_factory=list)
+    boxes: list[Tensor] = field(default_factory=list)
+    skipped: list[tuple[int, str]] = field(default_factory=list)
+
+    def _map(self, move: Callable[[Tensor], Tensor]) -> RawBatch:
+        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved["indices"] = move(self.indices)
+        moved["labels"] = None if self.labels is None else move(self.labels)
+        moved["views"], moved["boxes"] = [move(v) for v in self.views], [move(b) for b in self.boxes]
+        return RawBatch(**moved)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> RawBatch:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> RawBatch:
+        return self._map(lambda tensor: tensor.pin_memory())
+
+
+class TrainingReader:
+    """Request -> `RawBatch`: every image is decoded once and handed to ``cut``.
+
+    An unreadable file gives its place to the next readable image of the set, whatever process meets it.
+    """
+
+    def __init__(self, images: ImageSet, cut: Cutter) -> None:
+        self.images, self.cut = images, cut
+
+    def __getitem__(self, request: Request) -> RawBatch:
+        cv2.setNumThreads(0)  # the processes share the cores; threads inside each would only get in each other's way
+        rows, indices, skipped = [], [], []
+        for index, draw in zip(request.indices, request.draws, strict=True):
+            image, index, missed = self._readable(index)
+            skipped += missed
+            indices.append(index)
+            rows.append(self.cut(image, index, draw))
+        views = [torch.stack(view) for view in zip(*(views for views, _ in rows), strict=True)]
+        boxes = list(torch.stack([box for _, box in rows]).unbind(1))
+        chosen = torch.tensor(indices)
+        labels = None if self.images.labels is None else self.images.labels[chosen]
+        return RawBatch(request.epoch, request.step, chosen, labels, views, boxes, skipped)
+
+    def _readable(self, index: int) -> tuple[np.ndarray, int, list[tuple[int, str]]]:
+        missed: list[tuple[int, str]] = []
+        for offset in range(len(self.images)):
+            candidate = (index + offset) % len(self.images)
+            try:
+                return self.images.read(candidate), candidate, missed
+            except Unreadable as reason:
+                missed.append((candidate, str(reason)))
+        raise Unreadable("no file of the set is a readable image")
+
+
+class PixelReader:
+    """Request -> `RawBatch` of images in memory; without ``pixels`` only their numbers, for a device that has them."""
+
+    def __init__(self, images: ImageSet, pixels: Tensor | None) -> None:
+        self.images, self.pixels = images, pixels
+
+    def __getitem__(self, request: Request) -> RawBatch:
+        chosen = torch.tensor(request.indices)
+        labels = None if self.images.labels is None else self.images.labels[chosen]
+        views = [] if self.pixels is None else [self.pixels[chosen]]
+        return RawBatch(request.epoch, request.step, chosen, labels, views)
+
+
+class EvaluationReader:
+    """Request -> `RawBatch` with one view: resized, central square, in order; unreadable files are left out."""
+
+    def __init__(self, images: ImageSet, resize: int, size: int) -> None:
+        self.images, self.resize, self.size = images, resize, size
+
+    def __getitem__(self, request: Request) -> RawBatch:
+        cv2.setNumThreads(0)
+        squares, indices, skipped = [], [], []
+        for index in request.indices:
+            try:
+                image = torch.from_numpy(self.images.read(index)).permute(2, 0, 1)[None]
+            except Unreadable as reason:
+                skipped.append((index, str(reason)))
+                continue
+            squares.append(central_square(image, self.resize, self.size))
+            indices.append(index)
+        chosen = torch.tensor(indices, dtype=torch.int64)
+        labels = None if self.images.labels is None else self.images.labels[chosen]
+        views = [torch.cat(squares) if squares else torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)]
+        return RawBatch(request.epoch, request.step, chosen, labels, views, [], skipped)
+
+
+def central_square(images: Tensor, resize: int, size: int) -> Tensor:
+    """``[B, 3, H, W]`` uint8: shorter side to ``resize`` (antialiased bilinear), then the central ``size`` square."""
+    height, width = images.shape[-2:]
+    short = min(height, width)
+    if short != resize:
+        scaled = max(size, round(height * resize / short)), max(size, round(width * resize / short))
+        images = functional.interpolate(images, scaled, mode="bilinear", antialias=True)
+    top, left = (images.shape[-2] - size) // 2, (images.shape[-1] - size) // 2
+    return images[..., top : top + size, left : left + size]
