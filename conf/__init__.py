@@ -1,0 +1,1 @@
+"""Hydra configuration: one primary file a job, one folder a group."""

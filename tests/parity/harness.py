@@ -39,7 +39,9 @@ class Case:
         """Another case of the same file (weights that several cases share)."""
         return Case(self.file, name, load_file(self.file)[name])
 
-    def tensor(self, name: str, dtype: torch.dtype | None = torch.float64, *, requires_grad: bool = False) -> torch.Tensor:
+    def tensor(
+        self, name: str, dtype: torch.dtype | None = torch.float64, *, requires_grad: bool = False
+    ) -> torch.Tensor:
         """Input ``name`` as a tensor; floats are cast to ``dtype`` (None keeps the recorded one), integers are kept."""
         return as_tensor(self.inp[name], dtype).requires_grad_(requires_grad)
 
@@ -74,7 +76,9 @@ def as_tensor(array: np.ndarray, dtype: torch.dtype | None) -> torch.Tensor:
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
-def compare(got: Any, expected: Any, tolerance: float, *, scale: str = "max", where: Any = None, label: str = "") -> None:
+def compare(
+    got: Any, expected: Any, tolerance: float, *, scale: str = "max", where: Any = None, label: str = ""
+) -> None:
     got = got.detach().cpu().numpy() if isinstance(got, torch.Tensor) else np.asarray(got)
     expected = np.asarray(expected)
     assert got.shape == expected.shape, f"{label}: shape {got.shape}, recorded {expected.shape}"

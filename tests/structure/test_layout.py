@@ -15,11 +15,12 @@ ROOT = Path(__file__).parents[2]
 #: part of selfsight -> its floor; a file imports from its own part or from lower floors
 FLOORS = {
     "errors": 0, "batch": 0,
-    "losses": 1, "optim": 1, "nn": 1,
-    "backbones": 2, "checkpoints": 2,
-    "methods": 3, "datamodules": 3,
-    "evaluation": 4,
-    "jobs": 5, "cli": 5,
+    "nn": 1,
+    "losses": 2, "optim": 2,
+    "backbones": 3, "checkpoints": 3,
+    "methods": 4, "datamodules": 4,
+    "evaluation": 5,
+    "jobs": 6, "cli": 6,
 }  # fmt: skip
 SOURCES = {"selfsight": ROOT / "ssl" / "selfsight", "datamodules": ROOT / "datamodules", "evaluation": ROOT / "evaluation"}
 
