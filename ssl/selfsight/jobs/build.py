@@ -30,7 +30,8 @@ def build(node: Any, **extra: Any) -> Any:
     from hydra.errors import InstantiationException
 
     try:
-        return instantiate(node, **extra)
+        # Objects are added after Hydra is done: it would make configurations of the dataclasses among them.
+        return instantiate(node, _partial_=True)(**extra) if extra else instantiate(node)
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
