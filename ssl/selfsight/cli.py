@@ -49,7 +49,8 @@ USAGE = 2  # exit status for a wrong word on the command line
 def conf_dir() -> Path:
     """Folder of the configuration files, wherever the package is installed."""
     spec = importlib.util.find_spec("selfsight.conf")
-    assert spec is not None and spec.submodule_search_locations
+    assert spec is not None
+    assert spec.submodule_search_locations
     return Path(next(iter(spec.submodule_search_locations))).resolve()
 
 

@@ -21,7 +21,7 @@ from selfsight.optim.schedule import Clock
 
 
 def library(name: str) -> Any:
-    """A module of selfsight by name. The core never imports datamodules and evaluation by itself: jobs bring them together."""
+    """A module of selfsight by name; datamodules and evaluation are only ever reached this way from the core."""
     return importlib.import_module(f"selfsight.{name}")
 
 
@@ -75,7 +75,7 @@ def device(name: str) -> torch.device:
     """
     if name in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(
-            f"trainer.accelerator={name} asks for a GPU, but PyTorch sees none here; use trainer.accelerator=cpu or auto."
+            f"trainer.accelerator={name} asks for a GPU and PyTorch sees none; use trainer.accelerator=cpu or auto."
         )
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")

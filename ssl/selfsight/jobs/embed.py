@@ -30,6 +30,5 @@ def run(cfg: DictConfig) -> None:
     beside = out.with_name(f".{out.name}.npz")
     np.savez(beside, **arrays)
     beside.replace(out)
-    make_console().print(
-        f"{arrays['train_x'].shape[0]} + {arrays['test_x'].shape[0]} images, {arrays['train_x'].shape[1]} dimensions: {out}"
-    )
+    train, test = arrays["train_x"], arrays["test_x"]
+    make_console().print(f"{len(train)} + {len(test)} images, {train.shape[1]} dimensions: {out}")

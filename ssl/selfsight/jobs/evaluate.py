@@ -28,7 +28,12 @@ def run(cfg: DictConfig) -> None:
     show(console, result, evaluator.protocol)
     if folder is not None:
         name = str(cfg.evaluator._target_).rsplit(".", 1)[-1].lower()
-        record = {"protocol": evaluator.protocol, "stage": cfg.stage, "data": data.describe(), "result": result}
+        record = {
+            "protocol": evaluator.protocol,
+            "stage": cfg.stage,
+            "data": measure.describe(data.data),
+            "result": result,
+        }
         path = folder.path / "eval" / f"{name}{'' if cfg.stage == 'final' else '-' + cfg.stage}.json"
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, json.dumps(record, indent=2) + "\n")
@@ -53,9 +58,16 @@ def subject(cfg: DictConfig) -> tuple[nn.Module, Any, RunFolder | None]:
     backbone = selfsight.load(folder.path if folder is not None else cfg.backbone).to(where)
     spec = backbone.selfsight_spec
     dataset = OmegaConf.merge(dataset, {"mean": list(spec["mean"]), "std": list(spec["std"])})
-    loader = build.library("datamodules").ImageDataModule
-    data = loader(
-        build.build(dataset), views={}, batch_size=cfg.batch_size, num_workers=cfg.num_workers, engine="auto", seed=0
+    view = build.library("datamodules.views").View(dataset.image_size, mean=spec["mean"], std=spec["std"])
+    data = build.library("datamodules").ImageDataModule(
+        build.build(dataset),
+        [view],
+        batch_size=1,
+        eval_batch_size=cfg.batch_size,
+        num_workers=cfg.num_workers,
+        engine="auto",
+        seed=0,
+        device=where,
     )
     return backbone, data, folder
 

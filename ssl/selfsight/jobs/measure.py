@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from selfsight.jobs import build
 
@@ -59,3 +60,30 @@ def show(console: Console, summary: Mapping[str, Any], protocols: Mapping[str, s
     console.print(table)
     for name, protocol in protocols.items():
         console.print(f"  {name}: {protocol}", style="dim", highlight=False)
+
+
+def pixels(data: Any) -> tuple[Any, Any]:
+    """The images themselves as features: what can be said without a network."""
+    return features(_Flatten(), data)
+
+
+class _Flatten(nn.Module):
+    """``[B, 3, H, W]`` -> ``[B, 3 H W]``; one unused parameter, since extraction asks a network where it lives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+
+def describe(data: Any) -> str:
+    """``digits (1,437 images, 10 classes)``."""
+    images = len(data.train) + (len(data.unlabelled) if data.unlabelled is not None else 0)
+    classes = f", {data.num_classes} classes" if data.num_classes else ""
+    return f"{data.name} ({images:,} images{classes})"
+
+
+def class_name(data: Any, label: int) -> str:
+    return str(data.classes[label]) if 0 <= label < data.num_classes else "no label"

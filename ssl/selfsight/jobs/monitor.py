@@ -26,7 +26,7 @@ GUARD_EVERY = 50
 class Monitor(Callback):
     """Collects the numbers of every step on the device, and tells them once an epoch.
 
-    Comes after the online evaluation in the list of callbacks: ``evaluation.results`` then ends with this epoch's figures.
+    Stands after the online evaluation among the callbacks, whose ``results`` then end with this epoch's figures.
     """
 
     def __init__(self, folder: RunFolder, console: Console, evaluation: Any) -> None:
@@ -101,12 +101,13 @@ class Monitor(Callback):
             return
         weights = all(bool(torch.isfinite(p).all()) for p in pl_module.parameters())
         cause = (
-            "the weights are still finite, so the loss itself overflowed: raise the temperature or use trainer.precision=32-true"
+            "the weights are finite, so the loss itself overflowed: raise the temperature or use trainer.precision=32-true"
             if weights
             else "the weights are not finite either: lower optimizer.lr or give schedule.lr.warmup_epochs more epochs"
         )
         raise UserError(
-            f"the loss became {total.item()} in epoch {trainer.current_epoch + 1}, step {trainer.global_step}; {cause}. "
+            f"the loss became {total.item()} in epoch {trainer.current_epoch + 1} "
+            f"(step {trainer.global_step}); {cause}. "
             f"The last good checkpoint is kept in {self.folder.path / 'checkpoints'}."
         )
 

@@ -36,7 +36,7 @@ def run(cfg: DictConfig) -> None:
     method.configure(build.recipe(cfg), clock)
     check_views(method, data)
     folder = resumed or RunFolder.create(cfg, stem=f"{method_name(cfg)}-{cfg.dataset.name}")
-    data.write_unreadable(folder.path / "unreadable.txt")
+    data.data.unreadable.write_to(folder.path / "unreadable.txt")
 
     evaluation = build.build(cfg.evaluator.online)
     callbacks = [GracefulInterrupt(folder.checkpoint), evaluation, Monitor(folder, console, evaluation)]
@@ -65,7 +65,7 @@ def check_views(method: Method, data: Any) -> None:
         UserError: too few or too many views.
     """
     fewest, most = method.n_views
-    given = data.n_views
+    given = sum(view.count for view in data.views)
     if given < fewest or (most is not None and given > most):
         wanted = f"{fewest}" if most == fewest else f"{fewest} or more" if most is None else f"{fewest} to {most}"
         raise UserError(
@@ -80,11 +80,12 @@ def introduce(
     """What is going to happen, in three lines."""
     millions = sum(p.numel() for p in method.backbone.parameters()) / 1e6
     backbone = cfg.backbone.get("name", "backbone")
+    peak = build.recipe(cfg).peak_lr(clock.batch_size)
     console.print(
-        f"{method_name(cfg)} · {backbone} ({millions:.2f} M parameters) · {data.describe()}\n"
+        f"{method_name(cfg)} · {backbone} ({millions:.2f} M parameters) · {measure.describe(data.data)}\n"
         f"batch {clock.batch_size} ({processes} × {clock.batch_size // processes}), "
         f"{clock.steps_per_epoch} steps an epoch, {clock.epochs} epochs · "
-        f"learning rate {cfg.optimizer.lr:g} → {method.recipe.peak_lr(clock.batch_size):g} ({cfg.schedule.scaling} scaling)\n"
+        f"learning rate {cfg.optimizer.lr:g} → {peak:g} ({cfg.schedule.scaling} scaling)\n"
         f"{folder.path}"
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from selfsight.jobs.measure import ROWS
+from selfsight.jobs.measure import ROWS, class_name, describe
 from selfsight.jobs.run_folder import RunFolder, write_atomically
 
 MAPPED = 2000  # images on the map
@@ -34,7 +34,8 @@ th:first-child, td:first-child { text-align: left; } tr.best td { font-weight: 6
 pre { background: #f5f7fa; padding: 12px; border-radius: 6px; overflow-x: auto; font-size: 13px; line-height: 1.45; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 12px; }
 .row { display: flex; gap: 6px; align-items: center; margin: 6px 0; flex-wrap: wrap; }
-.row img { width: 56px; height: 56px; object-fit: contain; image-rendering: pixelated; border: 3px solid transparent; border-radius: 5px; }
+.row img { width: 56px; height: 56px; object-fit: contain; image-rendering: pixelated;
+           border: 3px solid transparent; border-radius: 5px; }
 .row img.query { border-color: var(--accent); margin-right: 12px; } .row img.wrong { border-color: #d3482e; }
 """
 
@@ -68,8 +69,8 @@ def heading(folder: RunFolder, cfg: DictConfig, data: Any) -> str:
     method = str(cfg.method._target_).rsplit(".", 1)[-1]
     return (
         f"<h1>{html.escape(folder.name)}</h1><p class='soft'>{html.escape(method)} · "
-        f"{html.escape(str(cfg.backbone.get('name', '')))} · {html.escape(data.describe())} · {cfg.trainer.max_epochs} epochs · "
-        f"batch {cfg.batch_size} · seed {cfg.seed}</p>"
+        f"{html.escape(str(cfg.backbone.get('name', '')))} · {html.escape(describe(data.data))} · "
+        f"{cfg.trainer.max_epochs} epochs · batch {cfg.batch_size} · seed {cfg.seed}</p>"
     )
 
 
@@ -176,7 +177,7 @@ def embedding_map(data: Any, test: Any) -> str:
     figure = go.Figure()
     for group in [None] if labels is None else np.unique(labels).tolist():
         inside = slice(None) if group is None else labels == group
-        name = "images" if group is None else data.class_name(group)
+        name = "images" if group is None else class_name(data.data, group)
         figure.add_trace(
             go.Scattergl(
                 x=flat[inside, 0], y=flat[inside, 1], mode="markers", name=name,
@@ -187,7 +188,7 @@ def embedding_map(data: Any, test: Any) -> str:
     width = float(np.ptp(flat[:, 0])) or 1.0
     for i in rng.permutation(len(chosen))[:THUMBNAILS].tolist():
         figure.add_layout_image(
-            source=thumbnail(data.image("test", int(test.indices[chosen[i]])), 24),
+            source=thumbnail(data.data.split("test").read(int(test.indices[chosen[i]])), 24),
             x=float(flat[i, 0]), y=float(flat[i, 1]), xref="x", yref="y", sizex=width / 45, sizey=width / 45,
             xanchor="center", yanchor="middle", layer="above",
         )  # fmt: skip
@@ -209,14 +210,17 @@ def neighbour_rows(data: Any, train: Any, test: Any, queries: int = 12) -> str:
     rows = []
     for i in range(0, len(test), step):
         closest = (x[i] @ bank.T).topk(min(NEIGHBOURS, len(train))).indices.tolist()
-        pictures = [f"<img class='query' alt='image' src='{thumbnail(data.image('test', int(test.indices[i])))}'>"]
+        pictures = [
+            f"<img class='query' alt='image' src='{thumbnail(data.data.split('test').read(int(test.indices[i])))}'>"
+        ]
         for j in closest:
             wrong = test.labels is not None and train.labels is not None and bool(test.labels[i] != train.labels[j])
-            source = thumbnail(data.image("train", int(train.indices[j])))
+            source = thumbnail(data.data.split("train").read(int(train.indices[j])))
             pictures.append(f"<img {'class=wrong ' if wrong else ''}alt='neighbour' src='{source}'>")
         rows.append(f"<div class='row'>{''.join(pictures)}</div>")
     note = "" if test.labels is None else " A red frame marks a neighbour of another class."
-    return f"<h2>Nearest neighbours</h2><p class='soft'>Test image (blue), then its closest training images.{note}</p>{''.join(rows)}"
+    about = f"<p class='soft'>Test image (blue), then its closest training images.{note}</p>"
+    return f"<h2>Nearest neighbours</h2>{about}{''.join(rows)}"
 
 
 def reproduce(folder: RunFolder, cfg: DictConfig) -> str:
@@ -224,9 +228,10 @@ def reproduce(folder: RunFolder, cfg: DictConfig) -> str:
     environment = json.loads(path.read_text()) if path.is_file() else {}
     command = " ".join(environment.get("command", []))
     packages = ", ".join(f"{k} {v}" for k, v in environment.get("packages", {}).items() if v)
+    settings = html.escape(OmegaConf.to_yaml(cfg, resolve=True))
     return (
         f"<h2>To do it again</h2><pre>{html.escape(command)}</pre><p class='soft'>{html.escape(packages)}</p>"
-        f"<details><summary>configuration</summary><pre>{html.escape(OmegaConf.to_yaml(cfg, resolve=True))}</pre></details>"
+        f"<details><summary>configuration</summary><pre>{settings}</pre></details>"
     )
 
 

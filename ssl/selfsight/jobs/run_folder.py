@@ -84,7 +84,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, cfg: DictConfig, stem: str) -> RunFolder:
-        """Make ``<runs>/<name>`` (``<runs>/<stem>-<number>`` without a name) with the configuration and environment in it.
+        """Make ``<runs>/<name>`` (``<runs>/<stem>-<number>`` without a name), configuration and environment in it.
 
         Raises:
             UserError: the folder exists already, or cannot be written.

@@ -76,7 +76,7 @@ def checkpointing(path: Path, every: int) -> ModelCheckpoint:
 
 
 class RandomState(Callback):
-    """Carries the random generators of Python, NumPy and PyTorch in the checkpoint, so that resuming equals not stopping."""
+    """Carries the random generators in the checkpoint, so that a resumed run equals one that never stopped."""
 
     def __init__(self) -> None:
         self.restored: dict[str, Any] | None = None

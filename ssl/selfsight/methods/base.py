@@ -84,5 +84,5 @@ class Method(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.begin_step(self.global_step)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Mapping[str, Tensor]:  # type: ignore[override]
+    def training_step(self, batch: Any, batch_idx: int) -> Mapping[str, Tensor]:
         raise TypeError(f"{type(self).__name__} has to define training_step")

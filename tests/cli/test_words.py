@@ -1,0 +1,86 @@
+"""Every wrong word on the command line is one line with the nearest right one, and exit status 2."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from selfsight import cli
+
+
+def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(words))
+    told = capsys.readouterr().err
+    assert stop.value.code == 2, told
+    assert told.count("\n") == 1, told
+    assert "Traceback" not in told
+    return told
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["pretrian"], "Did you mean 'pretrain'?"),
+        (["pretrain", "method=simclr2"], "Did you mean 'simclrv2'?"),
+        (["pretrain", "dataset=cifar-10"], "Did you mean 'cifar10'?"),
+        (["pretrain", "backbone=resnet5O"], "Did you mean 'resnet50'?"),
+        (["pretrain", "trainer.max_epoch=3"], "Did you mean 'trainer.max_epochs'?"),
+        (["pretrain", "max_epochs=3"], "Did you mean 'trainer.max_epochs'?"),
+        (["pretrain", "metod=swav"], "Did you mean 'method'?"),
+        (["pretrain", "debug=smok"], "Did you mean 'smoke'?"),
+        (["pretrain", "trainer.max_epochs=many"], "a number was expected"),
+        (["pretrain", "method=simclrv2,swav"], "-m runs every combination"),
+        (["pretrain", "--fast"], "is no option"),
+        (["pretrain", "epochs"], "not of the form key=value"),
+        (["pretrain", "dataset=folder"], "dataset.root has to be given"),
+        (["knn"], "run=runs/NAME"),
+    ],
+)
+def test_a_wrong_word(capsys: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:
+    assert expected in fails(capsys, *words)
+
+
+def test_help_lists_jobs_and_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["--help"], ["-h"]):
+        cli.main(words)
+        told = capsys.readouterr().out
+        for word in ("pretrain", "doctor", "simclrv2", "cifar10", "resnet50", "smoke", "usage"):
+            assert word in told
+    cli.main(["pretrain", "--help"])
+    told = capsys.readouterr().out
+    for word in ("method", "swav", "batch_size: 256", "resume"):
+        assert word in told
+
+
+def test_any_timm_name_is_a_backbone() -> None:
+    assert cli.checked("pretrain", ["backbone=regnety_002"], sweep=False) == ["backbone=timm", "backbone.name=regnety_002"]
+
+
+def test_help_is_quick_and_loads_no_torch() -> None:
+    code = "import sys; from selfsight.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    assert "hydra" not in code
+    assert min(times) < 5, "help must not load the libraries"
+
+
+def test_every_choice_composes() -> None:
+    """Each file of each group composes with the rest of the default run."""
+    for group in cli.GROUPS:
+        if group in ("evaluator",):
+            continue
+        for choice in cli.choices(group):
+            cli.compose("pretrain", [f"{group}={choice}"])
+
+
+def test_conf_travels_with_the_package() -> None:
+    assert (cli.conf_dir() / "pretrain.yaml").is_file()
+    assert Path(cli.__file__).parent.name == "selfsight"
