@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from .diagnostics import Diagnostics, judge, view_figures
@@ -23,7 +24,8 @@ class OnlineEvaluation(Callback):
 
     Features come from ``datamodule.eval_dataloader("train" | "test")``: un-augmented, backbone in eval mode.
     Alignment, uniformity and the kNN of views come from the last training views of the epoch, where the method has
-    two of one size. Evaluators that need labels are left out on images without.
+    two of one size. Evaluators that need labels are left out on images without, and on a set without test
+    images, where the label-free figures are of the training images.
 
     Attributes:
         results: one dict an evaluation: ``epoch`` (1-based, finished), ``step``, every figure by name, and
@@ -60,7 +62,8 @@ class OnlineEvaluation(Callback):
         if not self._due(trainer):
             return
         if trainer.is_global_zero:
-            self._evaluate(trainer, pl_module)
+            with isolate_rng():  # loaders draw seeds, and what is learnt must not depend on how often it is measured
+                self._evaluate(trainer, pl_module)
         self._views.clear()
         trainer.strategy.barrier("online evaluation")
 
@@ -71,12 +74,12 @@ class OnlineEvaluation(Callback):
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
         backbone = pl_module.get_submodule(self.part)
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        train, test = (
-            extract(backbone, datamodule.eval_dataloader(split), pl_module.device)[FINAL] for split in ("train", "test")
-        )
+        held_out = datamodule.data.test is not None
+        train = extract(backbone, datamodule.eval_dataloader("train"), pl_module.device)[FINAL]
+        test = extract(backbone, datamodule.eval_dataloader("test"), pl_module.device)[FINAL] if held_out else train
         result: Result = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         for evaluator in self.evaluators.values():
-            if train.labels is not None or not evaluator.needs_labels:
+            if not evaluator.needs_labels or (held_out and train.labels is not None and test.labels is not None):
                 result |= evaluator(train, test)
         result |= self._view_figures(backbone)
         warning = judge({name: value for name, value in result.items() if isinstance(value, float)})

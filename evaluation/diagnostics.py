@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .features import Features, check
+from .features import Features, checked
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Diagnostics:
 
     def __call__(self, train: Features, test: Features) -> dict[str, float]:
         """``feature_std``, ``rank``, ``rank_share`` (of the dimensions, or of the images if fewer), ``alpha_req``."""
-        check(train, test, labels=False)
+        train, test = checked(train, test, labels=False)
         rank = rankme(test.x)
         return {
             "feature_std": feature_std(test.x),
@@ -195,7 +195,7 @@ def view_knn_top1(a: Tensor, b: Tensor) -> float:
 
 
 def view_figures(a: Tensor, b: Tensor) -> dict[str, float]:
-    """``alignment``, ``uniformity`` and ``view_knn_top1`` of the features ``[N, D]`` of two views of the same images."""
+    """``alignment``, ``uniformity`` and ``view_knn_top1`` of the features ``[N, D]`` of two views of each image."""
     spread = (uniformity(a) + uniformity(b)) / 2
     return {"alignment": alignment(a, b), "uniformity": spread, "view_knn_top1": view_knn_top1(a, b)}
 

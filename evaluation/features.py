@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from selfsight.errors import UserError, nearest
 from torch import Tensor, nn
+
+from selfsight.errors import UserError, nearest
 
 FINAL = "final"
 PROJECTION = "projection"
@@ -69,19 +70,25 @@ class Evaluator(Protocol):
         """Numbers by name; fractions of 1 for accuracies."""
 
 
-def check(train: Features, test: Features, *, labels: bool = True) -> None:
-    """Refuse features no evaluator can use: not finite, of two sizes, without labels, of a single class."""
+def checked(train: Features, test: Features, *, labels: bool = True) -> tuple[Features, Features]:
+    """Features an evaluator can use; where labels matter, those of the labelled images (label -1 means none).
+
+    Raises:
+        UserError: no images, not finite, two widths, no labels, a single class.
+    """
+    if labels:
+        train, test = (features.take(features.known_labels >= 0) for features in (train, test))
     for name, features in (("training", train), ("test", test)):
         if len(features) == 0:
-            raise UserError(f"The {name} set has no images: check dataset.root and dataset.subset.")
+            raise UserError(
+                f"The {name} set has no{' labelled' * labels} images: check dataset.root and dataset.subset."
+            )
         bad = int((~torch.isfinite(features.x)).any(dim=1).sum())
         if bad:
             raise UserError(
                 f"{bad} of {len(features)} {name} features are NaN or infinite, so the backbone has diverged: take an "
                 "earlier checkpoint, or train again with a lower learning rate."
             )
-        if labels and bool((features.known_labels < 0).any()):
-            raise UserError(f"Some {name} images have a negative label, which means unlabelled: leave them out.")
     if train.x.shape[1] != test.x.shape[1]:
         raise UserError(
             f"Training features have {train.x.shape[1]} dimensions and test features {test.x.shape[1]}: extract both "
@@ -92,6 +99,7 @@ def check(train: Features, test: Features, *, labels: bool = True) -> None:
             f"All {len(train)} training images carry one label, and telling classes apart takes two: check the class "
             "folders."
         )
+    return train, test
 
 
 @contextmanager
@@ -164,6 +172,8 @@ def extract(
         raise UserError("There are no images to extract features from: check dataset.root and dataset.subset.")
     index = torch.cat(indices)
     label = torch.cat(labels).long() if labels else None
+    if label is not None and bool((label < 0).all()):
+        label = None
     return {stage: Features(torch.cat(parts), label, index) for stage, parts in kept.items()}
 
 

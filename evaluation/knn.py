@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from selfsight.errors import UserError, nearest
 from torch import Tensor
 
-from .features import Features, check
+from selfsight.errors import UserError, nearest
+
+from .features import Features, checked
 
 STANDARD_K = (1, 5, 20, 200)
 REPORTED_K = 20
@@ -62,7 +63,7 @@ class KNN:
         )
 
     def __call__(self, train: Features, test: Features) -> dict[str, float]:
-        check(train, test)
+        train, test = checked(train, test)
         ks = usable_k(self.k, len(train))
         device = torch.device(self.device) if self.device else train.x.device
         bank, queries = (F.normalize(features.x.to(device), dim=1) for features in (train, test))

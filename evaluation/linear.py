@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from selfsight.errors import UserError
 from torch import Tensor
 
-from .features import Features, check
+from selfsight.errors import UserError
+
+from .features import Features, checked
 from .logistic import Linear, fit_lbfgs, fit_sgd
 
 HELD_OUT = 0.1
@@ -43,8 +44,7 @@ class LinearProbe:
         )
 
     def __call__(self, train: Features, test: Features) -> dict[str, float]:
-        check(train, test)
-        train, test = _on(self.device, train, test)
+        train, test = _on(self.device, *checked(train, test))
         standardise = Standardise.of(train.x)
         x, y, classes = standardise(train.x), train.known_labels, train.classes
         fitting, held_out = hold_out(y, HELD_OUT, self.seed)
@@ -81,13 +81,12 @@ class SGDProbe:
     def protocol(self) -> str:
         return (
             f"linear probe: SGD, {self.epochs} epochs, batch {self.batch_size}, on frozen un-augmented features; "
-            f"learning rate out of {len(self.learning_rates)} and weight decay out of {len(self.weight_decays)} chosen on "
-            f"{HELD_OUT:.0%} of the training images"
+            f"learning rate out of {len(self.learning_rates)} and weight decay out of {len(self.weight_decays)} chosen "
+            f"on {HELD_OUT:.0%} of the training images"
         )
 
     def __call__(self, train: Features, test: Features) -> dict[str, float]:
-        check(train, test)
-        train, test = _on(self.device, train, test)
+        train, test = _on(self.device, *checked(train, test))
         standardise = Standardise.of(train.x)
         x, y, classes = standardise(train.x), train.known_labels, train.classes
         fitting, held_out = hold_out(y, HELD_OUT, self.seed)
@@ -141,8 +140,7 @@ class FewShot:
 
     def __call__(self, train: Features, test: Features) -> dict[str, Any]:
         """``{"few_shot": {"<shots>": {"mean", "std"}}}``; std is the population's (divided by the number of draws)."""
-        check(train, test)
-        train, test = _on(self.device, train, test)
+        train, test = _on(self.device, *checked(train, test))
         results = {}
         for shots in self.shots:
             scores = torch.tensor([self._draw(train, test, shots, self.seed + draw) for draw in range(self.draws)])

@@ -165,6 +165,7 @@ def _lbfgs(
 ) -> Tensor:
     """L-BFGS with backtracking, H independent problems side by side ``[H, P]``."""
     value, gradient = objective(p)
+    noise = torch.finfo(p.dtype).eps  # gains below it are rounding
     history: list[tuple[Tensor, Tensor, Tensor]] = []  # s, y [H, P] and 1 / s'y [H, 1], zero where curvature failed
     scale = p.new_full((len(p), 1), 2.0)  # cross-entropy on white features curves by at most 1/2
     running = gradient.abs().amax(dim=1) > tolerance
@@ -180,7 +181,7 @@ def _lbfgs(
         for _ in range(20):
             moved = p + step[:, None] * direction
             new_value, new_gradient = objective(moved)
-            slack = 1e-7 * value.abs()  # rounding of float32 near the minimum
+            slack = noise * value.abs()
             accepted = (new_value <= value + 1e-4 * step * slope + slack) | (step == 0)
             if bool(accepted.all()):
                 break
@@ -198,7 +199,7 @@ def _lbfgs(
         scale = torch.where(useful, sy / yy, scale)
         gain = value - new_value
         p, value, gradient = moved, new_value, new_gradient
-        running = running & (gradient.abs().amax(dim=1) > tolerance) & (gain > 1e-9 * value.abs())
+        running = running & (gradient.abs().amax(dim=1) > tolerance) & (gain > noise * value.abs())
     return p
 
 

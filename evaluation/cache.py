@@ -1,0 +1,139 @@
+"""Features on disk: extracted once for given weights, images and view, and never taken from a damaged file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .features import FINAL, Features, extract
+
+log = logging.getLogger("selfsight")
+
+
+class FeatureCache:
+    """A folder of ``<key>.safetensors``, one a stage; the key is a hash of everything the features depend on.
+
+    A file whose content does not match its own checksum is named in a warning and made again. Files appear whole or not
+    at all, so two runs may share a folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def extract(
+        self,
+        backbone: nn.Module,
+        datamodule: Any,
+        split: str,
+        device: torch.device | str | None = None,
+        stages: Sequence[str] = (FINAL,),
+        *,
+        head: nn.Module | None = None,
+    ) -> dict[str, Features]:
+        """As `features.extract` on ``datamodule.eval_dataloader(split)``, from disk where it is there."""
+        about = {
+            "weights": weights_digest(backbone, head),
+            "data": data_digest(datamodule.data.split(split)),
+            "view": view_description(datamodule),
+        }
+        paths = {
+            stage: self.folder / f"{_digest([json.dumps({**about, 'stage': stage}).encode()])}.safetensors"
+            for stage in stages
+        }
+        found = {stage: features for stage, path in paths.items() if (features := _read(path)) is not None}
+        missing = [stage for stage in stages if stage not in found]
+        if missing:
+            made = extract(backbone, datamodule.eval_dataloader(split), device, missing, head=head)
+            for stage, features in made.items():
+                _write(paths[stage], features, {**about, "stage": stage})
+            found |= made
+        return {stage: found[stage] for stage in stages}
+
+
+def weights_digest(*modules: nn.Module | None) -> str:
+    """Hash of architecture and weights: two networks with equal tensors but other strides differ."""
+    pieces: list[bytes] = []
+    for module in modules:
+        if module is not None:
+            pieces.append(repr(module).encode())
+            for name, value in sorted(module.state_dict().items()):
+                pieces += [f"{name} {value.dtype} {tuple(value.shape)}".encode(), _bytes(value)]
+    return _digest(pieces)
+
+
+def data_digest(images: Any) -> str:
+    """Hash of an `ImageSet`: pixels when in memory, else names, sizes and times of the files; labels in both cases."""
+    pieces = [b"" if images.labels is None else _bytes(images.labels)]
+    if images.pixels is not None:
+        pieces += [str(tuple(images.pixels.shape)).encode(), _bytes(images.pixels)]
+    elif hasattr(images, "path"):
+        for index in range(len(images)):
+            stat = images.path(index).stat()
+            pieces.append(f"{images.name(index)} {stat.st_size} {stat.st_mtime_ns}".encode())
+    else:
+        pieces += [images.digest(index) for index in range(len(images))]
+    return _digest(pieces)
+
+
+def view_description(datamodule: Any) -> str:
+    """What evaluation does to an image before the network sees it."""
+    data, like = datamodule.data, datamodule.views[0]
+    size = {"image_size": data.image_size, "eval_resize": data.eval_resize}
+    return json.dumps({**size, "mean": list(like.mean), "std": list(like.std)}, default=float)
+
+
+def _read(path: Path) -> Features | None:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            checksum = (file.metadata() or {}).get("checksum")
+        if checksum != _checksum(tensors):
+            raise ValueError("the checksum does not match")
+        return Features(tensors["x"], tensors.get("labels"), tensors["indices"])
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        log.warning("The cached features %s are damaged (%s); they are made again.", path, error)
+        return None
+
+
+def _write(path: Path, features: Features, about: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {"x": features.x.contiguous(), "indices": features.indices.contiguous()}
+    if features.labels is not None:
+        tensors["labels"] = features.labels.contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        save_file(tensors, unfinished, metadata={**about, "checksum": _checksum(tensors)})
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    return _digest([piece for name in sorted(tensors) for piece in (name.encode(), _bytes(tensors[name]))])
+
+
+def _digest(pieces: Iterable[bytes]) -> str:
+    """Hash of the pieces; their lengths are hashed too, so that ``ab, c`` is not ``a, bc``."""
+    digest = hashlib.blake2b(digest_size=16)
+    for piece in pieces:
+        digest.update(len(piece).to_bytes(8, "little"))
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
