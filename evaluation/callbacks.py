@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.fabric.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from .diagnostics import Diagnostics, judge, view_figures
