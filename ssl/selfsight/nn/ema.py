@@ -6,7 +6,7 @@ import copy
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from selfsight.errors import UserError, nearest
 
@@ -52,12 +52,14 @@ class EMATeacher(nn.Module):
     def update(self, student: nn.Module, momentum: float | None = None) -> None:
         """One step towards ``student``, which has the structure of the module it was copied from."""
         weight = 1.0 - (self.momentum if momentum is None else momentum)
-        averaged = [(t, s.detach()) for t, s in zip(self.module.parameters(), student.parameters(), strict=True)]
+        slow: list[Tensor] = list(self.module.parameters())
+        fast: list[Tensor] = list(student.parameters())
         if self.buffers_rule != "keep":
             for t, s in zip(self.module.buffers(), student.buffers(), strict=True):
                 if self.buffers_rule == "ema" and t.is_floating_point():
-                    averaged.append((t, s))
+                    slow.append(t)
+                    fast.append(s)
                 else:
                     t.copy_(s)
-        if averaged:
-            torch._foreach_lerp_([t for t, _ in averaged], [s for _, s in averaged], weight)
+        if slow:
+            torch._foreach_lerp_(slow, fast, weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from torch import nn
@@ -27,7 +28,7 @@ def mlp(
         linear: called as ``linear(fan_in, fan_out, bias=...)``; a 1x1 convolution makes the same head for maps.
     """
     layers: list[nn.Module] = []
-    for i, (fan_in, fan_out) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(dims)):
         last = i == len(dims) - 2
         layers.append(linear(fan_in, fan_out, bias=last_bias if last else bias))
         make_norm = last_norm if last else norm

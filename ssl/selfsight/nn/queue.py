@@ -67,3 +67,9 @@ class Queue(nn.Module):
 def _read_filled(queue: nn.Module, _: Any) -> None:
     assert isinstance(queue, Queue)
     queue._filled = int(queue.filled)
+
+
+def queue_length(length: int, batch_per_process: int, world_size: int) -> tuple[int, int]:
+    """Rows over all processes and rows of one, cut to whole batches (SwAV, main_swav.py); both may come out as 0."""
+    length -= length % (batch_per_process * world_size)
+    return length, length // world_size

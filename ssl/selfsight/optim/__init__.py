@@ -1,0 +1,21 @@
+"""Optimisers, parameter groups and schedules. What PyTorch has (SGD, AdamW) is used from there."""
+
+from selfsight.optim.groups import decayed_and_plain, everything, l2_penalty, layer_decayed, outside_batchnorm
+from selfsight.optim.lamb import LAMB
+from selfsight.optim.lars import LARC, LARS
+from selfsight.optim.recipe import OptimizationRecipe
+from selfsight.optim.schedule import Clock, Schedule
+
+__all__ = [
+    "LAMB",
+    "LARC",
+    "LARS",
+    "Clock",
+    "OptimizationRecipe",
+    "Schedule",
+    "decayed_and_plain",
+    "everything",
+    "l2_penalty",
+    "layer_decayed",
+    "outside_batchnorm",
+]

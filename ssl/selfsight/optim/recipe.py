@@ -35,7 +35,9 @@ class OptimizationRecipe:
 
     def __post_init__(self) -> None:
         if self.scaling not in SCALINGS:
-            raise UserError(f"schedule.scaling is '{self.scaling}'; one of {', '.join(SCALINGS)}.{nearest(self.scaling, SCALINGS)}")
+            raise UserError(
+                f"schedule.scaling is '{self.scaling}'; one of {', '.join(SCALINGS)}.{nearest(self.scaling, SCALINGS)}"
+            )
 
     def peak_lr(self, batch_size: int) -> float:
         """The learning rate after scaling; the one place where batch size and learning rate meet."""
@@ -58,7 +60,10 @@ class OptimizationRecipe:
 
     @staticmethod
     def apply(optimizer: Optimizer, values: Mapping[str, Any]) -> None:
-        """Write learning rate and weight decay into the groups; a group may carry ``lr_scale``; ``plain`` ones keep no decay."""
+        """Write learning rate and weight decay into the groups.
+
+        A group's ``lr_scale`` multiplies the rate; one with ``plain`` keeps its own weight decay.
+        """
         for group in optimizer.param_groups:
             group["lr"] = values["lr"] * group.get("lr_scale", 1.0)
             if "weight_decay" in values and not group.get("plain", False):
