@@ -1,13 +1,42 @@
 """What is learned from: data sets by name, views of their images, and batches of them.
 
-from selfsight.datamodules import ImageDataModule, folder
-
 data = folder(root="photos", image_size=224, ...)
-batches = ImageDataModule(data, views, batch_size=256, ...).train_dataloader()
+for batch in ImageDataModule(data, views, batch_size=256, ...).train_dataloader(): ...
 """
 
+from .folders import folder
 from .images import ArrayImages, FileImages, ImageData, ImageSet, join
 from .module import ImageDataModule
-from .sources import digits
+from .sources import (
+    cifar10,
+    cifar100,
+    digits,
+    fashion_mnist,
+    imagenet,
+    imagenet100,
+    imagenette,
+    stl10,
+    svhn,
+)
+from .splits import LabelSplit, select_labels
 
-__all__ = ["ArrayImages", "FileImages", "ImageData", "ImageDataModule", "ImageSet", "digits", "join"]
+__all__ = [
+    "ArrayImages",
+    "FileImages",
+    "ImageData",
+    "ImageDataModule",
+    "ImageSet",
+    "LabelSplit",
+    "cifar10",
+    "cifar100",
+    "digits",
+    "fashion_mnist",
+    "folder",
+    "imagenet",
+    "imagenet100",
+    "imagenette",
+    "join",
+    "select_labels",
+    "stl10",
+    "svhn",
+]

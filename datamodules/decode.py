@@ -17,6 +17,7 @@ EXTENSIONS = frozenset(
 )
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 # Damaged files are reported by us, once and by name.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -33,6 +34,18 @@ def read_image(path: Path) -> np.ndarray:
     except OSError as error:
         raise Unreadable(error.strerror or "cannot be opened") from error
     return decode(data)
+
+
+def looks_whole(path: Path) -> bool:
+    """Whether the file starts and ends as a complete JPEG or PNG does; of other files only decoding can tell."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            file.seek(-8, 2)
+            end = file.read(8)
+    except OSError:
+        return False
+    return (start.startswith(JPEG_START) and end.endswith(JPEG_END)) or (start == PNG_START and end == PNG_END)
 
 
 def decode(data: bytes) -> np.ndarray:

@@ -18,8 +18,7 @@ class Reader(Protocol):
 class Loader:
     """The batches of one process; every iteration is one epoch, the first one from where `load_state_dict` left off.
 
-    Lightning stores `state_dict` in its checkpoints. ``done`` may tell how many batches of the epoch are really
-    finished, where the consumer knows better than we do: an interrupted step is then repeated, not skipped.
+    Lightning stores `state_dict` in its checkpoints.
 
     Args:
         reader: makes the batch of a request, in ``workers`` processes (0: in this one).
@@ -27,6 +26,8 @@ class Loader:
         finish: last step of every batch, in this process.
         rank, world: this process and their number.
         pin: copy batches into page-locked memory on their way.
+        progress: batches of the epoch that the consumer has finished and those it wants of an epoch, where it knows
+            better than we do: an interrupted step is then repeated, not skipped.
     """
 
     def __init__(
@@ -39,9 +40,9 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         pin: bool = False,
-        done: Callable[[], int | None] = lambda: None,
+        progress: Callable[[], tuple[int, int] | None] = lambda: None,
     ) -> None:
-        self.order, self.finish, self.done = order, finish, done
+        self.order, self.finish, self.progress = order, finish, progress
         self.rank, self.world = rank, world
         self.epoch = 0
         self.given = 0
@@ -66,12 +67,12 @@ class Loader:
         return raw.pin_memory() if self._pin else raw
 
     def state_dict(self) -> dict[str, int]:
-        done = self.done()
-        return {"epoch": self.epoch, "batch": self.given if done is None else min(self.given, done)}
+        done, wanted = self.progress() or (self.given, len(self))
+        done = min(done, self.given)
+        return {"epoch": self.epoch, "batch": done} if done < wanted else {"epoch": self.epoch + 1, "batch": 0}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        epochs, self.given = divmod(state["batch"], len(self))
-        self.epoch, self._resumed = state["epoch"] + epochs, True
+        self.epoch, self.given, self._resumed = state["epoch"], state["batch"], True
 
     def from_epoch(self, epoch: int, batch: int = 0) -> Loader:
         """The next iteration is ``epoch``, from ``batch`` on; returns itself."""

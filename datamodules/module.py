@@ -10,16 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import LightningDataModule
+from torch import Tensor
+
 from selfsight.batch import Batch
 from selfsight.errors import UserError, nearest
 from selfsight.nn.distributed import rank, world_size
-from torch import Tensor
 
+from .cpu_views import CpuViews
+from .device_views import DeviceViews
+from .image_ops import normalize
 from .images import ImageData, ImageSet
-from .loader import Loader
+from .loader import Loader, Reader
 from .order import Order
 from .reader import EvaluationReader, PixelReader, RawBatch, TrainingReader
-from .views import View, expand
+from .views import View
 
 log = logging.getLogger("selfsight")
 
@@ -46,6 +50,7 @@ class ImageDataModule(LightningDataModule):
         examples: images per epoch; None is one pass over the set.
         channels_last: memory format of the views.
         device: where views are made without a trainer.
+        compile: compile the device's views.
         eval_batch_size: images per batch of `eval_dataloader`.
 
     Raises:
@@ -63,6 +68,7 @@ class ImageDataModule(LightningDataModule):
         seed: int,
         examples: int | None = None,
         channels_last: bool = False,
+        compile: bool = False,
         device: torch.device | str | None = None,
         eval_batch_size: int = 512,
     ) -> None:
@@ -77,7 +83,7 @@ class ImageDataModule(LightningDataModule):
         self.order = Order(len(self.images), batch_size, examples=examples, seed=seed)
         self._pixels: Tensor | None = None
         self._fits = True
-        self._device_views: Any = None
+        self.device_views = DeviceViews(self.views, compile=compile)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -104,15 +110,16 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """Shuffled `Batch` es of views for this process; with a trainer, what `on_after_batch_transfer` finishes."""
+        reader = self._training_reader()
         return Loader(
-            self._training_reader(),
+            reader,
             self.order,
             self._hand_over,
-            workers=self._workers(self.images),
+            workers=self._workers(reader, self.images),
             rank=rank(),
             world=world_size(),
             pin=self.device.type == "cuda",
-            done=self._batches_done,
+            progress=self._progress,
         )
 
     def eval_dataloader(self, split: str) -> Loader:
@@ -124,12 +131,12 @@ class ImageDataModule(LightningDataModule):
         images = self.data.split(split)
         size = self.data.image_size
         if images.pixels is not None and tuple(images.pixels.shape[-2:]) == (size, size):
-            reader: Any = PixelReader(images, images.pixels)
+            reader: Reader = PixelReader(images, images.pixels)
         else:
             reader = EvaluationReader(images, self.data.eval_resize or size, size)
         batch = min(self.eval_batch_size, len(images))
         order = Order(len(images), batch, shuffle=False, last="keep")
-        return Loader(reader, order, lambda raw: self._evaluated(raw, images), workers=self._workers(images))
+        return Loader(reader, order, lambda raw: self._evaluated(raw, images), workers=self._workers(reader, images))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return self.finish(batch) if isinstance(batch, RawBatch) else batch
@@ -137,39 +144,24 @@ class ImageDataModule(LightningDataModule):
     def finish(self, raw: RawBatch) -> Batch:
         """Views of a batch that has come from the workers, on `device`."""
         raw = raw.to(self.device, non_blocking=True)
+        boxes = raw.boxes
         if self.engine == "cpu":
-            views = [self._normalised(v, view) for v, view in zip(raw.views, expand(self.views), strict=True)]
-            boxes = raw.boxes
+            views = self.device_views.normalize(raw.views)
         else:
             generator = torch.Generator(self.device).manual_seed(self._step_seed(raw))
-            engine = self.device_views()
-            if raw.boxes:
-                views, boxes = engine.photometric(raw.views, generator), raw.boxes
+            if boxes:
+                views = self.device_views.photometric(raw.views, generator)
             else:
-                pixels = self._resident() if not raw.views else None
-                images = raw.views[0] if pixels is None else pixels[raw.indices]
-                views, boxes = engine(images, generator)
+                pixels = None if raw.views else self._resident()
+                views, boxes = self.device_views(raw.views[0] if pixels is None else pixels[raw.indices], generator)
         if self.channels_last:
             views = [view.contiguous(memory_format=torch.channels_last) for view in views]
         return Batch(views, raw.indices, raw.labels, boxes)
 
-    def device_views(self) -> Any:
-        """The engine that makes views of whole batches; one object for the life of the module."""
-        if self._device_views is None:
-            from .device_views import DeviceViews
-
-            self._device_views = DeviceViews(self.views)
-        return self._device_views
-
-    def _training_reader(self) -> Any:
-        from .cpu_views import CpuViews
-
-        pixels = self.images.pixels
-        if self.engine == "cpu":
-            return TrainingReader(self.images, CpuViews(self.views, self.seed))
-        if pixels is None:
-            return TrainingReader(self.images, CpuViews(self.views, self.seed).crops)
-        return PixelReader(self.images, None if self._resident() is not None else pixels)
+    def _training_reader(self) -> Reader:
+        if self.engine == "cpu" or self.images.pixels is None:
+            return TrainingReader(self.images, CpuViews(self.views, self.seed, photometric=self.engine == "cpu"))
+        return PixelReader(self.images, None if self._resident() is not None else self.images.pixels)
 
     def _resident(self) -> Tensor | None:
         """The images in the memory of `device`; None, said once, when they do not fit."""
@@ -188,18 +180,12 @@ class ImageDataModule(LightningDataModule):
                 )
         return self._pixels
 
-    def _workers(self, images: ImageSet) -> int:
-        if self.num_workers != "auto":
-            return int(self.num_workers)
-        return 0 if images.pixels is not None else min(8, len(os.sched_getaffinity(0)))
-
-    def _normalised(self, images: Tensor, like: View) -> Tensor:
-        """uint8 to float32 in [0, 1], then with the channel mean and deviation of the view ``like``, if it has any."""
-        scaled = images.float() / 255
-        if like.mean is None or like.std is None:
-            return scaled
-        mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (like.mean, like.std))
-        return (scaled - mean) / std
+    def _workers(self, reader: Reader, images: ImageSet) -> int:
+        if isinstance(reader, PixelReader):
+            return 0
+        if self.num_workers == "auto":
+            return 0 if images.in_memory else min(8, len(os.sched_getaffinity(0)))
+        return int(self.num_workers)
 
     def _step_seed(self, raw: RawBatch) -> int:
         """One number of 63 bits for the randomness of this step in this process."""
@@ -213,15 +199,15 @@ class ImageDataModule(LightningDataModule):
     def _evaluated(self, raw: RawBatch, images: ImageSet) -> Batch:
         self._note(raw, images)
         raw = raw.to(self.device, non_blocking=True)
-        return Batch([self._normalised(raw.views[0], self.views[0])], raw.indices, raw.labels)
+        view = normalize(raw.views[0], self.views[0].mean, self.views[0].std)
+        return Batch([view], raw.indices, raw.labels)
 
     def _note(self, raw: RawBatch, images: ImageSet) -> None:
-        for index, reason in raw.skipped:
-            self.data.unreadable.add(images.name(index), reason, len(images))
+        self.data.unreadable.add((images.name(index), reason) for index, reason in raw.skipped)
 
-    def _batches_done(self) -> int | None:
-        """Batches of the epoch whose step the trainer has finished."""
+    def _progress(self) -> tuple[int, int] | None:
+        """Batches of the epoch whose step the trainer has finished, and all it takes of an epoch."""
         if self.trainer is None:
             return None
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        return int(progress.processed)
+        current: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return int(current.processed), int(self.trainer.num_training_batches)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from selfsight.errors import UserError, nearest
 from torch import Tensor
+
+from selfsight.errors import UserError, nearest
 
 SPLITS = ("batch", "block", "stride")
 LASTS = ("drop", "keep", "fill")

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .cpu_views import CpuViews
 from .decode import Unreadable
 from .images import ImageSet
 from .order import Request
-
-#: image [H, W, 3] uint8, index, number of the draw -> uint8 views [3, h, w], boxes [V, 8]
-Cutter = Callable[[np.ndarray, int, int], tuple[list[Tensor], Tensor]]
 
 
 @dataclass
@@ -55,24 +53,29 @@ class RawBatch:
 
 
 class TrainingReader:
-    """Request -> `RawBatch`: every image is decoded once and handed to ``cut``.
+    """Request -> `RawBatch`: every image is decoded once, and all its views are cut from it.
 
     An unreadable file gives its place to the next readable image of the set, whatever process meets it.
     """
 
-    def __init__(self, images: ImageSet, cut: Cutter) -> None:
-        self.images, self.cut = images, cut
+    def __init__(self, images: ImageSet, views: CpuViews) -> None:
+        self.images, self.views = images, views
 
     def __getitem__(self, request: Request) -> RawBatch:
         cv2.setNumThreads(0)  # the processes share the cores; threads inside each would only get in each other's way
-        rows, indices, skipped = [], [], []
-        for index, draw in zip(request.indices, request.draws, strict=True):
+        images, indices, skipped = [], [], []
+        for index in request.indices:
             image, index, missed = self._readable(index)
-            skipped += missed
+            images.append(image)
             indices.append(index)
-            rows.append(self.cut(image, index, draw))
-        views = [torch.stack(view) for view in zip(*(views for views, _ in rows), strict=True)]
-        boxes = list(torch.stack([box for _, box in rows]).unbind(1))
+            skipped += missed
+        # The number of the draw stands for image and epoch: an image drawn twice is never cut twice alike.
+        if len({image.shape for image in images}) == 1:
+            views, boxes = self.views.batch(images, request.draws, epoch=0)
+        else:
+            each = [self.views(image, draw, epoch=0) for image, draw in zip(images, request.draws, strict=True)]
+            views = [torch.stack(view) for view in zip(*(made for made, _ in each), strict=True)]
+            boxes = list(torch.stack([box for _, box in each]).unbind(1))
         chosen = torch.tensor(indices)
         labels = None if self.images.labels is None else self.images.labels[chosen]
         return RawBatch(request.epoch, request.step, chosen, labels, views, boxes, skipped)
@@ -85,7 +88,7 @@ class TrainingReader:
                 return self.images.read(candidate), candidate, missed
             except Unreadable as reason:
                 missed.append((candidate, str(reason)))
-        raise Unreadable("no file of the set is a readable image")
+        return np.zeros((1, 1, 3), np.uint8), index, missed  # nothing is readable: whoever counts them will say so
 
 
 class PixelReader:

@@ -1,14 +1,179 @@
-"""Which images keep their labels, and which are held out: one function per published rule."""
+"""Which images keep their labels, and which are held out: a function for each published rule."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
 import torch
-from selfsight.errors import UserError
 from torch import Tensor
+
+from selfsight.errors import UserError, nearest
+
+from .images import ImageSet
+
+RULES = ("balanced", "proportional", "first_k", "first_percent", "usb", "torchssl", "list")
+
+#: SHA-256 of the sorted file names joined by line feeds, of published lists (SimCLR's imagenet_subsets; SimMatchV2's
+#: lists hold the same names)
+PUBLISHED_LISTS = {
+    "imagenet_1percent": "6581e723dbf23ae41ebd1d66d0b3c1c0eb8865d5abfa906987f6563513f4b9b8",
+    "imagenet_10percent": "220f3e2f6dba9d26ec247224cbbf4f3581cbf7fe341e08b191ee0855ad19af56",
+}
+
+
+@dataclass(frozen=True)
+class LabelSplit:
+    """The images that keep their labels.
+
+    Attributes:
+        indices: their positions in the set, in the order of the rule.
+        images: size of the set. fingerprint: hash of its labels and names, so that a split is not used on another set.
+        rule: how they were chosen, with its amounts and seed.
+    """
+
+    indices: tuple[int, ...]
+    images: int
+    fingerprint: str
+    rule: dict[str, object]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def tensor(self) -> Tensor:
+        """``[n]`` int64."""
+        return torch.tensor(self.indices, dtype=torch.int64)
+
+    def write(self, path: Path | str) -> None:
+        """As JSON."""
+        Path(path).write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path | str, images: ImageSet) -> LabelSplit:
+        """A written split, for the set it was made of.
+
+        Raises:
+            UserError: no such file, not a split, or one of another set of images.
+        """
+        try:
+            stored = json.loads(Path(path).read_text(encoding="utf-8"))
+            split = cls(tuple(map(int, stored["indices"])), stored["images"], stored["fingerprint"], stored["rule"])
+        except OSError as error:
+            raise UserError(f"the label split '{path}' cannot be read: {error.strerror}.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"'{path}' is no label split; one is written into every run that uses labels.") from error
+        if split.fingerprint != fingerprint(images):
+            raise UserError(
+                f"the label split '{path}' was made for another set of {split.images} images (this one has "
+                f"{len(images)}): choose the same data set, seed and test_fraction."
+            )
+        return split
+
+
+def select_labels(
+    images: ImageSet,
+    *,
+    rule: str = "balanced",
+    per_class: int | None = None,
+    total: int | None = None,
+    fraction: float | None = None,
+    seed: int = 0,
+    file: Path | str | None = None,
+    sha256: str | None = None,
+    classes: Sequence[str] = (),
+) -> LabelSplit:
+    """Choose the images that keep their labels.
+
+    Exactly one of ``per_class``, ``total`` and ``fraction`` says how many (none with ``list``).
+
+    Args:
+        images: a labelled set.
+        rule: ``balanced``: as many of every class (the rest: by ``seed``); ``proportional``: in proportion to the
+            classes; ``first_k``: the first of every class (RotNet); ``first_percent``: the same for
+            a fraction (SimMatchV2's rule); ``usb``, ``torchssl``: the draws of these libraries for ``seed``;
+            ``list``: the names in ``file``.
+        sha256: of the list: one of `PUBLISHED_LISTS` or 64 hexadecimal digits; another content is refused.
+        classes: names for the sentences about what is wrong.
+
+    Raises:
+        UserError: more asked for than there is, a class without any label, an impossible amount, a wrong list.
+    """
+    if rule not in RULES:
+        raise UserError(f"labels.rule is '{rule}'; one of {', '.join(RULES)}.{nearest(rule, RULES)}")
+    if images.labels is None:
+        raise UserError("the images have no labels to choose from: use class folders or a labels.csv.")
+    labels = images.labels
+    classes = tuple(classes) or tuple(str(c) for c in range(int(labels.max()) + 1))
+    if rule == "list":
+        if file is None:
+            raise UserError("labels.rule=list needs the file of names: add labels.file=FILE.")
+        chosen = listed(images, Path(file), sha256)
+    else:
+        amounts = {"per_class": per_class, "total": total, "fraction": fraction}
+        given = {key: value for key, value in amounts.items() if value is not None}
+        if len(given) != 1:
+            raise UserError(
+                f"give one of labels.per_class, labels.total and labels.fraction; {len(given)} of them are set."
+            )
+        counts = _counts(labels, classes, rule, given)
+        chosen = _RULES[rule](labels, counts, seed)
+    missing = [name for c, name in enumerate(classes) if not bool((labels[chosen] == c).any())]
+    if missing:
+        raise UserError(
+            f"class '{missing[0]}' would be left without any label ({len(missing)} of {len(classes)} classes would): "
+            "ask for more labels, or choose labels.rule=balanced."
+        )
+    how: dict[str, object] = {"rule": rule, "per_class": per_class, "total": total, "fraction": fraction, "seed": seed}
+    how["list"] = None if file is None else Path(file).name
+    return LabelSplit(tuple(chosen.tolist()), len(images), fingerprint(images), how)
+
+
+def fingerprint(images: ImageSet) -> str:
+    """A hash of labels and names, 16 hexadecimal digits."""
+    content = hashlib.sha256(b"" if images.labels is None else images.labels.numpy().tobytes())
+    for index in range(len(images)):
+        content.update(images.name(index).encode(errors="surrogateescape") + b"\n")
+    return content.hexdigest()[:16]
+
+
+def _counts(labels: Tensor, classes: Sequence[str], rule: str, amount: dict[str, float | int]) -> list[int]:
+    """Labels to keep in each class; UserError when there are not enough."""
+    available = torch.bincount(labels[labels >= 0], minlength=len(classes))
+    (key, value), number = next(iter(amount.items())), len(classes)
+    if value <= 0 or (key == "fraction" and value > 1):
+        limit = "above 0 and at most 1" if key == "fraction" else "at least 1"
+        raise UserError(f"labels.{key} is {value}; it has to be {limit}.")
+    if rule == "first_percent":
+        if key != "fraction":
+            raise UserError("labels.rule=first_percent takes labels.fraction.")
+        return [max(1, round(value * n)) for n in available.tolist()]
+    total = value * number if key == "per_class" else value if key == "total" else round(value * int(available.sum()))
+    total = int(total)
+    if total > int(available.sum()):
+        raise UserError(f"{total} labels are asked for (labels.{key}={value}) and {int(available.sum())} exist.")
+    if rule == "proportional":
+        counts = allocate(available, total).tolist()
+    elif rule == "balanced":
+        counts = [total // number + (c < total % number) for c in range(number)]
+    else:
+        if total % number:
+            raise UserError(
+                f"labels.rule={rule} takes as many of each of the {number} classes; {total} is no multiple."
+            )
+        counts = [total // number] * number
+    for name, wanted, there in zip(classes, counts, available.tolist(), strict=True):
+        if wanted > there:
+            raise UserError(f"class '{name}' has {there} images and {wanted} labels are asked for; ask for fewer.")
+    return counts
 
 
 def allocate(counts: Tensor, total: int) -> Tensor:
-    """``total`` shared out in proportion to ``counts [C]``, whole numbers, largest remainders first."""
+    """``total`` shared out in proportion to ``counts [C]``, in whole numbers, largest remainders first."""
     exact = counts.double() * total / counts.sum()
     share = exact.floor().long()
     missing = total - int(share.sum())
@@ -18,9 +183,9 @@ def allocate(counts: Tensor, total: int) -> Tensor:
 
 
 def hold_out(labels: Tensor | None, images: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the kept and of the held-out images, each in ascending order; by class in proportion when labelled.
+    """Indices of the kept and of the held-out images, ascending; from every class in proportion, where there are any.
 
-    ``ceil(fraction * images)`` images are held out.
+    ``ceil(fraction * images)`` images are held out, but never all of a class.
 
     Raises:
         UserError: a fraction that leaves nothing on one side.
@@ -28,16 +193,142 @@ def hold_out(labels: Tensor | None, images: int, fraction: float, seed: int) -> 
     total = -int(-fraction * images // 1)
     if not 0 < fraction < 1 or not 0 < total < images:
         raise UserError(
-            f"test_fraction is {fraction} of {images} images; it has to lie between 0 and 1 and leave some on both sides."
+            f"test_fraction is {fraction} of {images} images; between 0 and 1, it has to leave some on both sides."
         )
     generator = torch.Generator().manual_seed(seed)
     classes = torch.zeros(images, dtype=torch.int64) if labels is None else labels
     names, counts = classes.unique(return_counts=True)
-    chosen = []
-    for label, count in zip(names.tolist(), allocate(counts, total).tolist(), strict=True):
-        members = (classes == label).nonzero().flatten()
-        chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
-    held = torch.cat(chosen).sort().values
+    held = []
+    for name, share in zip(names, torch.minimum(allocate(counts, total), counts - 1).tolist(), strict=True):
+        members = (classes == name).nonzero().flatten()
+        held.append(members[torch.randperm(len(members), generator=generator)[:share]])
+    test = torch.cat(held).sort().values
     kept = torch.ones(images, dtype=torch.bool)
-    kept[held] = False
-    return kept.nonzero().flatten(), held
+    kept[test] = False
+    return kept.nonzero().flatten(), test
+
+
+def seeded(labels: Tensor, counts: Sequence[int], seed: int) -> Tensor:
+    """``counts[c]`` images of every class ``c``, drawn without replacement; ascending indices."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for c, count in enumerate(counts):
+        members = (labels == c).nonzero().flatten()
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
+    return torch.cat(chosen).sort().values
+
+
+def balanced(labels: Tensor, counts: Sequence[int], seed: int) -> Tensor:
+    """`seeded`, with the counts handed to the classes in a random order: which class gets one more is chance."""
+    order = torch.randperm(len(counts), generator=torch.Generator().manual_seed(seed)).tolist()
+    enough = [int((labels == c).sum()) for c in range(len(counts))]
+    shuffled = [counts[order[c]] for c in range(len(counts))]
+    fits = all(n <= there for n, there in zip(shuffled, enough, strict=True))
+    return seeded(labels, shuffled if fits else counts, seed)
+
+
+def first_per_class(labels: Tensor, counts: Sequence[int], by_class: bool = False) -> Tensor:
+    """The first ``counts[c]`` images of every class in the order of the set (RotNet's few-label subsets).
+
+    Ascending indices, or one class after the other (``by_class``: SimMatchV2's ``keep_percent`` rule).
+    """
+    chosen = torch.cat([(labels == c).nonzero().flatten()[:count] for c, count in enumerate(counts)])
+    return chosen if by_class else chosen.sort().values
+
+
+def usb_split(labels: Tensor, counts: Sequence[int], seed: int) -> tuple[Tensor, Tensor]:
+    """USB's labelled images and the rest, one class after the other.
+
+    numpy's global generator, seeded, shuffles the images of each class in turn; the first are labelled
+    (``semilearn/datasets/utils.py``). USB then trains without labels on both parts.
+    """
+    generator = np.random.RandomState(seed)
+    labelled, rest = [], []
+    for c, count in enumerate(counts):
+        members = np.where(labels.numpy() == c)[0]
+        generator.shuffle(members)
+        labelled.append(members[:count])
+        rest.append(members[count:])
+    return torch.from_numpy(np.concatenate(labelled)), torch.from_numpy(np.concatenate(rest))
+
+
+def torchssl_split(labels: Tensor, counts: Sequence[int], seed: int) -> Tensor:
+    """TorchSSL's labelled images, one class after the other: ``numpy.random.choice`` of each, seeded once."""
+    generator = np.random.RandomState(seed)
+    members = [np.where(labels.numpy() == c)[0] for c in range(len(counts))]
+    drawn = [generator.choice(each, count, replace=False) for each, count in zip(members, counts, strict=True)]
+    return torch.from_numpy(np.concatenate(drawn))
+
+
+_RULES = {
+    "balanced": balanced,
+    "proportional": seeded,
+    "first_k": lambda labels, counts, seed: first_per_class(labels, counts),
+    "first_percent": lambda labels, counts, seed: first_per_class(labels, counts, by_class=True),
+    "usb": lambda labels, counts, seed: usb_split(labels, counts, seed)[0],
+    "torchssl": torchssl_split,
+}
+
+
+def listed(images: ImageSet, file: Path, sha256: str | None = None) -> Tensor:
+    """Positions of the images a file names, ascending: one name or path a line, a label after it is passed over.
+
+    Raises:
+        UserError: no such file, a hash that differs, names that are not in the set, stand there twice, or fit several
+            images.
+    """
+    if not file.is_file():
+        raise UserError(f"labels.file is '{file}', which does not exist.")
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"the list '{file}' names no image.")
+    by_path = {images.name(i).replace("\\", "/"): i for i in range(len(images))}
+    by_name: dict[str, list[int]] = {}
+    for path, index in by_path.items():
+        by_name.setdefault(path.rsplit("/", 1)[-1], []).append(index)
+
+    def find(line: str) -> list[int]:
+        for entry in (line, line.replace(",", " ").rsplit(maxsplit=1)[0]):
+            if entry in by_path:
+                return [by_path[entry]]
+            base = entry.rsplit("/", 1)[-1]
+            # A path of other depth than ours (train/n01440764/x.JPEG) still names its file.
+            if base in by_name:
+                return [i for i in by_name[base] if entry.endswith(images.name(i))] or by_name[base]
+        return []
+
+    found = [find(line) for line in lines]
+    _verify(file, lines, sha256)
+    missing = [line for line, each in zip(lines, found, strict=True) if not each]
+    if missing:
+        raise UserError(f"{len(missing)} of {len(lines)} names in '{file}' are not in the data set: {_some(missing)}.")
+    unclear = [line for line, each in zip(lines, found, strict=True) if len(each) > 1]
+    if unclear:
+        raise UserError(
+            f"{len(unclear)} names in '{file}' fit several images: {_some(unclear)}; write class/name instead."
+        )
+    twice = [images.name(i) for i, n in Counter(each[0] for each in found).items() if n > 1]
+    if twice:
+        raise UserError(f"{len(twice)} images stand in '{file}' twice: {_some(twice)}.")
+    return torch.tensor([each[0] for each in found], dtype=torch.int64).sort().values
+
+
+def list_digest(lines: Sequence[str]) -> str:
+    """SHA-256 of the sorted file names, without folders, joined by line feeds."""
+    names = sorted(line.split()[0].rsplit("/", 1)[-1] for line in lines)
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def _verify(file: Path, lines: Sequence[str], sha256: str | None) -> None:
+    if sha256 is None:
+        return
+    expected, got = PUBLISHED_LISTS.get(sha256, sha256.lower()), list_digest(lines)
+    if expected != got:
+        raise UserError(
+            f"the list '{file}' ({len(lines)} names) has the SHA-256 {got[:12]}..., but labels.sha256={sha256} is "
+            f"{expected[:12]}...: it is another list."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:3]) + (", ..." if len(names) > 3 else "")
