@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .features import FINAL, Features, extract
+from .features import FINAL, Device, Features, extract
 
 log = logging.getLogger("selfsight")
 
@@ -33,7 +33,7 @@ class FeatureCache:
         backbone: nn.Module,
         datamodule: Any,
         split: str,
-        device: torch.device | str | None = None,
+        device: Device = None,
         stages: Sequence[str] = (FINAL,),
         *,
         head: nn.Module | None = None,

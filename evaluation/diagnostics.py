@@ -158,6 +158,29 @@ def alpha_req(x: Tensor) -> float:
     return -float((centred * ev.log()).sum() / centred.square().sum())
 
 
+def lidar(x: Tensor, delta: float = 1e-4, epsilon: float = 1e-7) -> float:
+    """Effective rank of what tells images apart, measured against how far their views scatter (Thilak et al. 2023).
+
+    With S_b the covariance of the images' means and S_w the mean covariance of the views around them plus delta, it is
+    exp of the entropy of the normalised eigenvalues of S_w^(-1/2) S_b S_w^(-1/2).
+
+    Args:
+        x: ``[n, q, D]``, q >= 2 views of n images.
+    """
+    x = x.double()
+    n, q, width = x.shape
+    means = x.mean(dim=1)  # [n, D]
+    within = (x - means[:, None]).flatten(0, 1)
+    scatter = within.T @ within / (n * (q - 1)) + delta * torch.eye(width, dtype=x.dtype, device=x.device)
+    values, vectors = torch.linalg.eigh(scatter)
+    white = ((means - means.mean(dim=0)) @ vectors) * values.rsqrt()  # the eigenvalues' roots are its singular values
+    ev = singular_values(white).square()
+    if not ev.sum() > 0:
+        return 0.0
+    p = ev / ev.sum() + epsilon
+    return float((-p * p.log()).sum().exp())
+
+
 def alignment(a: Tensor, b: Tensor) -> float:
     """Mean squared distance of two views' L2-normalised features ``[N, D]`` (Wang & Isola 2020, alpha = 2)."""
     return float((F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(dim=1).mean())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from selfsight.errors import UserError, nearest
 
+Device = torch.device | str | None
 FINAL = "final"
 PROJECTION = "projection"
 
@@ -127,7 +128,7 @@ def stage_names(backbone: nn.Module) -> list[str]:
 def extract(
     backbone: nn.Module,
     loader: Iterable[Any],
-    device: torch.device | str | None = None,
+    device: Device = None,
     stages: Sequence[str] = (FINAL,),
     *,
     head: nn.Module | None = None,

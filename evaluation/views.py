@@ -1,0 +1,142 @@
+"""What the features do when an image is augmented: quality without labels, and invariance operation by operation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfsight.batch import Batch
+from selfsight.errors import UserError, nearest
+
+from .diagnostics import lidar, view_figures
+from .features import Device, frozen
+
+OPERATIONS: Mapping[str, Mapping[str, Any]] = {
+    "crop": {"crop": "resized", "scale": (0.2, 1.0)},
+    "flip": {"hflip": 1.0},
+    "brightness": {"jitter": (0.4, 0.0, 0.0, 0.0)},
+    "contrast": {"jitter": (0.0, 0.4, 0.0, 0.0)},
+    "saturation": {"jitter": (0.0, 0.0, 0.4, 0.0)},
+    "hue": {"jitter": (0.0, 0.0, 0.0, 0.1)},
+    "grayscale": {"grayscale": 1.0},
+    "blur": {"blur": 1.0, "blur_taps": 9},  # the usual width, a tenth of the image, is nothing on small ones
+    "solarize": {"solarize": 1.0},
+}
+
+
+@dataclass(frozen=True)
+class ViewQuality:
+    """Figures of augmented views, without labels: LiDAR, alignment, uniformity, and the kNN of views.
+
+    Attributes:
+        images: how many training images. views: of each, of the run's own first kind; LiDAR needs several.
+    """
+
+    images: int = 1024
+    views: int = 8
+    seed: int = 0
+
+    @property
+    def protocol(self) -> str:
+        return f"{self.views} augmented views each of {self.images} training images, frozen features"
+
+    def on_images(self, backbone: nn.Module, datamodule: Any, device: Device = None) -> dict[str, float]:
+        """``lidar``, ``alignment``, ``uniformity``, ``view_knn_top1``, the last three of the first two views."""
+        view = replace(datamodule.views[0], count=self.views)
+        x = view_features(backbone, datamodule, [view], "train", self.images, self.seed, device)  # [n, views, D]
+        return {"lidar": lidar(x)} | view_figures(x[:, 0], x[:, 1])
+
+
+@dataclass(frozen=True)
+class Invariance:
+    """How far each operation alone moves the features, from 1 (not at all) down to 0 (as far as another image).
+
+    It is (c - c0) / (1 - c0), with c the mean cosine of an image's features with and without the operation, and c0 the
+    mean cosine of different images: so that an embedding whose features are all alike gets no credit for it.
+
+    Attributes:
+        operations: names from `OPERATIONS`, which says how strong each is; None: all.
+    """
+
+    operations: tuple[str, ...] | None = None
+    images: int = 1024
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.operations or ():
+            if name not in OPERATIONS:
+                raise UserError(f"'{name}' is no operation ({', '.join(OPERATIONS)}).{nearest(name, OPERATIONS)}")
+
+    @property
+    def protocol(self) -> str:
+        return f"cosine of frozen features with and without one operation, {self.images} test images (other image: 0)"
+
+    def on_images(self, backbone: nn.Module, datamodule: Any, device: Device = None) -> dict[str, float]:
+        """``invariance_<operation>`` by operation."""
+        names = list(self.operations or OPERATIONS)
+        plain = plain_view(datamodule)
+        changed = [replace(plain, **OPERATIONS[name]) for name in names]
+        split = "train" if datamodule.data.test is None else "test"
+        x = F.normalize(
+            view_features(backbone, datamodule, [plain, *changed], split, self.images, self.seed, device), dim=2
+        )
+        others = mean_cosine_of_others(x[:, 0])
+        cosines = (x[:, :1] * x[:, 1:]).sum(dim=2).mean(dim=0)
+        left = max(1 - others, 1e-12)
+        return {f"invariance_{name}": float((c - others) / left) for name, c in zip(names, cosines, strict=True)}
+
+
+def mean_cosine_of_others(x: Tensor) -> float:
+    """Mean cosine over pairs of different rows of unit vectors ``[N, D]``."""
+    n = len(x)
+    x = x.double()
+    return float((x.sum(dim=0).square().sum() - x.square().sum()) / (n * (n - 1)))
+
+
+def plain_view(datamodule: Any) -> Any:
+    """The view evaluation sees, as a description that operations can be added to."""
+    data, like = datamodule.data, datamodule.views[0]
+    fraction = data.image_size / (data.eval_resize or data.image_size)
+    return type(like)(data.image_size, crop="center", crop_fraction=min(1.0, fraction), mean=like.mean, std=like.std)
+
+
+def view_batches(
+    datamodule: Any, views: list[Any], split: str, images: int, seed: int, **settings: Any
+) -> Iterator[Batch]:
+    """One pass over (some of) a split's images, each with the given views; whole batches only.
+
+    ``images`` are spread evenly over the split: files usually stand sorted by class.
+    """
+    source = datamodule.data.split(split)
+    n = min(images, len(source))
+    batch = min(settings.pop("batch_size", 256), n)
+    rows = torch.linspace(0, len(source) - 1, n // batch * batch).long()
+    data = replace(datamodule.data, train=source.select(rows), unlabelled=None)
+    module = type(datamodule)(
+        data, views, batch_size=batch, num_workers=datamodule.num_workers, engine="auto", seed=seed,
+        device=settings.pop("device", None),
+    )  # fmt: skip
+    yield from module.train_dataloader()
+
+
+def view_features(
+    backbone: nn.Module,
+    datamodule: Any,
+    views: list[Any],
+    split: str,
+    images: int,
+    seed: int,
+    device: Device = None,
+) -> Tensor:
+    """Features ``[n, views, D]`` (CPU, float32) of several views of the same images, in whatever order they come."""
+    device = torch.device(device) if device is not None else next(backbone.parameters()).device
+    found = []
+    with frozen(backbone):
+        for batch in view_batches(datamodule, views, split, images, seed, device=device):
+            found.append(torch.stack([backbone(view.to(device)).float().cpu() for view in batch.views], dim=1))
+    return torch.cat(found)
