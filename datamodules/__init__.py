@@ -7,6 +7,7 @@ for batch in ImageDataModule(data, views, batch_size=256, ...).train_dataloader(
 from .folders import folder
 from .images import ArrayImages, FileImages, ImageData, ImageSet, join
 from .module import ImageDataModule
+from .semi import SemiDataModule
 from .sources import (
     cifar10,
     cifar100,
@@ -27,6 +28,7 @@ __all__ = [
     "ImageDataModule",
     "ImageSet",
     "LabelSplit",
+    "SemiDataModule",
     "cifar10",
     "cifar100",
     "digits",

@@ -338,6 +338,7 @@ class ImageData:
     unreadable: UnreadableFiles = field(default_factory=lambda: UnreadableFiles(0.0))
 
     def __post_init__(self) -> None:
+        self._leaks: int | None = None
         self.classes = tuple(self.classes)
         self.mean, self.std = tuple(map(float, self.mean)), tuple(map(float, self.std))
         if self.image_size < 1:
@@ -374,10 +375,11 @@ class ImageData:
 
     def warn_of_leaks(self) -> int:
         """Number of unlabelled images that are test images too, by content; a warning names it when there are any."""
-        if self.unlabelled is None or self.test is None:
-            return 0
-        count = duplicates(self.unlabelled, self.test)
-        if count:
+        if self._leaks is not None:
+            return self._leaks
+        count = 0 if self.unlabelled is None or self.test is None else duplicates(self.unlabelled, self.test)
+        self._leaks = count
+        if self.unlabelled is not None and count:
             log.warning(
                 f"{count} of the {len(self.unlabelled)} unlabelled images of '{self.name}' are test images too: "
                 "figures on the test images will flatter."

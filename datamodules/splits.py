@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -133,6 +134,16 @@ def select_labels(
     return LabelSplit(tuple(chosen.tolist()), len(images), fingerprint(images), how)
 
 
+def chosen_labels(images: ImageSet, choice: LabelSplit | Mapping[str, Any], classes: Sequence[str] = ()) -> LabelSplit:
+    """A split as it is; read from a file (``split=FILE``, alone); or chosen with the arguments of `select_labels`."""
+    if isinstance(choice, LabelSplit):
+        return choice
+    given = {str(key): value for key, value in choice.items() if value is not None}
+    if "split" in given:
+        return LabelSplit.read(given["split"], images)
+    return select_labels(images, **given, classes=classes)
+
+
 def fingerprint(images: ImageSet) -> str:
     """A hash of labels and names, 16 hexadecimal digits."""
     content = hashlib.sha256(b"" if images.labels is None else images.labels.numpy().tobytes())
@@ -151,7 +162,7 @@ def _counts(labels: Tensor, classes: Sequence[str], rule: str, amount: dict[str,
     if rule == "first_percent":
         if key != "fraction":
             raise UserError("labels.rule=first_percent takes labels.fraction.")
-        return [max(1, round(value * n)) for n in available.tolist()]
+        return percent_counts(available, value)
     total = value * number if key == "per_class" else value if key == "total" else round(value * int(available.sum()))
     total = int(total)
     if total > int(available.sum()):
@@ -170,6 +181,11 @@ def _counts(labels: Tensor, classes: Sequence[str], rule: str, amount: dict[str,
         if wanted > there:
             raise UserError(f"class '{name}' has {there} images and {wanted} labels are asked for; ask for fewer.")
     return counts
+
+
+def percent_counts(available: Tensor, fraction: float) -> list[int]:
+    """A fraction of each class, rounded, at least one image (SimMatchV2's ``keep_percent``)."""
+    return [max(1, round(fraction * n)) for n in available.tolist()]
 
 
 def allocate(counts: Tensor, total: int) -> Tensor:

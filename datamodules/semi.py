@@ -1,0 +1,171 @@
+"""Labelled and unlabelled batches side by side, for semi-supervised methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+
+from selfsight.batch import Batch, SemiBatch
+from selfsight.errors import UserError
+
+from .images import ImageData, ImageSet
+from .loader import Loader
+from .module import ImageDataModule
+from .reader import RawBatch
+from .splits import LabelSplit, chosen_labels
+from .views import View
+
+
+class SemiDataModule(LightningDataModule):
+    """`SemiBatch` es: ``batch_size`` labelled and ``mu * batch_size`` unlabelled images a step.
+
+    The few labelled images come again and again in fresh orders, so that both streams last one epoch. The labels of the
+    unlabelled images, where they are known, are not handed out.
+
+    Args:
+        data: its training images have labels, most of which are hidden.
+        views: by name: ``labelled`` for the labelled images; ``weak`` and ``strong`` (and any further ones) for the
+            unlabelled ones, in this order in their batch. A mapping of `View`.
+        labels: who keeps labels: a `LabelSplit`, or the arguments of `select_labels`, or ``{"split": FILE}``.
+        mu: unlabelled images for each labelled one.
+        batch_size: labelled images per step over all processes.
+        steps_per_epoch: steps that make an epoch; None: one pass over the unlabelled images.
+        include_labelled: the labelled images are among the unlabelled ones, too (USB), or not (ImageNet lists).
+        replacement: draw every image independently (SimMatch's CIFAR loaders) instead of pass by pass.
+        num_workers, engine, seed, channels_last, compile, device, eval_batch_size: see `ImageDataModule`.
+
+    ``Batch.indices`` of a labelled batch count within the labelled images: 0 .. ``labelled_count`` - 1.
+
+    Raises:
+        UserError: no labels, a view missing, or what `select_labels` and `ImageDataModule` refuse.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        views: Mapping[str, View],
+        *,
+        labels: LabelSplit | Mapping[str, Any],
+        mu: int,
+        batch_size: int,
+        steps_per_epoch: int | None,
+        include_labelled: bool,
+        replacement: bool,
+        num_workers: int | str,
+        engine: str,
+        seed: int,
+        channels_last: bool = False,
+        compile: bool = False,
+        device: torch.device | str | None = None,
+        eval_batch_size: int = 512,
+    ) -> None:
+        super().__init__()
+        missing = [name for name in ("labelled", "weak") if name not in views]
+        if missing:
+            raise UserError(
+                f"a semi-supervised run needs the view '{missing[0]}', and views has {', '.join(views) or 'none'}: "
+                "choose views that describe labelled, weak and strong."
+            )
+        if mu < 1:
+            raise UserError(f"mu is {mu}; it has to be at least 1 unlabelled image for each labelled one.")
+        self.data, self.batch_size = data, batch_size
+        self.split = chosen_labels(data.train, labels, data.classes)
+        data.warn_of_leaks()
+        kept = data.train.select(self.split.tensor())
+        self.few = replace(data, train=kept, unlabelled=None)
+        hidden = data if include_labelled else replace(data, train=_others(data.train, self.split))
+        steps = steps_per_epoch or len(hidden.everything()) // (mu * batch_size)
+        shared: dict[str, Any] = {
+            "num_workers": num_workers, "engine": engine, "replacement": replacement, "channels_last": channels_last,
+            "compile": compile, "device": device, "eval_batch_size": eval_batch_size,
+        }  # fmt: skip
+        several = [view for name, view in views.items() if name != "labelled"]
+        if steps < 1:
+            raise UserError(
+                f"a step takes {mu} x {batch_size} unlabelled images and there are {len(hidden.everything())}: "
+                "choose a smaller batch_size, or steps_per_epoch."
+            )
+        self.labelled = ImageDataModule(
+            self.few, [views["labelled"]], batch_size=batch_size, examples=steps * batch_size, seed=2 * seed, **shared
+        )
+        self.unlabelled = ImageDataModule(
+            hidden, several, batch_size=mu * batch_size, examples=steps * mu * batch_size, seed=2 * seed + 1, **shared
+        )
+        self.steps_per_epoch = steps
+
+    @property
+    def examples(self) -> int:
+        """Labelled images per epoch."""
+        return self.labelled.examples
+
+    @property
+    def labelled_count(self) -> int:
+        return len(self.split)
+
+    def train_dataloader(self) -> SemiLoader:
+        """`SemiBatch` es for this process; with a trainer, what `on_after_batch_transfer` finishes."""
+        for part in (self.labelled, self.unlabelled):
+            part.trainer = self.trainer
+        return SemiLoader(self.labelled.train_dataloader(), self.unlabelled.train_dataloader())
+
+    def eval_dataloader(self, split: str) -> Loader:
+        """As `ImageDataModule.eval_dataloader`; ``train`` are the labelled images."""
+        self.labelled.trainer = self.trainer
+        return self.labelled.eval_dataloader(split)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if not isinstance(batch, RawSemiBatch):
+            return batch
+        return SemiBatch(self.labelled.finish(batch.labelled), _unlabelled(self.unlabelled.finish(batch.unlabelled)))
+
+
+@dataclass
+class RawSemiBatch:
+    labelled: RawBatch
+    unlabelled: RawBatch
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> RawSemiBatch:
+        return RawSemiBatch(self.labelled.to(device, non_blocking), self.unlabelled.to(device, non_blocking))
+
+
+class SemiLoader:
+    """Two loaders of equal length side by side; stopped and taken up again together."""
+
+    def __init__(self, labelled: Loader, unlabelled: Loader) -> None:
+        self.labelled, self.unlabelled = labelled, unlabelled
+
+    def __len__(self) -> int:
+        return len(self.unlabelled)
+
+    def __iter__(self) -> Iterator[SemiBatch | RawSemiBatch]:
+        for labelled, unlabelled in zip(self.labelled, self.unlabelled, strict=True):
+            if isinstance(labelled, RawBatch):
+                yield RawSemiBatch(labelled, unlabelled)
+            else:
+                yield SemiBatch(labelled, _unlabelled(unlabelled))
+
+    def state_dict(self) -> dict[str, int]:
+        return self.unlabelled.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.labelled.load_state_dict(state)
+        self.unlabelled.load_state_dict(state)
+
+    def from_epoch(self, epoch: int, batch: int = 0) -> SemiLoader:
+        """The next iteration is ``epoch``, from ``batch`` on; returns itself."""
+        self.load_state_dict({"epoch": epoch, "batch": batch})
+        return self
+
+
+def _unlabelled(batch: Batch) -> Batch:
+    return replace(batch, labels=None)
+
+
+def _others(images: ImageSet, split: LabelSplit) -> ImageSet:
+    rest = torch.ones(len(images), dtype=torch.bool)
+    rest[split.tensor()] = False
+    return images.select(rest.nonzero().flatten())
