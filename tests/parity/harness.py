@@ -34,6 +34,7 @@ class Case:
         self.file, self.name = file, name
         self.inp, self.hp, self.out = arrays["in"], arrays["hp"], arrays["out"]
         self.compared: set[str] = set()
+        self.only_informative: set[str] = set()
 
     def sibling(self, name: str) -> Case:
         """Another case of the same file (weights that several cases share)."""
@@ -65,7 +66,8 @@ class Case:
 
     def informative(self, *names: str) -> None:
         """These outputs are recorded for the reader and are no result of ours."""
-        self.compared.update(n for n in names if n in self.out)
+        self.only_informative.update(n for n in names if n in self.out)
+        self.compared |= self.only_informative
 
     def uncompared(self) -> set[str]:
         return set(self.out) - self.compared
@@ -127,14 +129,13 @@ def family(file: str, *prefixes: str) -> Callable[[Check], Check]:
     return register
 
 
-def find(file: str, name: str) -> tuple[str, Check]:
-    """Family and check of a case; an unknown family is a failure."""
-    known = [p for p in _FAMILIES.get(file, {}) if name.startswith(p)]
-    assert known, f"no check for the family of case '{name}' of {file}.npz"
-    prefix = max(known, key=len)
-    return prefix, _FAMILIES[file][prefix]
+def family_of(file: str, name: str) -> str | None:
+    """The longest registered prefix that starts a case's name."""
+    return max((p for p in _FAMILIES.get(file, {}) if name.startswith(p)), key=len, default=None)
 
 
 def run(case: Case) -> None:
-    find(case.file, case.name)[1](case)
+    prefix = family_of(case.file, case.name)
+    assert prefix is not None, f"no check for the family of case '{case.name}' of {case.file}.npz"
+    _FAMILIES[case.file][prefix](case)
     assert not case.uncompared(), f"{case.file}/{case.name}: never compared: {sorted(case.uncompared())}"

@@ -101,7 +101,7 @@ class Monitor(Callback):
             return
         weights = all(bool(torch.isfinite(p).all()) for p in pl_module.parameters())
         cause = (
-            "the weights are finite, so the loss itself overflowed: raise the temperature or use trainer.precision=32-true"
+            "the weights are finite, so the loss overflowed: raise the temperature or use trainer.precision=32-true"
             if weights
             else "the weights are not finite either: lower optimizer.lr or give schedule.lr.warmup_epochs more epochs"
         )
