@@ -29,10 +29,10 @@ class LAMB(LayerwiseOptimizer):
         params: Iterable[Any],
         lr: float,
         *,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[float, float],
+        weight_decay: float,
+        max_grad_norm: float | None,
         eps: float = 1e-6,
-        weight_decay: float = 0.0,
-        max_grad_norm: float | None = None,
         bias_correction: bool = True,
         always_adapt: bool = False,
     ) -> None:

@@ -155,10 +155,13 @@ def _fraction(k: float, n: float, ends: Ends) -> float:
 
 
 def _position(step: int, clock: Clock, per: Literal["step", "epoch"], ends: Ends) -> float:
-    """Where ``step`` stands between the start of its stretch, at 0, and the end of the run, at 1."""
+    """Where ``step`` stands between the start of its stretch, at 0, and the end of the run, at 1.
+
+    A stretch that begins only where the run ends is never walked: 0, so that its first value is what warms up.
+    """
     unit = 1 if per == "step" else clock.steps_per_epoch
     n = (clock.total_steps - clock.start) / unit
-    return _fraction(step // unit - clock.start / unit, n, ends) if n > 0 else 1.0
+    return _fraction(step // unit - clock.start / unit, n, ends) if n > 0 else 0.0
 
 
 def iterations_per_epoch(examples: int, world_size: int, batch_per_process: int) -> int:
