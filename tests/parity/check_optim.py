@@ -184,7 +184,11 @@ def spark_lamb(case: Case) -> None:
     groups = decayed_and_plain(model, plain_names=no_decay)
     options = {name: bool(case.number(name)) for name in ("always_adapt", "bias_correction") if name in case.hp}
     lamb = partial(
-        LAMB, betas=tuple(case.number("betas")), max_grad_norm=case.number("max_grad_norm"), eps=1e-6, **options
+        LAMB,
+        betas=tuple(case.number("betas")),
+        weight_decay=case.number("wd"),
+        max_grad_norm=case.number("max_grad_norm"),
+        **options,
     )
     recipe, clock = spark_recipe(case, lamb)
     optimizer = recipe.build(groups, clock)
