@@ -1,0 +1,83 @@
+"""Reconstruction of hidden cells: pixels as vectors, their normalisation, the loss, and the picture of it.
+
+Tian et al., "Designing BERT for Convolutional Networks: Sparse and Hierarchical Masked Modeling", ICLR 2023; details
+where the paper is silent follow the authors' ``pretrain/spark.py``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from selfsight.nn.precision import float32
+
+
+def patchify(images: Tensor, patch: int) -> Tensor:
+    """``[B, C, h p, w p]`` to ``[B, h w, p p C]``; within a patch rows, then columns, then channels."""
+    b, c, height, width = images.shape
+    h, w = height // patch, width // patch
+    return images.view(b, c, h, patch, w, patch).permute(0, 2, 4, 3, 5, 1).reshape(b, h * w, patch * patch * c)
+
+
+def unpatchify(patches: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """The inverse of `patchify`: ``[B, h w, p p C]`` to ``[B, C, h p, w p]``."""
+    h, w = grid
+    b = len(patches)
+    image = patches.reshape(b, h, w, patch, patch, -1).permute(0, 5, 1, 3, 2, 4)
+    return image.reshape(b, -1, h * patch, w * patch)
+
+
+class PatchStatistics(NamedTuple):
+    """Mean and standard deviation ``[B, L, 1]`` of each patch, all its pixels and channels together."""
+
+    mean: Tensor
+    std: Tensor
+
+
+def patch_statistics(patches: Tensor, eps: float = 1e-6) -> PatchStatistics:
+    """``sigma = sqrt(v + eps)`` with the unbiased variance v of the ``p p C`` entries of ``patches [B, L, p p C]``."""
+    return PatchStatistics(patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + eps).sqrt())
+
+
+def masked_patch_loss(reconstruction: Tensor, images: Tensor, active: Tensor, *, normalise: bool = True) -> Tensor:
+    """Mean squared error of the hidden cells, against pixels normalised per cell.
+
+    .. math:: \\ell = \\frac{1}{|H| + 10^{-8}} \\sum_{c \\in H} \\frac{1}{N} \\sum_{i=1}^{N}
+              \\left(y_{ci} - \\frac{x_{ci} - m_c}{\\sigma_c}\\right)^2
+
+    with H the hidden cells of the whole batch, N the entries of a cell, and m, sigma from `patch_statistics`. 0 where
+    nothing is hidden. A blank prediction scores about 1.
+
+    Args:
+        reconstruction: y, ``[B, C, h p, w p]``, not normalised.
+        images: x, the unmasked input, same shape.
+        active: bool ``[B, 1, h, w]``, True where visible.
+        normalise: False compares with the pixels themselves.
+    """
+    patch = images.shape[-1] // active.shape[-1]
+    target = patchify(float32(images), patch)  # [B, L, N]
+    if normalise:
+        mean, std = patch_statistics(target)
+        target = (target - mean) / std
+    error = (patchify(float32(reconstruction), patch) - target).square().mean(dim=2)  # [B, L]
+    hidden = (~active).flatten(1).to(error.dtype)  # [B, L]
+    return (error * hidden).sum() / (hidden.sum() + 1e-8)
+
+
+def fill_hidden(reconstruction: Tensor, images: Tensor, active: Tensor, *, normalised: bool = True) -> Tensor:
+    """The picture of a reconstruction: ``images`` in visible cells, the prediction in hidden ones.
+
+    A prediction of normalised pixels is given the true mean and contrast of its cell, which it does not know itself.
+
+    Args:
+        reconstruction, images: ``[B, C, h p, w p]``. active: bool ``[B, 1, h, w]``.
+    """
+    patch = images.shape[-1] // active.shape[-1]
+    true, predicted = patchify(images, patch), patchify(reconstruction, patch)
+    if normalised:
+        mean, std = patch_statistics(true)
+        predicted = predicted * std + mean
+    filled = torch.where(active.flatten(2).transpose(1, 2), true, predicted)  # [B, L, N]
+    return unpatchify(filled, (active.shape[-2], active.shape[-1]), patch)
