@@ -152,7 +152,7 @@ def pixpro_optimizer(case: Case) -> None:
         case.compare(f"p.{n}", np.stack([after[n] for after in got]), 1e-12)
 
 
-@family("rotation", "sgd_nesterov_3steps")
+@family("rotation", "sgd_nesterov_")
 def rotation_sgd(case: Case) -> None:
     weight = case.tensor("weight")
     model = nn.Linear(weight.shape[1], weight.shape[0]).double()
