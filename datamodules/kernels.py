@@ -64,10 +64,8 @@ def cubic_taps(start: Tensor, length: Tensor, size: int, n: int, interpolation: 
 def selection_matrix(start: Tensor, size: int, n: int, padding_mode: str) -> Tensor:
     """Weights ``[B, size, n]`` that copy ``size`` pixels from ``start`` on; outside, zeros or the mirrored source."""
     place = start[:, None] + torch.arange(size, device=start.device, dtype=start.dtype)
-    if padding_mode == "reflect" and n > 1:
-        period = 2 * (n - 1)
-        place = torch.remainder(place, period)
-        place = torch.minimum(place, period - place)
+    if padding_mode == "reflect":
+        place = _mirrored(place, n)
     pixel = torch.arange(n, device=start.device, dtype=start.dtype)
     return (place[..., None] == pixel).to(start.dtype)
 
@@ -75,22 +73,37 @@ def selection_matrix(start: Tensor, size: int, n: int, padding_mode: str) -> Ten
 def blur_matrix(sigma: Tensor, n: int, kernel: str, radius: int) -> Tensor:
     """Weights ``[B, n, n]`` of a blur with standard deviation ``sigma`` ``[B]`` in pixels; the identity for sigma 0.
 
-    ``gaussian`` and ``simclr`` cut the kernel at ``radius``; beyond the border ``gaussian`` mirrors the image,
-    ``simclr`` sees zeros, ``pillow`` repeats the last pixel.
+    ``gaussian`` and ``simclr`` cut the kernel at ``radius``; beyond the border ``gaussian`` mirrors the image and
+    ``simclr`` sees zeros. ``pillow`` is three box filters in a row, each of which repeats the last pixel.
     """
-    pixel = torch.arange(n, device=sigma.device, dtype=sigma.dtype)
-    offset = torch.arange(-radius, radius + 1, device=sigma.device, dtype=sigma.dtype)
-    taps = _triple_box(offset, sigma) if kernel == "pillow" else _gaussian(offset, sigma)
-    place = pixel[:, None] + offset
-    if kernel == "gaussian":
-        period = max(2 * (n - 1), 1)
-        place = torch.remainder(place, period)
-        place = torch.minimum(place, period - place)
-    elif kernel == "pillow":
+    if kernel == "pillow":
+        box = _folded(_box(_offsets(radius // 3, sigma), sigma), n, "replicate")
+        return box @ box @ box
+    taps = _gaussian(_offsets(radius, sigma), sigma)
+    return _folded(taps, n, "reflect" if kernel == "gaussian" else "zeros")
+
+
+def _offsets(radius: int, like: Tensor) -> Tensor:
+    return torch.arange(-radius, radius + 1, device=like.device, dtype=like.dtype)
+
+
+def _folded(taps: Tensor, n: int, border: str) -> Tensor:
+    """Kernels ``[B, taps]`` as matrices ``[B, n, n]``; taps beyond a border go to the pixels that are repeated there."""
+    pixel = torch.arange(n, device=taps.device, dtype=taps.dtype)
+    place = pixel[:, None] + _offsets(taps.shape[1] // 2, taps)
+    if border == "reflect":
+        place = _mirrored(place, n)
+    elif border == "replicate":
         place = place.clamp(0, n - 1)
-    # beyond a border the image repeats itself, so those taps add to the weights of the pixels they repeat
-    fold = (place[..., None] == pixel).to(sigma.dtype)
+    fold = (place[..., None] == pixel).to(taps.dtype)
     return torch.einsum("bt,itj->bij", taps, fold)
+
+
+def _mirrored(place: Tensor, n: int) -> Tensor:
+    """Positions outside 0 .. n - 1 as those that a mirror at the first or last pixel shows there."""
+    period = max(2 * (n - 1), 1)
+    place = torch.remainder(place, period)
+    return torch.minimum(place, period - place) if n > 1 else place
 
 
 def _triangle(x: Tensor) -> Tensor:
@@ -112,21 +125,14 @@ def _gaussian(offset: Tensor, sigma: Tensor) -> Tensor:
     return weight / weight.sum(-1, keepdim=True)
 
 
-def _triple_box(offset: Tensor, sigma: Tensor) -> Tensor:
-    """``[B, taps]``: three box filters in a row with the variance of a Gaussian (Gwosdek et al. 2011; Pillow)."""
+def _box(offset: Tensor, sigma: Tensor) -> Tensor:
+    """``[B, taps]``: the box, with fractional ends, of a third of the variance (Gwosdek et al. 2011; Pillow)."""
     variance = sigma[:, None] ** 2 / 3
     whole = ((torch.sqrt(12 * variance + 1) - 1) / 2).floor()
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
     reach = offset.abs()
-    box = torch.where(reach <= whole, 1.0, torch.where(reach <= whole + 1, part, 0.0)) / (2 * (whole + part) + 1)
-    return _convolve(_convolve(box, box), box)
-
-
-def _convolve(a: Tensor, b: Tensor) -> Tensor:
-    """Convolution of each row with its own kernel, same length: ``[B, taps]``."""
-    taps, reach = a.shape[-1], a.shape[-1] // 2
-    padded = torch.nn.functional.pad(a, (reach, reach))
-    return torch.einsum("btk,bk->bt", padded.unfold(-1, taps, 1), b.flip(-1))
+    box = torch.where(reach <= whole, 1.0, torch.where(reach <= whole + 1, part, 0.0))
+    return box / (2 * (whole + part) + 1)
 
 
 def pillow_radius(sigma: float) -> int:

@@ -29,7 +29,7 @@ def apply_policy(images: Tensor, operations: Tensor, values: Tensor) -> Tensor:
     """
     levels = (images.float() * 255).round().clamp(0, 255)
     for step in range(operations.shape[1]):
-        levels = operate(levels, operations[:, step], values[:, step])
+        levels = operate(levels, operations[:, step], values[:, step].float())
     return (levels / 255).to(images.dtype)
 
 
@@ -99,8 +99,11 @@ def _look_up(levels: Tensor, operation: Tensor, value: Tensor) -> Tensor:
 
 
 def _stretched(table: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
-    scale = 255 / (highest - lowest).clamp(min=1)
-    return torch.where(highest > lowest, torch.trunc(table * scale - lowest * scale).clamp(0, 255), table)
+    # Pillow's own expression in double precision: its rounding decides levels that should come out whole
+    wide = table.dtype if table.device.type == "mps" else torch.float64
+    scale = 255 / (highest - lowest).clamp(min=1).to(wide)
+    spread = torch.trunc(table.to(wide) * scale + -lowest.to(wide) * scale).clamp(0, 255)
+    return torch.where(highest > lowest, spread.to(table.dtype), table)
 
 
 def _equalized(table: Tensor, indices: Tensor, highest: Tensor) -> Tensor:

@@ -51,13 +51,15 @@ class View:
     """One kind of view, drawn ``count`` times from each image. The defaults leave an image as evaluation sees it.
 
     Attributes:
-        size: side of the square view in pixels.
+        size: side of the square view in pixels; below 1 it is a share of ``image_size``, and becomes pixels.
+        image_size: what shares refer to.
         count: how many such views of one image.
         crop: one of `CROPS`.
         scale: smallest and largest area of the crop as a share of the image (``resized*``).
         ratio: smallest and largest width / height of the crop (``resized*``).
         min_object_covered: smallest area that ``resized_simclr`` accepts, as a share of the image.
-        padding, padding_mode: pixels added on each side before a ``padded`` crop, ``zeros`` or ``reflect``.
+        padding, padding_mode: pixels (or a share of ``size``, which becomes pixels) added on each side before a
+            ``padded`` crop; ``zeros`` or ``reflect``.
         crop_fraction: share of the shorter side that a ``center*`` crop keeps.
         interpolation: one of `INTERPOLATIONS`.
         hflip, vflip: probability of a flip.
@@ -69,8 +71,8 @@ class View:
         blur: probability of a blur.
         blur_sigma: smallest and largest standard deviation in pixels (Pillow's radius).
         blur_kernel: one of `BLURS`.
-        blur_taps: width of the kernel in pixels, odd; by default a tenth of ``size`` (SimCLR's rule). Pillow's blur
-            knows no such width.
+        blur_taps: width of the kernel in pixels, odd. By default a ``simclr`` kernel spans a tenth of ``size``, a
+            ``gaussian`` one four times the largest sigma each way. Pillow's blur knows no such width.
         blur_per: ``image`` draws sigma for each image, ``batch`` once for a batch, as SimCLR's code does.
         solarize: probability that values from ``solarize_threshold`` (of 255) on are inverted.
         policy: one of `policies.POLICIES`, or None.
@@ -85,11 +87,12 @@ class View:
 
     size: int
     count: int = 1
+    image_size: int | None = None
     crop: str = "center"
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     min_object_covered: float = 0.1
-    padding: int = 4
+    padding: int = 0
     padding_mode: str = "zeros"
     crop_fraction: float = 1.0
     interpolation: str = "bilinear"
@@ -120,8 +123,16 @@ class View:
             value = getattr(self, field.name)
             if isinstance(value, Iterable) and not isinstance(value, str):
                 object.__setattr__(self, field.name, tuple(value))
+        self._to_pixels("size", self.image_size)
+        self._to_pixels("padding", self.size)
         self._check_names()
         self._check_numbers()
+
+    def _to_pixels(self, name: str, whole: int | None) -> None:
+        value = getattr(self, name)
+        if _number(value) and 0 < value < 1:
+            _require(_whole(whole), name, value, "is a share; give image_size, too, or a whole number of pixels")
+            object.__setattr__(self, name, max(round(value * (whole or 1)), 1))
 
     def _check_names(self) -> None:
         choices: dict[str, Iterable[str]] = {
@@ -187,8 +198,11 @@ class View:
 
     @property
     def taps(self) -> int:
-        """Width of the blur kernel in pixels; a tenth of the size made odd unless the view says otherwise."""
-        return self.blur_taps or 2 * (self.size // 10 // 2) + 1
+        """Width of the blur kernel in pixels."""
+        if self.blur_taps is not None:
+            return self.blur_taps
+        reach = self.size // 10 // 2 if self.blur_kernel == "simclr" else math.ceil(4 * self.blur_sigma[1])
+        return 2 * reach + 1
 
     @cached_property
     def columns(self) -> dict[str, slice]:
