@@ -120,7 +120,7 @@ def _end_at_the_map(net: nn.Module) -> None:
 
     They belong to the classifier they were designed with, and would go untrained wherever a method reads the map.
     """
-    for layer in ("conv_head", "norm_head", "act2", "pre_logits"):
+    for layer in ("in_conv", "conv_head", "norm_head", "act2", "pre_classifier", "pre_logits"):
         if hasattr(net, layer):
             setattr(net, layer, nn.Identity())
     if hasattr(net, "head"):

@@ -269,7 +269,7 @@ def _stem(stem: str, in_chans: int, channels: int, *, deep: bool, norm_layer: No
     return nn.Sequential(*first, *second, conv(half, channels, 3))
 
 
-_DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
@@ -279,11 +279,11 @@ _DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, in
 }
 
 _INPUT = {"input_size": (3, 224, 224), "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "interpolation": "bicubic"}
-default_cfgs = generate_default_cfgs({f"simclr_resnet{depth}": {**_INPUT, "first_conv": "conv1"} for depth in _DEPTHS})
+default_cfgs = generate_default_cfgs({f"simclr_resnet{depth}": {**_INPUT, "first_conv": "conv1"} for depth in DEPTHS})
 
 
 def _build(depth: int, pretrained: bool, stem: str, **kwargs: Any) -> SimCLRResNet:
-    block, layers = _DEPTHS[depth]
+    block, layers = DEPTHS[depth]
     name = f"simclr_resnet{depth}"
     net: SimCLRResNet = build_model_with_cfg(
         SimCLRResNet, name, pretrained, block=block, layers=layers, stem=stem, **kwargs

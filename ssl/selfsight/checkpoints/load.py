@@ -1,0 +1,89 @@
+"""A trained backbone, back in two lines:
+
+import selfsight
+backbone = selfsight.load("runs/simclrv2-digits-1")
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from selfsight.checkpoints.export import DESCRIPTION, WEIGHTS
+from selfsight.errors import UserError
+
+
+def load(path: str | Path) -> nn.Module:
+    """The backbone of a run folder, frozen and in eval mode, on the CPU.
+
+    Args:
+        path: a folder with ``backbone.safetensors`` and ``backbone.json``, or one of these files.
+    Returns:
+        The network, timm's interface; ``net.spec`` is the description (``image_size``, ``mean``, ``std``, ``method``).
+
+    Raises:
+        UserError: a file is missing, cannot be read, or holds the weights of another network.
+    """
+    from selfsight.backbones.registry import create
+
+    weights_file, spec = describe(path)
+    arguments = {k: v for k, v in spec["backbone"].items() if not k.startswith("_")}
+    net = create(**{**arguments, "pretrained": False})
+    weights = _read(weights_file)
+    _check(weights, net.state_dict(), weights_file, arguments["name"])
+    dtype = next((v.dtype for v in weights.values() if v.is_floating_point()), None)
+    net.to(dtype).load_state_dict(weights)
+    net.spec = spec  # type: ignore[assignment]
+    return net.eval().requires_grad_(False)
+
+
+def describe(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Path of the weights at ``path``, and what ``backbone.json`` says about them.
+
+    Raises:
+        UserError: a file is missing, or the description cannot be read.
+    """
+    path = Path(path).expanduser()
+    folder = path if path.is_dir() else path.parent
+    weights, description = folder / WEIGHTS, folder / DESCRIPTION
+    if path.suffix == ".safetensors":
+        weights, description = path, path.with_suffix(".json")
+    elif path.suffix == ".json":
+        weights, description = path.with_suffix(".safetensors"), path
+    for file in (weights, description):
+        if not file.is_file():
+            hint = " (the run has not come to its end)" if (folder / "config.yaml").is_file() else ""
+            raise UserError(
+                f"There is no '{file}'{hint}; a finished run has {WEIGHTS} and {DESCRIPTION} in its folder."
+            )
+    try:
+        spec = json.loads(description.read_text())
+        spec["backbone"]["name"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f'\'{description}\' does not describe a backbone: it has to be JSON with "backbone": {{"name": ...}}.'
+        ) from None
+    return weights, spec
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"'{file}' cannot be read as safetensors ({error}); copy or export it again.") from None
+
+
+def _check(weights: dict[str, Tensor], wanted: dict[str, Tensor], file: Path, name: str) -> None:
+    missing, over = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    other = [k for k in wanted.keys() & weights.keys() if wanted[k].shape != weights[k].shape]
+    if wrong := [*missing, *over, *sorted(other)]:
+        raise UserError(
+            f"'{file}' holds another network than the '{name}' its description names: {len(missing)} tensors are "
+            f"missing, {len(over)} left over and {len(other)} of another shape, '{wrong[0]}' for one."
+        )

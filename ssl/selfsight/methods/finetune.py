@@ -1,0 +1,127 @@
+"""Fine-tuning on few labels, the second step of SimCLRv2.
+
+The projection head is not thrown away: a zero-initialised classifier is put on one of its layers, and everything below
+is trained with a small learning rate. With the head's first layer kept, few labels go further than from the backbone's
+output, the more so the larger the network.
+
+    Chen, Kornblith, Swersky, Norouzi, Hinton: Big Self-Supervised Models are Strong Semi-Supervised Learners.
+    NeurIPS 2020, arXiv 2006.10029, section 2. Code: google-research/simclr, model.py and tf2/model.py.
+
+The authors' two implementations differ in whether kept layers of the head are trained; ``freeze_projector`` chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfsight.batch import Batch
+from selfsight.errors import UserError
+from selfsight.methods.base import Method
+from selfsight.nn.simclr_head import ProjectionHead
+from selfsight.optim import l2_penalty
+from selfsight.optim.groups import ParamGroup, decayed_and_plain
+
+
+class FineTune(Method):
+    """
+    Args:
+        projector: the head the backbone was pretrained with, or None.
+        layer: of the head's outputs; 0 is the backbone's, 1 the paper's choice for few labels.
+        freeze_projector: kept layers of the head pass gradients on but stay as they are (TensorFlow 1 code); otherwise
+            they are trained (TensorFlow 2 code).
+        freeze_after: -1 trains the whole backbone; b leaves the stem and the first b stages as they are, 4 all of it.
+        frozen_statistics: BatchNorm of frozen stages keeps its statistics (TensorFlow 2 code); False lets them follow
+            the new images (TensorFlow 1 code). Those of a wholly frozen backbone always stay.
+        classifier_decay: L2 on the classifier's kernel, as a term of the loss; the optimiser does not decay it.
+
+    Raises:
+        UserError: the head has no such layer, or the backbone no such stage.
+    """
+
+    n_views = (1, 1)
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        projector: ProjectionHead | None,
+        layer: int,
+        num_classes: int,
+        freeze_projector: bool,
+        freeze_after: int,
+        frozen_statistics: bool,
+        classifier_decay: float,
+    ) -> None:
+        super().__init__(backbone)
+        depth = 0 if projector is None else len(projector)
+        if not 0 <= layer <= depth:
+            raise UserError(
+                f"Fine-tuning from layer {layer} of the projection head was asked for, and this network's head has "
+                f"{depth} layers: give a number from 0 (the backbone's output) to {depth}."
+            )
+        self.projector, self.layer, self.classifier_decay = projector, layer, classifier_decay
+        width: int = backbone.num_features  # type: ignore[assignment]
+        if projector is not None:
+            width = projector.widths[layer]
+            projector.requires_grad_(not freeze_projector)
+            for unused in list(projector)[layer:]:
+                unused.requires_grad_(False)
+        self.classifier = nn.Linear(width, num_classes)
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+        frozen = first_stages(backbone, freeze_after)
+        for module in frozen:
+            module.requires_grad_(False)
+        self._kept = frozen if frozen_statistics or frozen == [backbone] else []
+
+    def train(self, mode: bool = True) -> FineTune:
+        super().train(mode)
+        for module in self._kept:
+            module.eval()
+        return self
+
+    def selected(self, x: Tensor) -> Tensor:
+        """What the classifier sees: images ``[B, 3, H, W] -> [B, D]``."""
+        h = self.backbone(x)
+        return h if self.projector is None else self.projector.outputs(h)[self.layer]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[B, K]``."""
+        return self.classifier(self.selected(x))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
+        assert batch.labels is not None, "fine-tuning needs labels"
+        logits = self(batch.views[0])  # [B, K]
+        loss = F.cross_entropy(logits, batch.labels) + l2_penalty([self.classifier.weight], self.classifier_decay)
+        accuracy = (logits.detach().argmax(1) == batch.labels).float().mean()
+        return {"loss": loss, "train_accuracy": accuracy}
+
+    def param_groups(self) -> list[ParamGroup]:
+        return decayed_and_plain(self, plain_names=("classifier.",))
+
+
+def first_stages(backbone: nn.Module, number: int) -> list[nn.Module]:
+    """Modules before stage ``number + 1``: nothing for -1, the stem for 0, everything for the number of stages.
+
+    Raises:
+        UserError: the backbone has fewer stages.
+    """
+    if number < 0:
+        return []
+    info: list[dict[str, Any]] = backbone.feature_info  # type: ignore[assignment]
+    stages = [str(stage["module"]) for stage in info[-4:]]
+    if number > len(stages):
+        raise UserError(f"Freezing {number} stages was asked for; this backbone has {len(stages)}.")
+    if number == len(stages):
+        return [backbone]
+    before = []
+    for name, module in backbone.named_modules():
+        if name == stages[number]:
+            break
+        if name and not stages[number].startswith(f"{name}."):
+            before.append(module)
+    return before

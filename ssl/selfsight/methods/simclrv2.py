@@ -1,0 +1,109 @@
+"""SimCLR and SimCLRv2: views of one image attract each other, views of different images repel each other.
+
+Two random views of every image pass one network and a projection head; the loss asks of each projection to find the
+other view of its image among all others in the batch. What augmentation changes is thereby unlearned, what it keeps
+stays. SimCLRv2 makes the network larger and the head deeper, so that fine-tuning can start from inside it.
+
+    Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual Representations. ICML 2020,
+    arXiv 2002.05709.
+    Chen, Kornblith, Swersky, Norouzi, Hinton: Big Self-Supervised Models are Strong Semi-Supervised Learners. NeurIPS
+    2020, arXiv 2006.10029. Code: google-research/simclr, objective.py and model_util.py.
+
+Where paper and code differ, the code is followed: the loss is the sum of both views' means, twice the paper's
+(``reduction``), and there is no memory (``memory`` adds the paper's: keys of a moving average as further negatives).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfsight.batch import Batch
+from selfsight.losses.ntxent import contrast_accuracy, contrast_entropy, cross_view_logits, ntxent, unit
+from selfsight.methods.base import Method
+from selfsight.nn.distributed import gather_without_grad
+from selfsight.nn.ema import EMATeacher
+from selfsight.nn.queue import Queue
+from selfsight.nn.simclr_head import ProjectionHead
+from selfsight.optim import l2_penalty
+from selfsight.optim.groups import ParamGroup, decayed_and_plain
+
+
+class SimCLRv2(Method):
+    """
+    Args:
+        temperature: tau; 0.1 for ImageNet, 0.5 or 0.2 for CIFAR-10 (authors' README; their issue 166).
+        projection_dim, projection_layers: of the head g; 128 and 3 in SimCLRv2, 128 and 2 in SimCLR.
+        reduction: ``sum_of_means`` (code) or ``mean_2n`` (paper); see `ntxent`.
+        chunk_size: anchors handled at a time in the loss, or null for all of them.
+        memory: number of keys remembered from earlier batches; 0 for none.
+        memory_momentum: of the average network that makes the keys; 0.999 in the paper.
+        online_classes: above 0 trains a linear classifier of that many classes on the detached features along the way,
+            with the same optimiser (tf2/model.py). The backbone does not notice it.
+        classifier_decay: L2 on that classifier's kernel, as a term of the loss.
+    """
+
+    n_views = (2, 2)
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        temperature: float,
+        projection_dim: int,
+        projection_layers: int,
+        reduction: str,
+        chunk_size: int | None,
+        memory: int,
+        memory_momentum: float,
+        online_classes: int,
+        classifier_decay: float,
+    ) -> None:
+        super().__init__(backbone)
+        self.temperature, self.classifier_decay = temperature, classifier_decay
+        self.loss_options: dict[str, Any] = {"reduction": reduction, "chunk_size": chunk_size}
+        width: int = backbone.num_features  # type: ignore[assignment]
+        self.projector = ProjectionHead(width, projection_dim, projection_layers)
+        self.average = EMATeacher(nn.Sequential(backbone, self.projector), memory_momentum, "keep") if memory else None
+        self.memory = Queue(memory, projection_dim, unit=True) if memory else None
+        self.classifier = nn.Linear(width, online_classes) if online_classes else None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
+        x = torch.cat(batch.views)  # [2B, 3, H, W]: one pass, so that BatchNorm sees both views
+        h = self.backbone(x)  # [2B, D]
+        z1, z2 = self.projector(h).chunk(2)  # [B, d] each
+        negatives = None if self.memory is None else self.memory.rows()  # [K, d]
+        loss = ntxent(z1, z2, temperature=self.temperature, memory=negatives, **self.loss_options)
+        self.remember(x)
+
+        logits, labels = cross_view_logits(z1, z2, temperature=self.temperature)  # [B, N]
+        monitors = {
+            "contrast_accuracy": contrast_accuracy(logits, labels),
+            "contrast_entropy": contrast_entropy(logits),
+        }
+        if self.classifier is not None and batch.labels is not None:
+            answers, truth = self.classifier(h.detach()), batch.labels.repeat(2)  # [2B, C], [2B]
+            loss = loss + F.cross_entropy(answers, truth) + l2_penalty([self.classifier.weight], self.classifier_decay)
+            monitors["online_accuracy"] = (answers.detach().argmax(1) == truth).float().mean()
+        return {"loss": loss, **monitors}
+
+    @torch.no_grad()
+    def remember(self, x: Tensor) -> None:
+        """Move the average network and put its keys for ``x [2B, 3, H, W]`` of all processes into the memory."""
+        if self.memory is not None and self.average is not None:
+            self.average.update(nn.Sequential(self.backbone, self.projector))
+            self.memory.push(gather_without_grad(unit(self.average(x).float())))
+
+    def chance_loss(self) -> float:
+        """All projections agree, or none does more than by chance: 2 ln(2N - 1) for N images on all processes."""
+        candidates = 2 * self.clock.batch_size - 1 + (0 if self.memory is None else len(self.memory))
+        return (2 if self.loss_options["reduction"] == "sum_of_means" else 1) * math.log(candidates)
+
+    def param_groups(self) -> list[ParamGroup]:
+        """The online classifier is neither decayed nor layer-adapted by the optimiser (lars_optimizer.py)."""
+        return decayed_and_plain(self, plain_names=("classifier.",))
