@@ -1,0 +1,126 @@
+"""DeepCluster-v2: at the start of every epoch images are clustered, during it every crop predicts its image's cluster.
+
+The embeddings of the last epoch are grouped by k-means on the sphere, several times with other starts; the centroids
+become the prototypes of as many heads, which are not trained. All crops of an image, large and small, are to be
+assigned to its cluster in every head.
+
+    Caron, Misra, Mairal, Goyal, Bojanowski, Joulin: Unsupervised Learning of Visual Features by Contrasting Cluster
+    Assignments. NeurIPS 2020, arXiv:2006.09882, appendix D. Code: facebookresearch/swav, main_deepclusterv2.py.
+
+Deviations: the authors fill the memory in a pass over the data before training; here the first epoch does, with a loss
+of 0, so that one epoch more is needed. Every process holds the memory of all, and clusters its share of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfsight.batch import Batch
+from selfsight.errors import UserError
+from selfsight.losses.deepclusterv2 import UNASSIGNED, cluster_prediction, spherical_kmeans
+from selfsight.methods.base import Method
+from selfsight.methods.swav import projection_head
+from selfsight.nn.distributed import all_reduce_sum, gather_without_grad, rank, world_size
+from selfsight.nn.multicrop import multi_crop
+from selfsight.nn.precision import float32
+from selfsight.nn.prototypes import Prototypes
+from selfsight.optim.groups import ParamGroup, everything
+
+
+class DeepClusterV2(Method):
+    """
+    Args:
+        hidden_dim, dim: of the projection head, D the width of embeddings.
+        num_prototypes: K of each of H heads.
+        temperature: tau of the predictions.
+        crops_for_assign: A, positions of the views whose embeddings are remembered; head h clusters the (h mod |A|)-th.
+        kmeans_iterations: rounds of k-means at the start of an epoch.
+        num_images: N, images of the data set.
+
+    Attributes:
+        memory ``[|A|, N, D]``: last embedding of each image. known ``[N]``: whether there is one.
+        clusters ``[H, N]``: cluster of each image, `UNASSIGNED` where it has none.
+    """
+
+    n_views = (2, None)
+    memory: Tensor
+    known: Tensor
+    clusters: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        hidden_dim: int,
+        dim: int,
+        num_prototypes: Sequence[int],
+        temperature: float,
+        crops_for_assign: Sequence[int],
+        kmeans_iterations: int,
+        num_images: int,
+    ) -> None:
+        super().__init__(backbone)
+        if max(num_prototypes) > num_images:
+            raise UserError(
+                f"DeepCluster-v2 was given heads of {list(num_prototypes)} prototypes and {num_images} images; "
+                "clusters cannot be more than images, set method.num_prototypes."
+            )
+        self.projector = projection_head(backbone, hidden_dim, dim)
+        heads = nn.ModuleList(Prototypes(dim, K).requires_grad_(False) for K in num_prototypes)
+        self.prototypes = cast("list[Prototypes]", heads)
+        self.temperature, self.A, self.kmeans_iterations = temperature, list(crops_for_assign), kmeans_iterations
+        self.register_buffer("memory", torch.zeros(len(self.A), num_images, dim))
+        self.register_buffer("known", torch.zeros(num_images, dtype=torch.bool))
+        self.register_buffer("clusters", torch.full((len(heads), num_images), UNASSIGNED))
+        self._clustered_in: int | None = None
+        self._ddp_params_and_buffers_to_ignore = ["memory", "known", "clusters"]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
+        if self.step and self.step % self.clock.steps_per_epoch == 0 and self._clustered_in != self.epoch:
+            self.cluster()
+        h = multi_crop(self.backbone, batch.views)  # [M B, F]
+        z = F.normalize(float32(self.projector(h)), dim=1)  # [M B, D]
+        scores = [C(z) for C in self.prototypes]  # [M B, K_h] each
+        loss = cluster_prediction(scores, self.clusters[:, batch.indices], temperature=self.temperature)
+        self.remember(z.detach().unflatten(0, (len(batch.views), -1))[self.A], batch.indices)
+        return {"loss": loss}
+
+    @torch.no_grad()
+    def cluster(self) -> None:
+        """New centroids and clusters from the memory; where k-means starts follows from the epoch."""
+        known = self.known.nonzero().squeeze(1)
+        own = known.tensor_split(world_size())[rank()]
+        draws = torch.Generator().manual_seed(self.epoch)
+        for h, C in enumerate(self.prototypes):
+            bank = self.memory[h % len(self.A)]
+            start = known[torch.randperm(len(known), generator=draws)[: len(C.weight)].to(known.device)]
+            if len(start) < len(C.weight):
+                raise UserError(
+                    f"DeepCluster-v2 was to find {len(C.weight)} clusters among {len(known)} images seen in the last "
+                    "epoch; take fewer prototypes or longer epochs."
+                )
+            centroids, nearest = spherical_kmeans(bank[own], bank[start], self.kmeans_iterations)
+            C.weight.copy_(centroids)
+            found = torch.zeros_like(self.clusters[h])
+            found[own] = nearest - UNASSIGNED
+            self.clusters[h] = all_reduce_sum(found) + UNASSIGNED
+        self._clustered_in = self.epoch
+
+    @torch.no_grad()
+    def remember(self, z: Tensor, indices: Tensor) -> None:
+        """Embeddings ``[|A|, B, D]`` of the images ``indices [B]`` of every process."""
+        index = gather_without_grad(indices)
+        self.memory[:, index] = gather_without_grad(z.transpose(0, 1)).transpose(0, 1).to(self.memory.dtype)
+        self.known[index] = True
+
+    def chance_loss(self) -> float:
+        return sum(math.log(len(C.weight)) for C in self.prototypes) / len(self.prototypes)
+
+    def param_groups(self) -> list[ParamGroup]:
+        return everything(self)

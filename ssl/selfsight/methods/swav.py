@@ -1,0 +1,176 @@
+"""SwAV: an image is told by the cluster its other view belongs to.
+
+Views are compared with K learnt prototypes. A batch of global views is shared evenly among the prototypes by the
+Sinkhorn-Knopp algorithm, which gives every image a code; each other view of that image, small crops included, has to
+predict it. For batches small beside K, embeddings of earlier batches take part in the sharing.
+
+    Caron, Misra, Mairal, Goyal, Bojanowski, Joulin: Unsupervised Learning of Visual Features by Contrasting Cluster
+    Assignments. NeurIPS 2020, arXiv:2006.09882. Code: facebookresearch/swav.
+
+Follows the code where the paper differs: the loss averages over pairs of views (the paper adds), prototypes are
+normalised before the forward (the paper: after the update), and all parameters form one group, biases and BatchNorm
+included. Deviations: Sinkhorn on logarithms, which is equal and cannot overflow; every process holds the whole queue
+and enters its share of it, where the authors' processes hold different queues: the codes are the same, and one
+checkpoint serves any number of processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfsight.batch import Batch
+from selfsight.errors import UserError
+from selfsight.losses.swav import sinkhorn, swapped_prediction
+from selfsight.methods.base import Method
+from selfsight.nn.distributed import all_reduce_sum, gather_without_grad, rank, world_size
+from selfsight.nn.heads import mlp
+from selfsight.nn.multicrop import multi_crop
+from selfsight.nn.precision import float32
+from selfsight.nn.prototypes import Prototypes
+from selfsight.nn.queue import Queue
+from selfsight.nn.queue import queue_length as rounded_length
+from selfsight.optim.groups import ParamGroup, everything
+
+#: what the running share of samples per prototype keeps at each step
+USAGE_MOMENTUM = 0.99
+
+
+class SwAV(Method):
+    """
+    Args:
+        hidden_dim: width of the projection head's hidden layer; 0 makes the head a single linear layer.
+        dim: D of the embeddings. num_prototypes: K.
+        temperature: tau of the predictions.
+        epsilon, sinkhorn_iterations: see `sinkhorn`. hard_codes: the nearest one-hot vector in place of each code.
+        crops_for_assign: A, positions of the views whose codes are predicted: the global ones.
+        freeze_prototypes_steps: first optimiser steps in which prototypes do not move.
+        queue_length: embeddings kept per entry of A, over all processes, cut to whole batches; 0 leaves the queue out.
+        queue_start_epoch: first epoch (from 0) that fills the queue; it is used once it is full.
+        batch_size: images per step over all processes.
+
+    Attributes:
+        queues: one `Queue` of unit embeddings for each entry of A.
+        usage ``[K]``: running share of global views each prototype is the nearest of; for the monitors.
+    """
+
+    n_views = (2, None)
+    usage: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        hidden_dim: int,
+        dim: int,
+        num_prototypes: int,
+        temperature: float,
+        epsilon: float,
+        sinkhorn_iterations: int,
+        hard_codes: bool,
+        crops_for_assign: Sequence[int],
+        freeze_prototypes_steps: int,
+        queue_length: int,
+        queue_start_epoch: int,
+        batch_size: int,
+    ) -> None:
+        super().__init__(backbone)
+        if num_prototypes < 2:
+            raise UserError(
+                f"SwAV was given num_prototypes={num_prototypes}; it needs at least 2, the paper takes 3000."
+            )
+        self.projector = projection_head(backbone, hidden_dim, dim)
+        self.prototypes = Prototypes(dim, num_prototypes)
+        self.temperature, self.epsilon, self.iterations = temperature, epsilon, sinkhorn_iterations
+        self.hard_codes, self.A = hard_codes, list(crops_for_assign)
+        self.freeze_prototypes_steps, self.queue_start_epoch = freeze_prototypes_steps, queue_start_epoch
+        length, _ = rounded_length(queue_length, batch_size, 1)
+        if queue_length and not length:
+            raise UserError(
+                f"SwAV's queue_length {queue_length} is less than one batch of {batch_size}; give a multiple of the "
+                "batch, or 0 for no queue."
+            )
+        self.queues = cast("list[Queue]", nn.ModuleList(Queue(length, dim) for _ in self.A if length))
+        self.register_buffer("usage", torch.full((num_prototypes,), 1 / num_prototypes))
+        # Every process keeps the same rows; DDP need not send them from the first one at each step.
+        self._ddp_params_and_buffers_to_ignore = [f"queues.{i}.data" for i in range(len(self.queues))]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
+        self.check_assignable(batch)
+        self.prototypes.normalise()
+        z = self.embed(multi_crop(self.backbone, batch.views))  # [M B, D]
+        z = z.unflatten(0, (len(batch.views), -1))  # [M, B, D]
+        scores = self.prototypes(z)  # [M, B, K]
+        queue_used = torch.full_like(self.usage[0], float(self.queue_in_use))
+        codes = self.codes(z.detach(), scores.detach())  # [|A|, B, K]
+        loss = swapped_prediction(scores, codes, self.A, temperature=self.temperature)
+        return {"loss": loss, "queue_used": queue_used, **self.monitors(scores.detach(), codes)}
+
+    def embed(self, h: Tensor) -> Tensor:
+        """Features ``[M B, F]`` of all crops to unit embeddings ``[M B, D]``; BatchNorm sees all crops together."""
+        return F.normalize(float32(self.projector(h)), dim=1)
+
+    @torch.no_grad()
+    def codes(self, z: Tensor, scores: Tensor) -> Tensor:
+        """Codes ``[|A|, B, K]`` of this batch from its embeddings and scores; moves the queue on."""
+        S = [scores[a] for a in self.A]  # [B, K] each
+        if self.queue_in_use:
+            earlier = [queue.rows().tensor_split(world_size())[rank()] for queue in self.queues]
+            S = [torch.cat([self.prototypes(e), s]) for e, s in zip(earlier, S, strict=True)]
+        if self.epoch >= self.queue_start_epoch:
+            for queue, a in zip(self.queues, self.A, strict=False):  # only now: a batch never meets itself in the queue
+                # Of a batch that is cut when it leaves, its first rows stay longest, as in the authors' roll.
+                queue.push(gather_without_grad(z[a]).flip(0))
+        Q = torch.stack([sinkhorn(s, epsilon=self.epsilon, iterations=self.iterations)[-z.shape[1] :] for s in S])
+        return F.one_hot(Q.argmax(-1), Q.shape[-1]).to(Q.dtype) if self.hard_codes else Q
+
+    @property
+    def queue_in_use(self) -> bool:
+        return self.epoch >= self.queue_start_epoch and any(queue.full for queue in self.queues)
+
+    def on_after_backward(self) -> None:
+        if self.step < self.freeze_prototypes_steps:
+            self.prototypes.weight.grad = None  # no gradient at all, or weight decay and momentum would move them
+
+    def chance_loss(self) -> float:
+        """``ln K``: predictions are uniform; untrained, or collapsed."""
+        return math.log(len(self.usage))
+
+    def param_groups(self) -> list[ParamGroup]:
+        return everything(self)
+
+    @torch.no_grad()
+    def monitors(self, scores: Tensor, codes: Tensor) -> dict[str, Tensor]:
+        """How evenly prototypes share the images, and how much a code says.
+
+        ``code_entropy``: entropy of `usage` over ln K, 1 when all prototypes are used alike. ``live_prototypes``: share
+        of prototypes that get at least a tenth of their fair share. ``code_softness``: mean entropy of a code over
+        ln K; 1 means codes say nothing.
+        """
+        K = len(self.usage)
+        S = scores[self.A].flatten(0, 1)  # [|A| B, K]
+        nearest = S.eq(S.amax(dim=1, keepdim=True)).to(self.usage.dtype)
+        share = all_reduce_sum(nearest.mean(dim=0)) / world_size()
+        self.usage.mul_(USAGE_MOMENTUM).add_((1 - USAGE_MOMENTUM) * share / share.sum())
+        entropies = {"code_entropy": self.usage, "code_softness": codes}
+        found = {name: torch.special.entr(p).sum(-1).mean() / math.log(K) for name, p in entropies.items()}
+        live = (self.usage > 0.1 / K).to(self.usage.dtype).mean()
+        return {**found, "live_prototypes": live}
+
+    def check_assignable(self, batch: Batch) -> None:
+        if min(self.A, default=-1) < 0 or max(self.A) >= len(batch.views) or len(set(self.A)) < len(self.A):
+            raise UserError(
+                f"SwAV's crops_for_assign is {self.A} and the views chosen give {len(batch.views)} crops; name "
+                f"different positions among 0 to {len(batch.views) - 1}, those of the global crops."
+            )
+
+
+def projection_head(backbone: nn.Module, hidden_dim: int, dim: int) -> nn.Sequential:
+    """Linear - BatchNorm - ReLU - Linear, or one linear layer where ``hidden_dim`` is 0."""
+    width = cast(int, backbone.num_features)
+    return mlp([width, hidden_dim, dim] if hidden_dim else [width, dim], norm=nn.BatchNorm1d)
