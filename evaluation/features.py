@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -146,29 +146,23 @@ def extract(
     Returns:
         `Features` by stage.
     """
-    device = torch.device(device) if device is not None else next(backbone.parameters()).device
-    taps = {stage: _tapped(backbone, stage, head) for stage in stages}
-    names = sorted({name for tap in taps.values() for name in tap} - {FINAL, PROJECTION})
-    caught: dict[str, Tensor] = {}
-    handles = [_tap_hook(backbone, name, caught) for name in names]
+    device = home(backbone, device)
+    made_of = {stage: _parts(backbone, stage, head) for stage in stages}
+    names = {name for parts in made_of.values() for name in parts} - {FINAL, PROJECTION}
     kept: dict[str, list[Tensor]] = {stage: [] for stage in stages}
     labels: list[Tensor] = []
     indices: list[Tensor] = []
-    try:
-        with frozen(backbone, *([] if head is None else [head])):
-            for batch in loader:
-                images = batch.views[0].to(device, non_blocking=True)
-                caught[FINAL] = pooled(backbone(images))
-                if head is not None:
-                    caught[PROJECTION] = head(caught[FINAL])
-                for stage, parts in taps.items():
-                    kept[stage].append(torch.cat([caught[part] for part in parts], dim=1).float().cpu())
-                indices.append(batch.indices.cpu())
-                if batch.labels is not None:
-                    labels.append(batch.labels.cpu())
-    finally:
-        for handle in handles:
-            handle.remove()
+    with frozen(backbone, *([] if head is None else [head])), tapped(backbone, names, pooled) as caught:
+        for batch in loader:
+            images = batch.views[0].to(device, non_blocking=True)
+            caught[FINAL] = pooled(backbone(images))
+            if head is not None:
+                caught[PROJECTION] = head(caught[FINAL])
+            for stage, parts in made_of.items():
+                kept[stage].append(torch.cat([caught[part] for part in parts], dim=1).float().cpu())
+            indices.append(batch.indices.cpu())
+            if batch.labels is not None:
+                labels.append(batch.labels.cpu())
     if not indices:
         raise UserError("There are no images to extract features from: check dataset.root and dataset.subset.")
     index = torch.cat(indices)
@@ -178,16 +172,38 @@ def extract(
     return {stage: Features(torch.cat(parts), label, index) for stage, parts in kept.items()}
 
 
+@contextmanager
+def tapped(
+    backbone: nn.Module, names: Iterable[str], keep: Callable[[Tensor], Tensor] = lambda x: x
+) -> Iterator[dict[str, Tensor]]:
+    """The outputs of modules named in ``feature_info``, by name, as left by the latest forward pass.
+
+    ``keep`` is applied at once, before a later in-place operation can change the output.
+    """
+    caught: dict[str, Tensor] = {}
+    handles = [_hook(backbone, name, caught, keep) for name in names]
+    try:
+        yield caught
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def pooled(x: Tensor) -> Tensor:
     """Average over space: ``[B, C, h, w]`` -> ``[B, C]``; ``[B, C]`` as it is."""
     return x.flatten(2).mean(dim=2) if x.ndim > 2 else x
+
+
+def home(module: nn.Module, device: Device) -> torch.device:
+    """``device``, or where the module's parameters are."""
+    return torch.device(device) if device is not None else next(module.parameters()).device
 
 
 def _stage_info(backbone: nn.Module) -> dict[str, dict[str, Any]]:
     return {info["module"]: info for info in getattr(backbone, "feature_info", [])}
 
 
-def _tapped(backbone: nn.Module, stage: str, head: nn.Module | None) -> list[str]:
+def _parts(backbone: nn.Module, stage: str, head: nn.Module | None) -> list[str]:
     """The outputs one stage is made of."""
     modules = list(_stage_info(backbone))
     if stage == FINAL or stage in modules:
@@ -210,8 +226,10 @@ def _tapped(backbone: nn.Module, stage: str, head: nn.Module | None) -> list[str
     raise UserError(f"'{stage}' is no stage of this backbone ({', '.join(choices)}).{nearest(stage, choices)}")
 
 
-def _tap_hook(backbone: nn.Module, name: str, caught: dict[str, Tensor]) -> torch.utils.hooks.RemovableHandle:
+def _hook(
+    backbone: nn.Module, name: str, caught: dict[str, Tensor], keep: Callable[[Tensor], Tensor]
+) -> torch.utils.hooks.RemovableHandle:
     module = backbone.get_submodule(name)
     if _stage_info(backbone)[name].get("hook_type") == "forward_pre":
-        return module.register_forward_pre_hook(lambda _, args: caught.__setitem__(name, pooled(args[0])))
-    return module.register_forward_hook(lambda _, __, output: caught.__setitem__(name, pooled(output)))
+        return module.register_forward_pre_hook(lambda _, args: caught.__setitem__(name, keep(args[0])))
+    return module.register_forward_hook(lambda _, __, output: caught.__setitem__(name, keep(output)))

@@ -14,7 +14,7 @@ from selfsight.batch import Batch
 from selfsight.errors import UserError, nearest
 
 from .diagnostics import lidar, view_figures
-from .features import Device, frozen
+from .features import Device, frozen, home
 
 OPERATIONS: Mapping[str, Mapping[str, Any]] = {
     "crop": {"crop": "resized", "scale": (0.2, 1.0)},
@@ -134,7 +134,7 @@ def view_features(
     device: Device = None,
 ) -> Tensor:
     """Features ``[n, views, D]`` (CPU, float32) of several views of the same images, in whatever order they come."""
-    device = torch.device(device) if device is not None else next(backbone.parameters()).device
+    device = home(backbone, device)
     found = []
     with frozen(backbone):
         for batch in view_batches(datamodule, views, split, images, seed, device=device):
