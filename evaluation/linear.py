@@ -15,7 +15,7 @@ from torch import Tensor
 from selfsight.errors import UserError
 
 from .features import Features, checked
-from .logistic import Linear, fit_lbfgs, fit_sgd
+from .logistic import BLOCK, Linear, fit_lbfgs, fit_sgd
 
 HELD_OUT = 0.1
 
@@ -27,29 +27,40 @@ class LinearProbe:
     Attributes:
         penalties: lambda in  mean cross-entropy + lambda / 2 |W|^2, the bias free, on features centred and scaled to
             unit average variance (sklearn's C is 1 / (lambda N)).
+        folds: choose by cross-validation with so many parts; None: by one held-out tenth.
         seed: of the held-out split.
         device: where to fit; None: where the features are.
     """
 
     penalties: Sequence[float] = (1e-5, 1e-4, 1e-3, 1e-2)
+    folds: int | None = None
     seed: int = 0
     device: str | None = None
     needs_labels = True
 
+    def __post_init__(self) -> None:
+        if self.folds is not None and self.folds < 2:
+            raise UserError(
+                f"Cross-validation with {self.folds} parts leaves nothing to fit on: take folds of 2 or more."
+            )
+
     @property
     def protocol(self) -> str:
+        where = f"by {self.folds}-fold cross-validation" if self.folds else f"on {HELD_OUT:.0%} of the training images"
         return (
             "linear probe: logistic regression (L-BFGS) on frozen un-augmented features, L2 out of "
-            f"{len(self.penalties)} chosen on {HELD_OUT:.0%} of the training images"
+            f"{len(self.penalties)} chosen {where}"
         )
 
     def __call__(self, train: Features, test: Features) -> dict[str, float]:
         train, test = _on(self.device, *checked(train, test))
         standardise = Standardise.of(train.x)
         x, y, classes = standardise(train.x), train.known_labels, train.classes
-        fitting, held_out = hold_out(y, HELD_OUT, self.seed)
-        tried = fit_lbfgs(x[fitting], y[fitting], classes, self.penalties)
-        chosen = _best(tried, x[held_out], y[held_out])
+        merits = torch.zeros(len(self.penalties), 2, dtype=torch.float64, device=x.device)
+        for fitting, held_out in folds(y, self.folds, self.seed) if self.folds else [hold_out(y, HELD_OUT, self.seed)]:
+            tried = fit_lbfgs(x[fitting], y[fitting], classes, self.penalties)
+            merits += _merits(tried, x[held_out], y[held_out])
+        chosen = _best(merits)
         head = fit_lbfgs(x, y, classes, [self.penalties[chosen]], start=tried.only(chosen))
         return accuracies(head, standardise(test.x), test.known_labels) | {
             "linear_penalty": float(self.penalties[chosen])
@@ -92,7 +103,7 @@ class SGDProbe:
         fitting, held_out = hold_out(y, HELD_OUT, self.seed)
         grid = [(rate, decay) for rate in self.learning_rates for decay in self.weight_decays]
         tried = self._fit(x[fitting], y[fitting], classes, grid)
-        rate, decay = grid[_best(tried, x[held_out], y[held_out])]
+        rate, decay = grid[_best(_merits(tried, x[held_out], y[held_out]))]
         head = self._fit(x, y, classes, [(rate, decay)])
         chosen = {"linear_learning_rate": float(rate), "linear_weight_decay": float(decay)}
         return accuracies(head, standardise(test.x), test.known_labels) | chosen
@@ -186,6 +197,13 @@ def hold_out(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     return order[~held].to(labels.device), order[held].to(labels.device)
 
 
+def folds(labels: Tensor, n: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """``n`` pairs of rows to fit on and rows held out (int64), each class spread evenly; every row is held out once."""
+    order = _shuffled_by_class(labels, seed)
+    fold = _place_in_class(labels.cpu()[order]) % n
+    return [(order[fold != i].to(labels.device), order[fold == i].to(labels.device)) for i in range(n)]
+
+
 def per_class(labels: Tensor, n: int, seed: int) -> Tensor:
     """``n`` random rows of every class (int64). UserError where a class has fewer."""
     order = _shuffled_by_class(labels, seed)
@@ -201,25 +219,33 @@ def per_class(labels: Tensor, n: int, seed: int) -> Tensor:
 
 def accuracies(head: Linear, x: Tensor, labels: Tensor) -> dict[str, float]:
     """``linear_top1``, and ``linear_top5`` with more than five classes, of a single head."""
-    logits = head(x)[:, 0]
-    top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-    results = {"linear_top1": float(top[:, 0].double().mean())}
+    return {f"linear_{name}": value for name, value in top_accuracies(head(x)[:, 0], labels).items()}
+
+
+def top_accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """``top1``, and ``top5`` with more than five classes, of ``[N, C]``."""
+    hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    results = {"top1": float(hits[:, 0].double().mean())}
     if logits.shape[1] > 5:
-        results["linear_top5"] = float(top.any(dim=1).double().mean())
+        results["top5"] = float(hits.any(dim=1).double().mean())
     return results
 
 
-def _best(heads: Linear, x: Tensor, labels: Tensor) -> int:
+def _merits(heads: Linear, x: Tensor, labels: Tensor) -> Tensor:
+    """Number of correct rows and minus the summed loss, ``[H, 2]`` float64."""
+    total = torch.zeros(len(heads.weight), 2, dtype=torch.float64, device=x.device)
+    rows = max(1, BLOCK // heads.bias.numel())
+    for part, y in zip(x.split(rows), labels.split(rows), strict=True):
+        log_p = heads(part).log_softmax(dim=2)  # [rows, H, C]
+        total[:, 0] += (log_p.argmax(dim=2) == y[:, None]).sum(dim=0)
+        total[:, 1] += log_p.gather(2, y[:, None, None].expand(-1, log_p.shape[1], 1)).double().sum(dim=(0, 2))
+    return total
+
+
+def _best(merits: Tensor) -> int:
     """The head with the most correct, among equals the one with the smaller loss."""
-    logits = heads(x)  # [n, H, C]
-    correct = (logits.argmax(dim=2) == labels[:, None]).double().mean(dim=0)
-    loss = (
-        -logits.log_softmax(dim=2)
-        .gather(2, labels[:, None, None].expand(-1, logits.shape[1], 1))
-        .double()
-        .mean(dim=(0, 2))
-    )
-    return max(range(len(loss)), key=lambda h: (float(correct[h]), -float(loss[h])))
+    each = [tuple(row) for row in merits.tolist()]
+    return max(range(len(each)), key=each.__getitem__)
 
 
 def _on(device: str | None, train: Features, test: Features) -> tuple[Features, Features]:

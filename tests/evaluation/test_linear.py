@@ -9,7 +9,7 @@ from torch import Tensor
 
 from selfsight.errors import UserError
 from selfsight.evaluation.features import Features
-from selfsight.evaluation.linear import FewShot, LinearProbe, SGDProbe, Standardise, hold_out, per_class
+from selfsight.evaluation.linear import FewShot, LinearProbe, SGDProbe, Standardise, folds, hold_out, per_class
 from selfsight.evaluation.logistic import Linear, fit_lbfgs, fit_sgd
 
 from .conftest import clusters
@@ -78,7 +78,9 @@ def test_batched_sgd_equals_torch_sgd_head_by_head() -> None:
         torch.testing.assert_close(heads.bias[i], layer.bias.data, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("probe", [LinearProbe(), SGDProbe(epochs=10)], ids=["lbfgs", "sgd"])
+@pytest.mark.parametrize(
+    "probe", [LinearProbe(), LinearProbe(folds=3), SGDProbe(epochs=10)], ids=["lbfgs", "folds", "sgd"]
+)
 def test_separable_clouds_are_separated_and_noise_is_not(probe: LinearProbe | SGDProbe) -> None:
     results = probe(clusters(600, 6, 12), clusters(300, 6, 12, seed=1))
     assert results["linear_top1"] == 1
@@ -118,6 +120,33 @@ def test_held_out_share_of_every_class_and_nothing_twice() -> None:
     assert torch.bincount(labels[held], minlength=4).tolist() == [5, 2, 1, 0]
     lonely_fit, lonely_held = hold_out(torch.arange(5), 0.1, seed=0)
     assert sorted(lonely_fit.tolist()) == sorted(lonely_held.tolist()) == list(range(5))
+
+
+def test_folds_hold_every_row_out_once_and_keep_the_classes_even() -> None:
+    labels = torch.tensor([0] * 31 + [1] * 9)
+    parts = folds(labels, 3, seed=0)
+    assert sorted(row for _, held in parts for row in held.tolist()) == list(range(40))
+    for fitting, held in parts:
+        assert sorted(fitting.tolist() + held.tolist()) == list(range(40))
+        assert (labels[held] == 1).sum() == 3
+    with pytest.raises(UserError, match="folds of 2 or more"):
+        LinearProbe(folds=1)
+
+
+def test_cross_validation_chooses_as_sklearn_does() -> None:
+    train, test = clusters(120, 3, 30, spread=4.0), clusters(300, 3, 30, spread=4.0, seed=1)
+    penalties = (1e-3, 1e-1, 10.0)
+    x, y = Standardise.of(train.x)(train.x), train.known_labels
+    merits = []
+    for penalty in penalties:
+        correct = 0.0
+        for fitting, held in folds(y, 4, seed=0):
+            peer = LogisticRegression(C=1 / (penalty * len(fitting)), max_iter=5000).fit(x[fitting], y[fitting])
+            correct += peer.score(x[held], y[held]) * len(held)
+        merits.append(correct)
+    assert len({round(m) for m in merits}) == 3, "the case has to tell the penalties apart"
+    chosen = LinearProbe(penalties, folds=4)(train, test)["linear_penalty"]
+    assert chosen == penalties[int(np.argmax(merits))]
 
 
 def test_per_class_draws_exactly_n_and_differ_by_seed() -> None:

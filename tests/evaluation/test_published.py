@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from selfsight.datamodules.images import ArrayImages, ImageData
+from selfsight.datamodules.module import ImageDataModule
+from selfsight.datamodules.views import View
+from selfsight.errors import UserError
+from selfsight.evaluation.features import extract
+from selfsight.evaluation.published import PROTOCOLS, PublishedProbe, classifier
+from selfsight.optim.schedule import Clock
+
+from .conftest import TinyBackbone
+
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+@pytest.fixture
+def module() -> ImageDataModule:
+    """Three classes, each with a colour of its own."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(72) % 3
+    colour = torch.eye(3)[labels][:, :, None, None] * 120
+    pixels = (colour + 60 * torch.rand(72, 3, 12, 12, generator=generator)).to(torch.uint8)
+    train, test = (ArrayImages(pixels[part], labels[part]) for part in (slice(48), slice(48, None)))
+    data = ImageData("colours", train, test, ("r", "g", "b"), 12, MEAN, STD)
+    return ImageDataModule(data, [View(12, mean=MEAN, std=STD)], batch_size=8, num_workers=0, engine="cpu", seed=0)
+
+
+@pytest.mark.parametrize("name", ["swav", "simclr-cifar10", "supcon"])
+def test_training_is_torch_sgd_on_frozen_features_of_augmented_views(
+    name: str, backbone: TinyBackbone, module: ImageDataModule
+) -> None:
+    probe = PublishedProbe(name, epochs=3, batch_size=16, lr=0.5)
+    found = probe.train(backbone, module, torch.device("cpu"))["final"]
+    published = PROTOCOLS[name]
+    layer = classifier(6, 3, published.weight_std, seed=0)
+    optimizer = torch.optim.SGD(
+        layer.parameters(), 0.5, 0.9, nesterov=published.nesterov, weight_decay=published.weight_decay
+    )
+    backbone.eval()
+    again, step = probe._datamodule(module, probe.rule, torch.device("cpu")), 0
+    for _ in range(3):
+        for batch in again.train_dataloader():
+            rate = published.schedule(step, Clock(48, 16, 3, 3))
+            optimizer.param_groups[0]["lr"] = 0.5 * rate
+            with torch.no_grad():
+                x = backbone(batch.views[0])
+            optimizer.zero_grad()
+            F.cross_entropy(layer(x), batch.labels).backward()
+            optimizer.step()
+            step += 1
+    assert step == 9
+    torch.testing.assert_close(found.weight, layer.weight)
+    torch.testing.assert_close(found.bias, layer.bias)
+
+
+def test_schedules_are_the_published_ones() -> None:
+    clock = Clock(1000, 10, 100, 100)
+
+    def rate(name: str, epoch: float) -> float:
+        return PROTOCOLS[name].lr * PROTOCOLS[name].schedule(int(epoch * 100), clock)
+
+    assert rate("supcon", 59.99) == 5
+    assert rate("supcon", 60) == pytest.approx(1)
+    assert rate("supcon", 99) == pytest.approx(5 * 0.2**3)
+    assert rate("swav", 30.5) == rate("swav", 30) == pytest.approx(0.3 * (1 + math.cos(math.pi * 0.3)) / 2)
+    assert rate("simclr", 50.5) == pytest.approx(1.6 * (1 + math.cos(math.pi * 0.505)) / 2)
+    assert rate("pixpro", 2.5) == pytest.approx(15)
+    assert rate("pixpro", 5) == pytest.approx(30)
+
+
+def test_only_rates_that_scale_with_the_batch_are_scaled() -> None:
+    assert PublishedProbe("simclr-cifar10", batch_size=256).rule.lr == pytest.approx(0.1)
+    assert PublishedProbe("swav", batch_size=512).rule.lr == 0.3
+
+
+def test_colours_are_learnt_and_the_backbone_is_left_alone(backbone: TinyBackbone, module: ImageDataModule) -> None:
+    backbone.train()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    results = PublishedProbe("swav", stages=["stem", "final"], epochs=15, batch_size=16).on_images(backbone, module)
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    assert all(part.training for part in backbone.modules())
+    assert all(p.grad is None for p in backbone.parameters())
+    assert set(results) == {"linear_stem_top1", "linear_final_top1", "linear_top1"}
+    assert results["linear_top1"] == results["linear_final_top1"] > 0.9
+    assert results["linear_stem_top1"] > 0.9
+
+
+def test_measured_on_plain_test_images(backbone: TinyBackbone, module: ImageDataModule) -> None:
+    probe = PublishedProbe("swav", epochs=2, batch_size=16)
+    heads = probe.train(backbone, module, torch.device("cpu"))
+    test = extract(backbone, module.eval_dataloader("test"))["final"]
+    right = heads["final"](test.x).argmax(dim=1) == test.known_labels
+    assert probe.on_images(backbone, module)["linear_top1"] == pytest.approx(right.double().mean().item())
+
+
+def test_the_protocol_line_names_every_change() -> None:
+    published, changed = PublishedProbe("supcon").protocol, PublishedProbe("supcon", epochs=10, lr=1).protocol
+    assert "epochs" not in published.split("(")[1]
+    assert "epochs 10 for 100; lr 1 for 5" in changed
+    assert all("\n" not in PublishedProbe(name).protocol for name in PROTOCOLS)
+
+
+def test_wrong_names_and_missing_labels(backbone: TinyBackbone, module: ImageDataModule) -> None:
+    with pytest.raises(UserError, match="Did you mean 'simclr'"):
+        PublishedProbe("simcrl")
+    with pytest.raises(UserError, match="selfsight finetune"):
+        PublishedProbe("spark-finetune")
+    module.data.train.labels = None
+    with pytest.raises(UserError, match="needs labels"):
+        PublishedProbe("swav", epochs=1).train(backbone, module, torch.device("cpu"))
+
+
+def test_images_without_a_label_are_left_out(backbone: TinyBackbone, module: ImageDataModule) -> None:
+    labels = module.data.train.labels
+    assert labels is not None
+    labels[:20] = -1
+    probe = PublishedProbe("swav")
+    seen = probe._datamodule(module, probe.rule, torch.device("cpu"))
+    assert len(seen.images) == 28
