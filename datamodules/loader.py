@@ -18,14 +18,13 @@ class Reader(Protocol):
 class Loader:
     """The batches of one process; every iteration is one epoch, the first one from where `load_state_dict` left off.
 
-    Lightning stores `state_dict` in its checkpoints.
-
     Args:
         reader: makes the batch of a request, in ``workers`` processes (0: in this one).
         order: order of the images.
         finish: last step of every batch, in this process.
         rank, world: this process and their number.
         pin: copy batches into page-locked memory on their way.
+        once: there will be one epoch; the worker processes end with it instead of waiting for the next one.
         progress: batches of the epoch that the consumer has finished and those it wants of an epoch, where it knows
             better than we do: an interrupted step is then repeated, not skipped.
     """
@@ -40,6 +39,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         pin: bool = False,
+        once: bool = False,
         progress: Callable[[], tuple[int, int] | None] = lambda: None,
     ) -> None:
         self.order, self.finish, self.progress = order, finish, progress
@@ -48,7 +48,7 @@ class Loader:
         self.given = 0
         self._resumed = True  # the first iteration does not advance the epoch
         self._reader, self._pin = reader, pin
-        self._workers = _Workers(reader, workers, pin) if workers else None
+        self._workers = _Workers(reader, workers, pin, once) if workers else None
 
     def __len__(self) -> int:
         return self.order.steps
@@ -81,9 +81,9 @@ class Loader:
 
 
 class _Workers:
-    """Processes that live as long as the loader and read what the current epoch asks for."""
+    """Processes that read what the current epoch asks for."""
 
-    def __init__(self, reader: Reader, workers: int, pin: bool) -> None:
+    def __init__(self, reader: Reader, workers: int, pin: bool, once: bool) -> None:
         self._steps: Iterator[Request] = iter(())
         self._loader = DataLoader(
             _Map(reader),
@@ -91,7 +91,7 @@ class _Workers:
             sampler=_Current(self),
             num_workers=workers,
             collate_fn=_unchanged,
-            persistent_workers=True,
+            persistent_workers=not once,
             prefetch_factor=2,
             pin_memory=pin,
         )

@@ -91,6 +91,8 @@ class ImageDataModule(LightningDataModule):
         self.order = Order(
             len(self.images), batch_size, examples=examples, seed=seed, last=last, replacement=replacement, split=split
         )
+        self._start = {"epoch": 0, "batch": 0}
+        self._loader: Loader | None = None
         self._pixels: Tensor | None = None
         self._fits = True
         self.device_views = DeviceViews(self.views, compile=compile)
@@ -124,7 +126,7 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> Loader:
         """Shuffled `Batch` es of views for this process; with a trainer, what `on_after_batch_transfer` finishes."""
         reader = self._training_reader()
-        return Loader(
+        self._loader = Loader(
             reader,
             self.order,
             self._hand_over,
@@ -134,6 +136,8 @@ class ImageDataModule(LightningDataModule):
             pin=self.device.type == "cuda",
             progress=self._progress,
         )
+        self._loader.load_state_dict(self._start)
+        return self._loader
 
     def eval_dataloader(self, split: str) -> Loader:
         """All ``train``, ``test`` or ``unlabelled`` images in order, un-augmented: one view ``[B, 3, S, S]``.
@@ -149,7 +153,16 @@ class ImageDataModule(LightningDataModule):
             reader = EvaluationReader(images, self.data.eval_resize or size, size)
         batch = min(self.eval_batch_size, len(images))
         order = Order(len(images), batch, shuffle=False, last="keep")
-        return Loader(reader, order, lambda raw: self._evaluated(raw, images), workers=self._workers(reader, images))
+        workers = self._workers(reader, images)
+        return Loader(reader, order, lambda raw: self._evaluated(raw, images), workers=workers, once=True)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the training stands: epoch and batch."""
+        return self._start if self._loader is None else self._loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next `train_dataloader` goes on from there."""
+        self._start = state
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return self.finish(batch) if isinstance(batch, RawBatch) else batch

@@ -117,6 +117,15 @@ class SemiDataModule(LightningDataModule):
         self.labelled.trainer = self.trainer
         return self.labelled.eval_dataloader(split)
 
+    def state_dict(self) -> dict[str, int]:
+        """Where the training stands: epoch and batch."""
+        return self.unlabelled.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next `train_dataloader` goes on from there."""
+        self.labelled.load_state_dict(state)
+        self.unlabelled.load_state_dict(state)
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if not isinstance(batch, RawSemiBatch):
             return batch

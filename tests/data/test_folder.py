@@ -1,0 +1,278 @@
+"""Any folder is a data set: with class folders, a list, or nothing; and every way it can be wrong is one sentence."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from selfsight.datamodules import FileImages, ImageData, folder, images
+from selfsight.datamodules.folders import find_images
+from selfsight.datamodules.images import UnreadableFiles, duplicates
+from selfsight.errors import UserError
+
+from .writers import encoded, picture, write_pictures
+
+
+def make(root: Path | None, **changes: Any) -> ImageData:
+    options: dict[str, Any] = {
+        "root": root and str(root), "image_size": 16, "mean": (0.5,) * 3, "std": (0.2,) * 3, "labels": "auto",
+        "test": None, "test_fraction": 0.0, "unlabelled": None, "resident": False, "max_unreadable": 0.0, "seed": 0,
+    }  # fmt: skip
+    return folder(**{**options, **changes})
+
+
+def names(data: ImageData, part: str = "train") -> list[str]:
+    chosen = data.split(part)
+    return [chosen.name(i) for i in range(len(chosen))]
+
+
+def test_no_folders_no_labels(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["b.jpg", "a.png", "c.bmp"])
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / ".hidden.jpg").write_text("no image")
+    data = make(tmp_path)
+    assert names(data) == ["a.png", "b.jpg", "c.bmp"]
+    assert data.train.labels is None
+    assert data.classes == ()
+    assert data.test is None
+
+
+def test_class_folders_in_any_depth(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["dog/1.jpg", "cat/old/2.jpg", "cat/1.jpg"])
+    data = make(tmp_path)
+    assert data.classes == ("cat", "dog")
+    assert names(data) == ["cat/1.jpg", "cat/old/2.jpg", "dog/1.jpg"]
+    assert data.train.labels.tolist() == [0, 0, 1]
+    assert make(tmp_path, labels="none").train.labels is None
+
+
+def test_one_subfolder_is_no_class(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["camera/1.jpg", "camera/2.jpg"])
+    assert make(tmp_path).train.labels is None
+    assert make(tmp_path, labels="folders").classes == ("camera",)
+
+
+def test_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["10/a.png", "9/a.png"])
+    assert make(tmp_path).classes == ("9", "10")
+
+
+def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "store", ["x.png", "y.png"])
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    os.symlink(tmp_path / "store", tmp_path / "set" / "b")
+    os.symlink(tmp_path / "set", tmp_path / "set" / "a" / "loop")
+    assert find_images(tmp_path / "set") == ["b/x.png", "b/y.png"]
+
+
+@pytest.mark.parametrize("test_name", ["val", "test"])
+def test_train_beside_test(tmp_path: Path, test_name: str) -> None:
+    write_pictures(tmp_path, ["train/a/1.png", "train/b/1.png", f"{test_name}/b/2.png"])
+    data = make(tmp_path, test_fraction=0.5)
+    assert names(data) == ["a/1.png", "b/1.png"]
+    assert names(data, "test") == ["b/2.png"]
+    assert data.test.labels.tolist() == [1]
+
+
+def test_own_test_folder_inside_the_root_is_not_learned_from(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["a/1.png", "b/1.png", "held/a/2.png", "held/b/2.png", "more/9.png"])
+    data = make(tmp_path, test="held", unlabelled="more")
+    assert names(data) == ["a/1.png", "b/1.png"]
+    assert names(data, "test") == ["a/2.png", "b/2.png"]
+    assert names(data, "unlabelled") == ["9.png"]
+    assert data.unlabelled.labels is None
+    everything = data.everything()
+    assert everything.labels.tolist() == [0, 1, -1]
+    assert np.array_equal(everything.read(2), data.unlabelled.read(0))
+
+
+def test_held_out_by_seed_in_every_class(tmp_path: Path) -> None:
+    write_pictures(tmp_path, [f"{c}/{i:02}.png" for c in "ab" for i in range(10)], height=4, width=4)
+    first, again, other = (make(tmp_path, test_fraction=0.2, seed=seed) for seed in (0, 0, 3))
+    assert names(first, "test") == names(again, "test") != names(other, "test")
+    assert first.test.labels.bincount().tolist() == [2, 2]
+    assert set(names(first)).isdisjoint(names(first, "test"))
+    assert len(first.train) == 16
+
+
+def test_labels_from_a_list(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["1.png", "2.png", "x/3.png", "4.png", "5.png"])
+    (tmp_path / "labels.csv").write_text("path,label\n2.png,oak\nx/3.png,elm\n1.png,oak\n4.png,-1\n")
+    data = make(tmp_path)
+    assert data.classes == ("elm", "oak")
+    assert names(data) == ["1.png", "2.png", "x/3.png"]
+    assert data.train.labels.tolist() == [1, 1, 0]
+    assert names(data, "unlabelled") == ["4.png", "5.png"]
+    assert data.unlabelled.labels is None
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ("1.png,a\n9.png,b\n", "line 2 .* names '9.png', which does not exist"),
+        ("1.png,a\n1.png,b\n", "names '1.png' twice"),
+        ("1.png,a,b\n", "3 columns; path,label are expected"),
+        ("1.png,-2\n", "label -2; only -1"),
+        ("1.png,\n2.png,-1\n", "gives no image a label"),
+    ],
+)
+def test_wrong_list(tmp_path: Path, table: str, sentence: str) -> None:
+    write_pictures(tmp_path, ["1.png", "2.png"])
+    (tmp_path / "labels.csv").write_text(table)
+    with pytest.raises(UserError, match=sentence):
+        make(tmp_path)
+
+
+def test_list_that_is_not_there(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["1.png", "2.png"])
+    with pytest.raises(UserError, match=r"my.csv', which does not exist"):
+        make(tmp_path, labels="my.csv")
+
+
+@pytest.mark.parametrize(
+    ("files", "changes", "sentence"),
+    [
+        ([], {}, "holds no image: none of its files ends in"),
+        (["1.png"], {}, "holds 1 image; there has to be more than one"),
+        (["1.png", "2.png"], {"test": "held"}, "dataset.test is '.*held', which does not exist"),
+        (["a/1.png", "b/2.png", "3.png"], {"labels": "folders"}, "1 images lie directly in"),
+        (["a/1.png", "b/2.png", "held/c/1.png"], {"test": "held"}, "has the class 'c', which the images to learn from"),
+        (["1.png", "2.png"], {"test_fraction": 1.0}, "test_fraction is 1.0 of 2 images"),
+        (["1.png", "2.png"], {"max_unreadable": 2}, "max_unreadable is 2; it is a share"),
+        (["1.png", "2.png"], {"mean": (0.5,)}, "three values each"),
+        (["1.png", "2.png"], {"eval_resize": 8}, "eval_resize is 8, smaller than dataset.image_size=16"),
+    ],
+)
+def test_wrong_folder(tmp_path: Path, files: list[str], changes: dict[str, Any], sentence: str) -> None:
+    write_pictures(tmp_path, files)
+    with pytest.raises(UserError, match=sentence) as said:
+        make(tmp_path, **changes)
+    assert "\n" not in str(said.value)
+
+
+def test_no_root() -> None:
+    with pytest.raises(UserError, match=r"add dataset.root=DIR"):
+        make(None)
+
+
+def test_root_that_is_a_file(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["1.png"])
+    with pytest.raises(UserError, match=r"1.png', which is a file; name a folder"):
+        make(tmp_path / "1.png")
+
+
+def spoil(root: Path) -> None:
+    """Ten images, of which two are none."""
+    write_pictures(root, [f"{i}.jpg" for i in range(8)])
+    (root / "text.jpg").write_text("this is no image")
+    (root / "cut.jpg").write_bytes(encoded(picture(3), quality=95)[:300])
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_unreadable_files_are_left_out_and_named(tmp_path: Path, resident: bool) -> None:
+    spoil(tmp_path / "set")
+    data = make(tmp_path / "set", max_unreadable=0.25, resident=resident)
+    assert len(data.train) == 8
+    data.unreadable.write_to(tmp_path / "unreadable.txt")
+    assert sorted((tmp_path / "unreadable.txt").read_text().splitlines()) == [
+        "cut.jpg\tincomplete image",
+        "text.jpg\tno image",
+    ]
+
+
+def test_too_many_unreadable_files(tmp_path: Path) -> None:
+    spoil(tmp_path)
+    with pytest.raises(
+        UserError, match=r"2 of 10 files cannot be read as images, such as 'cut.jpg' \(incomplete image\)"
+    ):
+        make(tmp_path, max_unreadable=0.15)
+
+
+def test_only_unreadable_files(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("no image")
+    (tmp_path / "b.jpg").write_text("no image")
+    with pytest.raises(UserError, match="2 of 2 files"):
+        make(tmp_path, max_unreadable=1.0)
+
+
+def test_report_grows_as_files_are_met(tmp_path: Path) -> None:
+    files = UnreadableFiles(share=0.5, files=4)
+    files.add([("a", "no image")])
+    files.write_to(tmp_path / "unreadable.txt")
+    files.add([("b", "empty file"), ("a", "no image")])
+    assert (tmp_path / "unreadable.txt").read_text() == "a\tno image\nb\tempty file\n"
+    with pytest.raises(UserError, match=f"named in {tmp_path / 'unreadable.txt'}"):
+        files.add([("c", "no image")])
+    clean = UnreadableFiles(share=0.5, files=4)
+    clean.write_to(tmp_path / "none.txt")
+    assert not (tmp_path / "none.txt").exists()
+
+
+def test_images_in_memory_are_the_files(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "same", ["a/1.png", "b/2.png", "b/3.jpg"])
+    write_pictures(tmp_path / "sizes", ["a/1.png", "b/2.png"])
+    write_pictures(tmp_path / "sizes", ["b/4.png"], height=9, width=11)
+    for root in (tmp_path / "same", tmp_path / "sizes"):
+        files, kept = make(root), make(root, resident=True)
+        assert kept.train.in_memory
+        assert not files.train.in_memory
+        assert torch.equal(kept.train.labels, files.train.labels)
+        assert names(kept) == names(files)
+        for i in range(len(files.train)):
+            assert np.array_equal(kept.train.read(i), files.train.read(i))
+    assert make(tmp_path / "same", resident=True).train.pixels.shape == (3, 3, 24, 32)
+    assert make(tmp_path / "sizes", resident=True).train.pixels is None
+
+
+def test_too_little_memory_falls_back_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_pictures(tmp_path, ["1.png", "2.png"])
+    monkeypatch.setattr(images, "available_memory", lambda: 1000)
+    with caplog.at_level(logging.WARNING, "selfsight"):
+        data = make(tmp_path, resident=True)
+    assert not data.train.in_memory
+    assert "they are read as needed" in caplog.text
+
+
+def test_auto_keeps_only_small_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures(tmp_path, ["1.png", "2.png"])
+    assert make(tmp_path, resident="auto").train.in_memory
+    monkeypatch.setattr(images, "SMALL", 2 * 24 * 32 * 3 - 1)
+    assert not make(tmp_path, resident="auto").train.in_memory
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_test_images_among_the_unlabelled_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, resident: bool
+) -> None:
+    write_pictures(tmp_path, ["train/a/1.png", "train/b/2.png", "test/a/3.png", "test/b/4.png"])
+    write_pictures(tmp_path / "more", ["u1.png", "u2.png"], first_seed=3)  # u1 has the content of test/b/4.png
+    with caplog.at_level(logging.WARNING, "selfsight"):
+        data = make(tmp_path, unlabelled=str(tmp_path / "more"), resident=resident)
+    assert "1 of the 2 unlabelled images" in caplog.text
+    assert data.warn_of_leaks() == 1
+    assert duplicates(data.train, data.test) == 0
+
+
+def test_selection_keeps_names_labels_and_content(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["a/1.png", "a/2.png", "b/3.png"])
+    data = make(tmp_path).train
+    assert isinstance(data, FileImages)
+    some = data.select([2, 0])
+    assert [some.name(i) for i in range(2)] == ["b/3.png", "a/1.png"]
+    assert some.labels.tolist() == [1, 0]
+    assert np.array_equal(some.read(0), data.read(2))
+
+
+def test_unusual_names(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["ä ö/1 2.png", "日本/x.PNG"])
+    data = make(tmp_path)
+    assert data.classes == ("ä ö", "日本")
+    assert data.train.read(1).shape == (24, 32, 3)

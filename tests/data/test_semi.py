@@ -1,0 +1,127 @@
+"""Labelled and unlabelled batches: their sizes, what they may know, and a stop in between."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from selfsight.batch import SemiBatch
+from selfsight.datamodules import ArrayImages, ImageData, SemiDataModule, select_labels
+from selfsight.datamodules.views import View
+from selfsight.errors import UserError
+
+from .test_module import LOOK, in_memory, same
+
+VIEWS = {
+    "labelled": View(8, crop="padded", padding=1, hflip=0.5, **LOOK),
+    "weak": View(8, crop="padded", padding=1, hflip=0.5, **LOOK),
+    "strong": View(10, count=2, crop="resized", jitter=(0.4, 0.4, 0.4, 0.1), **LOOK),
+}
+
+
+def module(data: ImageData | None = None, views: dict[str, View] = VIEWS, **changes: Any) -> SemiDataModule:
+    options: dict[str, Any] = {
+        "labels": {"per_class": 2}, "mu": 3, "batch_size": 4, "steps_per_epoch": 5, "include_labelled": True,
+        "replacement": False, "num_workers": 0, "engine": "cpu", "seed": 0,
+    }  # fmt: skip
+    return SemiDataModule(data or in_memory(30), views, **{**options, **changes})
+
+
+@pytest.mark.parametrize("engine", ["cpu", "device"])
+def test_form_of_the_batches(engine: str) -> None:
+    data = in_memory(30)
+    made = module(data, engine=engine)
+    kept = made.split.tensor()
+    batches = list(made.train_dataloader())
+    assert len(batches) == made.steps_per_epoch == 5
+    assert made.examples == 20
+    for batch in batches:
+        assert (len(batch.labelled), len(batch.unlabelled)) == (4, 12)
+        assert [tuple(v.shape) for v in batch.labelled.views] == [(4, 3, 8, 8)]
+        assert [tuple(v.shape) for v in batch.unlabelled.views] == [(12, 3, 8, 8), (12, 3, 10, 10), (12, 3, 10, 10)]
+        assert batch.unlabelled.labels is None
+        assert torch.equal(batch.labelled.labels, data.train.labels[kept[batch.labelled.indices]])
+    assert made.labelled_count == 6
+    assert {i for b in batches for i in b.labelled.indices.tolist()} == set(range(6))
+    drawn = torch.cat([b.unlabelled.indices for b in batches])
+    assert drawn.bincount(minlength=30).tolist() == [2] * 30
+
+
+def test_labelled_images_may_be_left_out_of_the_unlabelled() -> None:
+    made = module(include_labelled=False, steps_per_epoch=None)
+    assert made.steps_per_epoch == 24 // 12
+    assert len(made.unlabelled.images) == 24
+    chosen = {made.data.train.pixels[i].numpy().tobytes() for i in made.split.indices}
+    assert not any(made.unlabelled.images.pixels[i].numpy().tobytes() in chosen for i in range(24))
+
+
+def test_the_two_streams_are_cut_differently() -> None:
+    one_class = {**VIEWS, "weak": VIEWS["labelled"]}
+    made = module(views=one_class, labels={"fraction": 1.0}, mu=1)
+    for batch in made.train_dataloader():
+        assert not torch.equal(batch.labelled.indices, batch.unlabelled.indices)
+        assert not torch.equal(batch.labelled.boxes[0], batch.unlabelled.boxes[0])
+
+
+def test_evaluation_knows_the_labelled_images_only() -> None:
+    made = module()
+    train = torch.cat([b.labels for b in made.eval_dataloader("train")])
+    assert train.bincount().tolist() == [2, 2, 2]
+    assert sum(len(b) for b in made.eval_dataloader("test")) == 7
+
+
+def test_stop_and_go_on() -> None:
+    whole = [b for loader in [module().train_dataloader()] for _ in range(2) for b in loader]
+    stopped = module().train_dataloader()
+    start = iter(stopped)
+    got = [next(start) for _ in range(3)]
+    resumed = module().train_dataloader()
+    resumed.load_state_dict(stopped.state_dict())
+    got += [b for _ in range(2) for b in resumed]
+
+    def equal(first: SemiBatch, second: SemiBatch) -> bool:
+        for batch in (first, second):
+            batch.unlabelled.labels = torch.zeros(0)
+        return same(first.labelled, second.labelled) and same(first.unlabelled, second.unlabelled)
+
+    assert len(got) == len(whole) == 10
+    assert all(equal(a, b) for a, b in zip(got, whole, strict=True))
+
+
+def test_a_given_split_is_used() -> None:
+    data = in_memory(30)
+    split = select_labels(data.train, rule="usb", per_class=1, seed=4)
+    assert module(data, labels=split).split is split
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"labels": {"per_class": 99}}, "99 labels are asked for|297 labels are asked for"),
+        ({"labels": {"fraction": 0.05}}, "would be left without any label"),
+        ({"mu": 0}, "mu is 0"),
+        ({"mu": 9, "steps_per_epoch": None}, "a step takes 9 x 4 unlabelled images and there are 30"),
+        ({"views": {"weak": VIEWS["weak"]}}, "needs the view 'labelled', and views has weak"),
+    ],
+)
+def test_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        module(**changes)
+
+
+def test_set_without_labels() -> None:
+    data = in_memory(30)
+    data.train = ArrayImages(data.train.pixels)
+    with pytest.raises(UserError, match="no labels to choose from"):
+        module(data)
+
+
+def test_unlabelled_test_images_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    data = in_memory(30)
+    data.unlabelled = ArrayImages(torch.cat([data.test.pixels[:3], 255 - data.test.pixels[:2]]))
+    with caplog.at_level(logging.WARNING, "selfsight"):
+        module(data)
+    assert "3 of the 5 unlabelled images" in caplog.text
