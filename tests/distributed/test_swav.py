@@ -30,8 +30,8 @@ def make(kind: str) -> Method:
     method: Method
     if kind == "swav":
         method = SwAV(
-            backbone, num_prototypes=7, epsilon=0.05, sinkhorn_iterations=3, hard_codes=False, freeze_prototypes_steps=1,
-            queue_length=2 * B, queue_start_epoch=1, batch_size=B, **common,
+            backbone, num_prototypes=7, epsilon=0.05, sinkhorn_iterations=3, hard_codes=False,
+            freeze_prototypes_steps=1, queue_length=2 * B, queue_start_epoch=1, batch_size=B, **common,
         )  # fmt: skip
     else:
         method = DeepClusterV2(backbone, num_prototypes=[3, 4], kmeans_iterations=4, num_images=2 * B, **common)
