@@ -102,8 +102,8 @@ class SimMatch(SemiMethod):
 
     def instance_loss(self, z: Tensor, q: Tensor) -> Tensor:
         """Mean instance consistency of strong views; zero in the first epoch, while the bank holds noise."""
-        loss = instance_consistency(z, self.bank, q, self.st).mean()
-        return loss if self.epoch > 0 else torch.zeros_like(loss)
+        # multiplied, not left out: DDP waits for a gradient of the head
+        return instance_consistency(z, self.bank, q, self.st).mean() * float(self.epoch > 0)
 
     def on_after_backward(self) -> None:
         """The bank moves now; before, autograd still needed its rows."""
