@@ -25,9 +25,13 @@ class _BiasedRunningVariance(_BatchNorm):
         n = x.numel() // x.shape[1]
         biased, m = (n - 1) / n, self.momentum
         averaged = self.running_var.clone()  # autograd keeps this one, so that the buffer may change before backward
-        y = F.batch_norm(x, self.running_mean, averaged, self.weight, self.bias, True, m, self.eps)
+        cudnn = torch.backends.cudnn.enabled
+        # not F.batch_norm, which refuses a single value per channel: its variance is 0 and the output the shift
+        y = torch.batch_norm(x, self.weight, self.bias, self.running_mean, averaged, True, m, self.eps, cudnn)
         with torch.no_grad():
-            self.running_var.mul_((1 - biased) * (1 - m)).add_(averaged, alpha=biased)
+            self.running_var.mul_((1 - biased) * (1 - m))
+            if n > 1:
+                self.running_var.add_(averaged, alpha=biased)
             self.num_batches_tracked.add_(1)
         return y
 
