@@ -303,10 +303,14 @@ class UnreadableFiles:
             )
 
     def _write(self, found: Iterable[tuple[str, str]]) -> None:
-        lines = [f"{name}\t{reason}\n" for name, reason in found]
-        if self.report is not None and lines:
+        if self.report is None:
+            return
+        # Earlier processes of a resumed run, and the other processes of this one, may have named them already.
+        known = self.report.read_text(encoding="utf-8").splitlines() if self.report.exists() else []
+        lines = [line for name, reason in found if (line := f"{name}\t{reason}") not in known]
+        if lines:
             with self.report.open("a", encoding="utf-8") as file:
-                file.writelines(lines)
+                file.writelines(f"{line}\n" for line in lines)
 
 
 @dataclass

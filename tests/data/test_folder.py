@@ -209,6 +209,8 @@ def test_report_grows_as_files_are_met(tmp_path: Path) -> None:
     assert (tmp_path / "unreadable.txt").read_text() == "a\tno image\nb\tempty file\n"
     with pytest.raises(UserError, match=f"named in {tmp_path / 'unreadable.txt'}"):
         files.add([("c", "no image")])
+    files.write_to(tmp_path / "unreadable.txt")  # as a resumed run does
+    assert len((tmp_path / "unreadable.txt").read_text().splitlines()) == 3
     clean = UnreadableFiles(share=0.5, files=4)
     clean.write_to(tmp_path / "none.txt")
     assert not (tmp_path / "none.txt").exists()
