@@ -4,8 +4,9 @@ data = folder(root="photos", image_size=224, ...)
 for batch in ImageDataModule(data, views, batch_size=256, ...).train_dataloader(): ...
 """
 
+from .dataset import ImageData
 from .folders import folder
-from .images import ArrayImages, FileImages, ImageData, ImageSet, join
+from .images import ArrayImages, FileImages, ImageSet, join
 from .module import ImageDataModule
 from .semi import SemiDataModule
 from .sources import (

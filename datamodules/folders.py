@@ -13,8 +13,9 @@ from torch import Tensor
 
 from selfsight.errors import UserError
 
+from .dataset import ImageData, UnreadableFiles, keep_in_memory
 from .decode import EXTENSIONS, Unreadable, looks_whole, read_image
-from .images import FileImages, ImageData, ImageSet, UnreadableFiles, join, keep_in_memory
+from .images import FileImages, ImageSet, join
 from .splits import hold_out
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")

@@ -17,9 +17,10 @@ from selfsight.errors import UserError, nearest
 from selfsight.nn.distributed import rank, world_size
 
 from .cpu_views import CpuViews
+from .dataset import ImageData
 from .device_views import DeviceViews
 from .image_ops import normalize
-from .images import ImageData, ImageSet
+from .images import ImageSet
 from .loader import Loader, Reader
 from .order import Order
 from .reader import EvaluationReader, PixelReader, RawBatch, TrainingReader

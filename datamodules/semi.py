@@ -12,7 +12,8 @@ from lightning import LightningDataModule
 from selfsight.batch import Batch, SemiBatch
 from selfsight.errors import UserError
 
-from .images import ImageData, ImageSet
+from .dataset import ImageData
+from .images import ImageSet
 from .loader import Loader
 from .module import ImageDataModule
 from .reader import RawBatch

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from selfsight.errors import UserError
 
+from .dataset import ImageData, UnreadableFiles, keep_in_memory
 from .folders import find_images
-from .images import ArrayImages, FileImages, ImageData, ImageSet, UnreadableFiles, join, keep_in_memory
+from .images import ArrayImages, FileImages, ImageSet, join
 from .splits import hold_out
 
 Stats = Sequence[float]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,15 +16,9 @@ from torch import Tensor
 from selfsight.errors import UserError, nearest
 
 from .images import ImageSet
+from .lists import listed
 
 RULES = ("balanced", "proportional", "first_k", "first_percent", "usb", "torchssl", "list")
-
-#: SHA-256 of the sorted file names joined by line feeds, of published lists (SimCLR's imagenet_subsets; SimMatchV2's
-#: lists hold the same names)
-PUBLISHED_LISTS = {
-    "imagenet_1percent": "6581e723dbf23ae41ebd1d66d0b3c1c0eb8865d5abfa906987f6563513f4b9b8",
-    "imagenet_10percent": "220f3e2f6dba9d26ec247224cbbf4f3581cbf7fe341e08b191ee0855ad19af56",
-}
 
 
 @dataclass(frozen=True)
@@ -98,7 +91,7 @@ def select_labels(
             classes; ``first_k``: the first of every class (RotNet); ``first_percent``: the same for
             a fraction (SimMatchV2's rule); ``usb``, ``torchssl``: the draws of these libraries for ``seed``;
             ``list``: the names in ``file``.
-        sha256: of the list: one of `PUBLISHED_LISTS` or 64 hexadecimal digits; another content is refused.
+        sha256: of the list: one of `lists.PUBLISHED_LISTS` or 64 hexadecimal digits; another content is refused.
         classes: names for the sentences about what is wrong.
 
     Raises:
@@ -284,67 +277,3 @@ _RULES = {
     "usb": lambda labels, counts, seed: usb_split(labels, counts, seed)[0],
     "torchssl": torchssl_split,
 }
-
-
-def listed(images: ImageSet, file: Path, sha256: str | None = None) -> Tensor:
-    """Positions of the images a file names, ascending: one name or path a line, a label after it is passed over.
-
-    Raises:
-        UserError: no such file, a hash that differs, names that are not in the set, stand there twice, or fit several
-            images.
-    """
-    if not file.is_file():
-        raise UserError(f"labels.file is '{file}', which does not exist.")
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
-        raise UserError(f"the list '{file}' names no image.")
-    by_path = {images.name(i).replace("\\", "/"): i for i in range(len(images))}
-    by_name: dict[str, list[int]] = {}
-    for path, index in by_path.items():
-        by_name.setdefault(path.rsplit("/", 1)[-1], []).append(index)
-
-    def find(line: str) -> list[int]:
-        for entry in (line, line.replace(",", " ").rsplit(maxsplit=1)[0]):
-            if entry in by_path:
-                return [by_path[entry]]
-            base = entry.rsplit("/", 1)[-1]
-            # A path of other depth than ours (train/n01440764/x.JPEG) still names its file.
-            if base in by_name:
-                return [i for i in by_name[base] if entry.endswith(images.name(i))] or by_name[base]
-        return []
-
-    found = [find(line) for line in lines]
-    _verify(file, lines, sha256)
-    missing = [line for line, each in zip(lines, found, strict=True) if not each]
-    if missing:
-        raise UserError(f"{len(missing)} of {len(lines)} names in '{file}' are not in the data set: {_some(missing)}.")
-    unclear = [line for line, each in zip(lines, found, strict=True) if len(each) > 1]
-    if unclear:
-        raise UserError(
-            f"{len(unclear)} names in '{file}' fit several images: {_some(unclear)}; write class/name instead."
-        )
-    twice = [images.name(i) for i, n in Counter(each[0] for each in found).items() if n > 1]
-    if twice:
-        raise UserError(f"{len(twice)} images stand in '{file}' twice: {_some(twice)}.")
-    return torch.tensor([each[0] for each in found], dtype=torch.int64).sort().values
-
-
-def list_digest(lines: Sequence[str]) -> str:
-    """SHA-256 of the sorted file names, without folders, joined by line feeds."""
-    names = sorted(line.split()[0].rsplit("/", 1)[-1] for line in lines)
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
-
-
-def _verify(file: Path, lines: Sequence[str], sha256: str | None) -> None:
-    if sha256 is None:
-        return
-    expected, got = PUBLISHED_LISTS.get(sha256, sha256.lower()), list_digest(lines)
-    if expected != got:
-        raise UserError(
-            f"the list '{file}' ({len(lines)} names) has the SHA-256 {got[:12]}..., but labels.sha256={sha256} is "
-            f"{expected[:12]}...: it is another list."
-        )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:3]) + (", ..." if len(names) > 3 else "")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from selfsight.datamodules import FileImages, ImageData, folder, images
+from selfsight.datamodules import FileImages, ImageData, dataset, folder, memory
+from selfsight.datamodules.dataset import UnreadableFiles, duplicates
 from selfsight.datamodules.folders import find_images
-from selfsight.datamodules.images import UnreadableFiles, duplicates
 from selfsight.errors import UserError
 
 from .writers import encoded, picture, write_pictures
@@ -236,7 +236,7 @@ def test_too_little_memory_falls_back_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_pictures(tmp_path, ["1.png", "2.png"])
-    monkeypatch.setattr(images, "available_memory", lambda: 1000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     with caplog.at_level(logging.WARNING, "selfsight"):
         data = make(tmp_path, resident=True)
     assert not data.train.in_memory
@@ -246,7 +246,7 @@ def test_too_little_memory_falls_back_and_says_so(
 def test_auto_keeps_only_small_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pictures(tmp_path, ["1.png", "2.png"])
     assert make(tmp_path, resident="auto").train.in_memory
-    monkeypatch.setattr(images, "SMALL", 2 * 24 * 32 * 3 - 1)
+    monkeypatch.setattr(dataset, "SMALL", 2 * 24 * 32 * 3 - 1)
     assert not make(tmp_path, resident="auto").train.in_memory
 
 

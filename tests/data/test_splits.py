@@ -11,7 +11,8 @@ from torch import Tensor
 
 from selfsight.datamodules import ArrayImages, LabelSplit, select_labels
 from selfsight.datamodules.images import ImageSet
-from selfsight.datamodules.splits import allocate, chosen_labels, hold_out, list_digest, usb_split
+from selfsight.datamodules.lists import list_digest
+from selfsight.datamodules.splits import allocate, chosen_labels, hold_out, usb_split
 from selfsight.errors import UserError
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from selfsight.datamodules.images import ArrayImages, ImageData
+from selfsight.datamodules import ArrayImages, ImageData
 from selfsight.datamodules.module import ImageDataModule
 from selfsight.datamodules.views import View
 from selfsight.errors import UserError

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from selfsight.datamodules.images import ArrayImages, ImageData
+from selfsight.datamodules import ArrayImages, ImageData
 from selfsight.datamodules.module import ImageDataModule
 from selfsight.datamodules.views import View
 from selfsight.errors import UserError
