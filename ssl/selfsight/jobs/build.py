@@ -31,7 +31,9 @@ def build(node: Any, **extra: Any) -> Any:
 
     try:
         # Objects are added after Hydra is done: it would make configurations of the dataclasses among them.
-        return instantiate(node, _partial_=True)(**extra) if extra else instantiate(node)
+        if extra:
+            return instantiate(node, _convert_="all", _partial_=True)(**extra)
+        return instantiate(node, _convert_="all")
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None

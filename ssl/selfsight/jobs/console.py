@@ -10,7 +10,10 @@ from rich.console import Console
 
 
 def make_console() -> Console:
-    return Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 120  # a file or a pipe has no width of its own
+    return console
 
 
 def quiet() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -56,8 +56,7 @@ def subject(cfg: DictConfig) -> tuple[nn.Module, Any, RunFolder | None]:
         dataset = folder.config().dataset
     where = build.device(cfg.accelerator)
     backbone = selfsight.load(folder.path if folder is not None else cfg.backbone).to(where)
-    spec = backbone.selfsight_spec
-    dataset = OmegaConf.merge(dataset, {"mean": list(spec["mean"]), "std": list(spec["std"])})
+    spec: Any = backbone.spec
     view = build.library("datamodules.views").View(dataset.image_size, mean=spec["mean"], std=spec["std"])
     data = build.library("datamodules").ImageDataModule(
         build.build(dataset),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from selfsight.jobs import build
 
 #: rows of the table, from nothing learnt to what was learnt here
-ROWS = {"pixels": "raw pixels", "untrained": "same network, untrained", "pretrained": "pretrained"}
+ROWS = {"pixels": "raw pixels", "untrained": "untrained network", "pretrained": "pretrained"}
 
 
 def features(backbone: nn.Module, data: Any, stage: str = "final") -> tuple[Any, Any]:
@@ -46,7 +46,7 @@ def show(console: Console, summary: Mapping[str, Any], protocols: Mapping[str, s
         )
         if any(key in summary[row] for row in rows)
     ]
-    table = Table("", *[title for _, title in singles], *[f"{k} label{'s' * (k != '1')}/class" for k in shots])
+    table = Table("", *[title for _, title in singles], *[f"{k}/class" for k in shots])
     for row, label in rows.items():
         values = summary[row]
         cells = [

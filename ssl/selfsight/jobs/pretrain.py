@@ -97,8 +97,8 @@ def conclude(console: Console, cfg: DictConfig, folder: RunFolder, method: Metho
         {
             "backbone": build.resolved(cfg.backbone),
             "image_size": cfg.dataset.image_size,
-            "mean": list(cfg.dataset.mean),
-            "std": list(cfg.dataset.std),
+            "mean": data.views[0].mean,
+            "std": data.views[0].std,
             "method": method_name(cfg),
             "dataset": cfg.dataset.name,
             "epochs": cfg.trainer.max_epochs,
