@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -91,6 +92,7 @@ class _Workers:
             sampler=_Current(self),
             num_workers=workers,
             collate_fn=_unchanged,
+            worker_init_fn=_start_worker,
             persistent_workers=not once,
             prefetch_factor=2,
             pin_memory=pin,
@@ -117,6 +119,14 @@ class _Map(Dataset[RawBatch]):
 
     def __getitem__(self, request: Any) -> RawBatch:
         return self.reader[request]
+
+
+def _start_worker(number: int) -> None:
+    """Threads inside the processes would fight over the cores; Ctrl-C is the main process's to answer."""
+    import cv2
+
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _unchanged(batch: Any) -> Any:

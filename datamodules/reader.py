@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -62,7 +61,6 @@ class TrainingReader:
         self.images, self.views = images, views
 
     def __getitem__(self, request: Request) -> RawBatch:
-        cv2.setNumThreads(0)  # the processes share the cores; threads inside each would only get in each other's way
         images, indices, skipped = [], [], []
         for index in request.indices:
             image, index, missed = self._readable(index)
@@ -111,7 +109,6 @@ class EvaluationReader:
         self.images, self.resize, self.size = images, resize, size
 
     def __getitem__(self, request: Request) -> RawBatch:
-        cv2.setNumThreads(0)
         squares, indices, skipped = [], [], []
         for index in request.indices:
             try:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from selfsight.batch import SemiBatch
 from selfsight.datamodules import ArrayImages, ImageData, SemiDataModule, select_labels
@@ -89,6 +92,34 @@ def test_stop_and_go_on() -> None:
 
     assert len(got) == len(whole) == 10
     assert all(equal(a, b) for a, b in zip(got, whole, strict=True))
+
+
+class Student(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: list[tuple[float, float]] = []
+
+    def training_step(self, batch: SemiBatch, batch_idx: int) -> torch.Tensor:
+        assert batch.unlabelled.labels is None
+        self.seen.append(tuple(float(part.views[-1].double().sum()) for part in (batch.labelled, batch.unlabelled)))
+        return self.weight.sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_trainer_resumes_both_streams(tmp_path: Path) -> None:
+    whole, second = Student(), Student()
+    for student, resume in ((whole, None), (second, tmp_path / "step=7.ckpt")):
+        keep = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=7, save_top_k=-1)
+        trainer = Trainer(
+            accelerator="cpu", max_epochs=2, logger=False, enable_progress_bar=False, enable_model_summary=False,
+            callbacks=[keep], default_root_dir=tmp_path,
+        )  # fmt: skip
+        trainer.fit(student, datamodule=module(engine="device"), ckpt_path=resume, weights_only=True)
+    assert len(whole.seen) == 10
+    assert second.seen == whole.seen[7:]
 
 
 def test_a_given_split_is_used() -> None:
