@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import cv2
 import numpy as np
+import scipy.sparse
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
@@ -24,7 +26,6 @@ _LEVELS = np.arange(256, dtype=np.float32)
 _IDENTITY = np.eye(3, dtype=np.float32)
 _TO_GREY = np.array([[0.299, 0.587, 0.114]] * 3, dtype=np.float32)
 _BORDERS = {"gaussian": cv2.BORDER_REFLECT_101, "simclr": cv2.BORDER_CONSTANT}
-_INTERPOLATE = {"bilinear": "bilinear", "bicubic": "bicubic", "bicubic_simclr": "bicubic"}
 
 
 def resize(image: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
@@ -32,7 +33,7 @@ def resize(image: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
 
     ``bilinear`` and ``bicubic`` are antialiased (torch's uint8 kernels, 0.02 / 1 from Pillow). An enlarging bilinear
     resize needs no antialiasing and goes to OpenCV (0.2 / 1). ``bicubic_simclr`` equals torch's ``bicubic`` where
-    both sides are enlarged; otherwise, and for ``bicubic_simclr_tf1``, four taps a side are gathered.
+    both sides are enlarged; otherwise, and for ``bicubic_simclr_tf1``, sparse matrices apply its four taps.
     """
     if image.shape[:2] == size:
         return image
@@ -41,26 +42,27 @@ def resize(image: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
         return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     if interpolation == "bicubic_simclr_tf1" or (interpolation == "bicubic_simclr" and not enlarging):
         return _resize_by_taps(image, size, interpolation)
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    mode = _INTERPOLATE[interpolation]
+    pixels = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2)  # channels last: no copy
+    mode = "bilinear" if interpolation == "bilinear" else "bicubic"
     out = torch.nn.functional.interpolate(pixels, size, mode=mode, antialias=True, align_corners=False)
-    return out[0].permute(1, 2, 0).contiguous().numpy()
+    return out.permute(0, 2, 3, 1)[0].contiguous().numpy()
 
 
 def _resize_by_taps(image: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
-    pixels = torch.from_numpy(np.ascontiguousarray(image))
-    rows, row_weights = _taps(image.shape[0], size[0], interpolation)
-    columns, column_weights = _taps(image.shape[1], size[1], interpolation)
-    tall = (pixels[rows].float() * row_weights[..., None, None]).sum(1)
-    wide = (tall[:, columns] * column_weights[..., None]).sum(2)
-    return wide.round_().clamp_(0, 255).to(torch.uint8).numpy()
+    """One side after the other, as products with sparse matrices of four weights a row."""
+    height, width = image.shape[:2]
+    flat = image.astype(np.float32).reshape(height, -1)
+    tall = (_weights(height, size[0], interpolation) @ flat).reshape(size[0], width, 3)
+    turned = cv2.transpose(tall).reshape(width, -1)
+    wide = (_weights(width, size[1], interpolation) @ turned).reshape(size[1], size[0], 3)
+    return cv2.transpose(np.clip(wide + 0.5, 0, 255).astype(np.uint8))
 
 
 @functools.lru_cache(maxsize=4096)
-def _taps(length: int, size: int, interpolation: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _weights(length: int, size: int, interpolation: str) -> Any:
     start = torch.zeros(1)
-    index, weight = kernels.cubic_taps(start, start + length, size, length, interpolation)
-    return index[0].long(), weight[0]
+    matrix = kernels.resize_matrix(start, start + length, size, length, interpolation)
+    return scipy.sparse.csr_matrix(matrix[0].numpy())
 
 
 def crop(
@@ -141,9 +143,9 @@ def saturation_hsv(image: Pixels, factor: float) -> Pixels:
 
 
 def hue(image: Pixels, shift: float) -> Pixels:
-    """The hue of HSV turned by ``shift`` of a full turn (0.2 / 2)."""
+    """The hue of HSV turned by ``shift`` of a full turn, cut to 1 / 255 of a turn as in torchvision (0.2 / 2)."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(round(256 * shift) % 256)
+    hsv[..., 0] += np.uint8(int(255 * shift) % 256)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 

@@ -59,16 +59,20 @@ class CpuViews:
     def batch(
         self, images: Sequence[np.ndarray] | np.ndarray, indices: Sequence[int] | np.ndarray, epoch: int
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Views of many images of one size, the same as image by image but faster: parameters are drawn together.
+        """Views of many images, the same as image by image; faster for images of one size, which are drawn together.
 
         Args:
-            images: ``[B, H, W, 3]`` uint8.
+            images: ``B`` times ``[H, W, 3]`` uint8.
             indices: ``[B]``.
 
         Returns:
             one uint8 tensor ``[B, 3, size, size]`` and one of boxes ``[B, 8]`` per view.
         """
         images = [as_rgb(image) for image in images]
+        if len({image.shape for image in images}) > 1:
+            each = [self(image, int(index), epoch) for image, index in zip(images, indices, strict=True)]
+            stacked = [torch.stack(view) for view in zip(*(views for views, _ in each), strict=True)]
+            return stacked, list(torch.stack([box for _, box in each]).unbind(1))
         height, width = images[0].shape[:2]
         made: list[Tensor] = []
         drawn: list[Tensor] = []

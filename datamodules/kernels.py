@@ -88,7 +88,7 @@ def _offsets(radius: int, like: Tensor) -> Tensor:
 
 
 def _folded(taps: Tensor, n: int, border: str) -> Tensor:
-    """Kernels ``[B, taps]`` as matrices ``[B, n, n]``; taps beyond a border go to the pixels that are repeated there."""
+    """Kernels ``[B, taps]`` as matrices ``[B, n, n]``; those beyond a border go to the pixels repeated there."""
     pixel = torch.arange(n, device=taps.device, dtype=taps.dtype)
     place = pixel[:, None] + _offsets(taps.shape[1] // 2, taps)
     if border == "reflect":
