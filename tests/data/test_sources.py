@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import inspect
 import os
 import pickle
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from selfsight import conf, datamodules
 from selfsight.datamodules import (
     cifar10,
     cifar100,
@@ -28,6 +31,7 @@ from selfsight.errors import UserError
 
 from . import writers
 
+CONFIGURATIONS = sorted((Path(conf.__file__).parent / "dataset").glob("*.yaml"))
 LOOK: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
 TREE: dict[str, Any] = {**LOOK, "image_size": 16, "eval_resize": 18, "resident": False, "max_unreadable": 0.0}
 
@@ -208,3 +212,11 @@ def test_pickles_only_give_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(UserError, match=r"batches.meta' is damaged"):
         cifar10(root=str(tmp_path), download=False, image_size=32, **LOOK)
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("file", CONFIGURATIONS, ids=lambda file: file.stem)
+def test_configuration_gives_what_its_function_takes(file: Path) -> None:
+    options = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    source = getattr(datamodules, options.pop("_target_").removeprefix("selfsight.datamodules."))
+    assert options["name"] == source.__name__ == file.stem
+    assert set(options) == set(inspect.signature(source).parameters)
