@@ -1,8 +1,9 @@
 """Backbones by name: everything in timm, and ours registered beside it.
 
-A backbone has timm's interface without a classifier: ``forward(x)`` gives ``[B, num_features]`` (the average of the
-last map), ``forward_features(x)`` that map ``[B, num_features, h, w]``, and ``feature_info`` says of every stage its
-module, its channels and by how much it is smaller than the image. Sizes are read, never found by trying an image.
+A backbone has timm's interface without a classifier: ``forward(x)`` gives ``[B, num_features]`` (the mean of the last
+map, normalised where the network does so), ``forward_features(x)`` that map ``[B, num_features, h, w]``, and
+``feature_info`` says of every stage its module, its channels and by how much it is smaller than the image. Sizes are
+read, never found by trying an image.
 
 A file in this folder adds a network with timm's ``@register_model``. If its function has an argument ``stem``, the
 network builds its own small-image stem; otherwise `create` knows the one of timm's ResNets.

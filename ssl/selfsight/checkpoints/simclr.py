@@ -130,12 +130,13 @@ def architecture(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
     Raises:
         UserError: it is none of the authors' networks.
     """
-    found = [n for n in variables if re.fullmatch(r"base_model/conv2d(_\d+)?/kernel", n)]
+    places = {n: re.fullmatch(r"base_model/conv2d(?:_(\d+))?/kernel", n) for n in variables}
+    found = {int(m[1] or 0): variables[n] for n, m in places.items() if m}
     if not found:
         raise UserError(
             "The checkpoint holds no variable 'base_model/conv2d/kernel', so it is none of SimCLR's TensorFlow 1 code."
         )
-    kernels = [variables[f"base_model/{_numbered('conv2d', i)}/kernel"] for i in range(len(found))]
+    kernels = [found[i] for i in sorted(found)]
     norms = sum(n.startswith("base_model/") and n.endswith("/gamma") for n in variables)
     selective = norms < len(kernels)
     for depth, (block, layers) in DEPTHS.items():
@@ -152,7 +153,9 @@ def architecture(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
                 "width": features // (512 if basic else 2048),
                 "sk_ratio": last_fc1[3] / last_fc1[2] if selective else 0.0,
             }
-    raise UserError(f"The checkpoint has {len(kernels)} convolutions, as none of SimCLR's networks has.")
+    raise UserError(
+        f"The checkpoint has {len(kernels)} convolutions and {norms} BatchNorms, as none of SimCLR's networks has."
+    )
 
 
 def _numbered(scope: str, i: int) -> str:

@@ -28,6 +28,7 @@ from selfsight.losses.ntxent import contrast_accuracy, contrast_entropy, cross_v
 from selfsight.methods.base import Method
 from selfsight.nn.distributed import gather_without_grad
 from selfsight.nn.ema import EMATeacher
+from selfsight.nn.precision import float32
 from selfsight.nn.queue import Queue
 from selfsight.nn.simclr_head import ProjectionHead
 from selfsight.optim import l2_penalty
@@ -97,7 +98,8 @@ class SimCLRv2(Method):
         """Move the average network and put its keys for ``x [2B, 3, H, W]`` of all processes into the memory."""
         if self.memory is not None and self.average is not None:
             self.average.update(nn.Sequential(self.backbone, self.projector))
-            self.memory.push(gather_without_grad(unit(self.average(x).float())))
+            for keys in unit(float32(self.average(x))).chunk(2):  # one view after the other, on any number of processes
+                self.memory.push(gather_without_grad(keys))
 
     def chance_loss(self) -> float:
         """All projections agree, or none does more than by chance: 2 ln(2N - 1) for N images on all processes."""
