@@ -1,0 +1,59 @@
+"""SupCE: supervised training with cross-entropy, the baseline beside SupCon.
+
+A linear layer on the backbone's output names the class of every view; what self-supervised and contrastive training
+have to be measured against is this, on the same network, views and optimiser.
+
+    Khosla et al.: Supervised Contrastive Learning. NeurIPS 2020, arXiv:2004.11362, table 2. Code:
+    HobbitLong/SupContrast, main_ce.py, which trains on crops and flips alone (``views=supce``); google-research/supcon
+    adds label smoothing.
+
+Deviation: an image labelled -1 has no label and does not count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal, cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfsight.batch import Batch
+from selfsight.errors import UserError
+from selfsight.methods.base import Method
+from selfsight.nn.multicrop import multi_crop
+from selfsight.nn.precision import float32
+from selfsight.optim.groups import ParamGroup, decayed_and_plain, everything
+
+
+class SupCE(Method):
+    """
+    Args:
+        num_classes: C.
+        label_smoothing: share of the target that is spread evenly over the classes.
+        decay: ``all`` parameters (SupContrast) or ``kernels``, which spares biases and normalisation.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, *, num_classes: int, label_smoothing: float, decay: Literal["all", "kernels"]
+    ) -> None:
+        super().__init__(backbone)
+        self.classifier = nn.Linear(cast(int, backbone.num_features), num_classes)
+        self.label_smoothing, self.decay = label_smoothing, decay
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
+        if batch.labels is None:
+            raise UserError("SupCE learns labels and these images have none; choose a labelled data set.")
+        y = batch.labels.repeat(len(batch.views))  # [V B]
+        logits = float32(self.classifier(multi_crop(self.backbone, batch.views)))  # [V B, C]
+        labelled = (y >= 0).sum().clamp(min=1)
+        loss = F.cross_entropy(logits, y, ignore_index=-1, reduction="sum", label_smoothing=self.label_smoothing)
+        return {"loss": loss / labelled, "train_accuracy": (logits.detach().argmax(1) == y).sum() / labelled}
+
+    def chance_loss(self) -> float:
+        """``ln C``: every class is as likely as the others."""
+        return math.log(self.classifier.out_features)
+
+    def param_groups(self) -> list[ParamGroup]:
+        return everything(self) if self.decay == "all" else decayed_and_plain(self)
