@@ -78,14 +78,14 @@ def checked(train: Features, test: Features, *, labels: bool = True) -> tuple[Fe
         UserError: no images, not finite, two widths, no labels, a single class.
     """
     if labels:
-        train, test = (features.take(features.known_labels >= 0) for features in (train, test))
+        train, test = (_labelled(features) for features in (train, test))
     for name, features in (("training", train), ("test", test)):
         if len(features) == 0:
             raise UserError(
                 f"The {name} set has no{' labelled' * labels} images: check dataset.root and dataset.subset."
             )
-        bad = int((~torch.isfinite(features.x)).any(dim=1).sum())
-        if bad:
+        if not bool(features.x.sum(dim=1).isfinite().all()):  # one pass and no copy, where all is well
+            bad = int((~torch.isfinite(features.x)).any(dim=1).sum())
             raise UserError(
                 f"{bad} of {len(features)} {name} features are NaN or infinite, so the backbone has diverged: take an "
                 "earlier checkpoint, or train again with a lower learning rate."
@@ -101,6 +101,11 @@ def checked(train: Features, test: Features, *, labels: bool = True) -> tuple[Fe
             "folders."
         )
     return train, test
+
+
+def _labelled(features: Features) -> Features:
+    labelled = features.known_labels >= 0
+    return features if bool(labelled.all()) else features.take(labelled)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from .features import Features, checked
 from .logistic import BLOCK, Linear, fit_lbfgs, fit_sgd
 
 HELD_OUT = 0.1
+STANDARD_SHOTS = (1, 5, 20)
 
 
 @dataclass(frozen=True)
@@ -130,12 +131,14 @@ class FewShot:
     With so few labels nothing can be held out: the penalty is fixed.
 
     Attributes:
-        shots: labelled images per class. draws: independent draws; draw ``i`` depends on ``seed + i`` and the labels
-            only, so that two backbones are compared on the same images.
+        shots: labelled images per class. None: 1, 5 and 20, those that some class cannot give left out, as the names of
+            the results show. Shots given explicitly that a class cannot give are an error.
+        draws: independent draws; draw ``i`` depends on ``seed + i`` and the labels only, so that two backbones are
+            compared on the same images.
         penalty: lambda, see `LinearProbe`.
     """
 
-    shots: Sequence[int] = (1, 5, 20)
+    shots: Sequence[int] | None = None
     draws: int = 5
     penalty: float = 1e-2
     seed: int = 0
@@ -144,16 +147,18 @@ class FewShot:
 
     @property
     def protocol(self) -> str:
+        shots = "/".join(map(str, self.shots or STANDARD_SHOTS))
         return (
-            f"logistic regression (L-BFGS, L2 {self.penalty:g}) on {'/'.join(map(str, self.shots))} labelled training "
-            f"images per class, frozen un-augmented features, mean and std of {self.draws} draws, whole test set"
+            f"logistic regression (L-BFGS, L2 {self.penalty:g}) on {shots} labelled training images per class, frozen un-augmented "
+            f"features, mean and std of {self.draws} draws, whole test set"
         )
 
     def __call__(self, train: Features, test: Features) -> dict[str, Any]:
         """``{"few_shot": {"<shots>": {"mean", "std"}}}``; std is the population's (divided by the number of draws)."""
         train, test = _on(self.device, *checked(train, test))
         results = {}
-        for shots in self.shots:
+        smallest = int(train.known_labels.unique(return_counts=True)[1].min())
+        for shots in self.shots or [n for n in STANDARD_SHOTS if n <= smallest]:
             scores = torch.tensor([self._draw(train, test, shots, self.seed + draw) for draw in range(self.draws)])
             results[str(shots)] = {"mean": float(scores.mean()), "std": float(scores.std(correction=0))}
         return {"few_shot": results}

@@ -7,15 +7,16 @@ Gradients are written out, since softmax regression's is one matrix product.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-BLOCK = 4_000_000  # logits kept at a time: 16 MB stays near the processor
-WHITENING_FLOOR = 1e-3
+BLOCK = 4_000_000  # logits kept at a time
+CURVATURE = 0.1  # of the cross-entropy along a logit: p (1 - p), about
+GRAM_ROWS = 16  # rows per dimension
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,11 @@ def fit_lbfgs(
 ) -> Linear:
     """Minimise  mean cross-entropy + lambda / 2 |W|^2  for every lambda at once, the bias free.
 
-    The features are whitened first: with the Gram matrix x'x / N = Q diag(ev) Q', R = Q diag(ev + 1e-3)^(-1/2) and
-    Z = x R the problem in V (W = R V) is well conditioned, and the penalty becomes
-    lambda / 2 sum_i V_i^2 / (ev_i + 1e-3): the objective is unchanged. With fewer images than dimensions W lies in the
-    span of the images, and Q is a basis of that span. Each head has its own memory, step length and end.
+    Solved in coordinates in which it is well conditioned for every lambda: W = R V, R = Q diag(ev + lambda / h)^(-1/2),
+    from the Gram matrix x'x / N = Q diag(ev) Q' and a typical curvature h of the loss. As Q is orthonormal the penalty
+    is lambda / 2 sum_i R_i^2 |V_i|^2, and the objective is unchanged, whatever rows the Gram matrix is taken from. With
+    fewer images than dimensions W lies in the span of the images, and Q is a basis of that span. Each head has its own
+    memory, step length and end.
 
     Args:
         x: ``[N, D]`` centred features. labels: ``[N]`` int64 below ``classes``.
@@ -64,18 +66,15 @@ def fit_lbfgs(
     """
     with torch.no_grad(), _flush_denormal():
         basis, ev = _basis(x)
-        scale = (ev + WHITENING_FLOOR).rsqrt()
-        z = x @ (basis * scale)  # [N, d]
-        objective = _SoftmaxObjective(
-            z, labels, classes, torch.as_tensor(list(penalties), dtype=x.dtype), scale.square()
-        )
-        p = x.new_zeros(len(penalties), (z.shape[1] + 1) * classes)
+        lambdas = torch.tensor([float(penalty) for penalty in penalties], dtype=x.dtype, device=x.device)[:, None]
+        scale = (ev + lambdas / CURVATURE + 1e-6 * ev.max()).rsqrt()[:, :, None]  # [H, d, 1]
+        objective = _SoftmaxObjective(x, labels, classes, lambdas, basis, scale)
+        p = x.new_zeros(len(lambdas), (len(ev) + 1) * classes)
         if start is not None:
-            v = (basis.T @ start.weight) / scale[:, None]  # [H, d, C]
-            p = torch.cat([v.flatten(1), start.bias], dim=1)
+            p = torch.cat([((basis.T @ start.weight) / scale).flatten(1), start.bias], dim=1)
         p = _lbfgs(objective, p, tolerance, max_steps, memory)
         v, bias = p[:, :-classes].unflatten(1, (-1, classes)), p[:, -classes:]
-        return Linear((basis * scale) @ v, bias)
+        return Linear(basis @ (scale * v), bias)
 
 
 def fit_sgd(
@@ -129,78 +128,89 @@ def fit_sgd(
 
 
 class _SoftmaxObjective:
-    """Value and gradient of the penalised cross-entropy for H heads; parameters ``[H, (d + 1) C]``, the bias last."""
+    """Value and gradient of the penalised cross-entropy of some heads; parameters ``[H, (d + 1) C]``, the bias last."""
 
-    def __init__(self, z: Tensor, labels: Tensor, classes: int, penalties: Tensor, penalised: Tensor) -> None:
-        self.z, self.labels, self.classes = z, labels, classes
-        # lambda / (ev + floor) for each whitened direction, 0 for the bias
-        weights = torch.cat([penalised, penalised.new_zeros(1)])
-        self.penalty = (penalties.to(z.device)[:, None] * weights).repeat_interleave(classes, dim=1)  # [H, (d+1) C]
+    def __init__(self, x: Tensor, labels: Tensor, classes: int, lambdas: Tensor, basis: Tensor, scale: Tensor) -> None:
+        self.x, self.labels, self.classes, self.basis, self.scale = x, labels, classes, basis, scale
+        self.penalty = lambdas[:, :, None] * scale.square()  # [all H, d, 1]
 
-    def __call__(self, p: Tensor) -> tuple[Tensor, Tensor]:
-        """``[H, P]`` -> values ``[H]``, gradients ``[H, P]``."""
-        heads, n = len(p), len(self.z)
-        flat = p.unflatten(1, (-1, self.classes)).permute(1, 0, 2).reshape(-1, heads * self.classes)  # [d + 1, H C]
+    def __call__(self, p: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+        """``[H, P]`` of the heads numbered ``which`` -> values ``[H]``, gradients ``[H, P]``."""
+        heads, n = len(p), len(self.x)
+        scale, penalty = self.scale[which], self.penalty[which]
+        v, bias = p[:, : -self.classes].unflatten(1, (-1, self.classes)), p[:, -self.classes :].flatten()
+        weight = self.basis @ (scale * v).permute(1, 0, 2).reshape(-1, len(bias))  # [D, H C]
         loss = p.new_zeros(heads, dtype=torch.float64)
-        gradient = torch.zeros_like(flat)
-        rows = max(1, BLOCK // flat.shape[1])
+        slope_w, slope_b = torch.zeros_like(weight), torch.zeros_like(bias)
+        rows = max(1, BLOCK // len(bias))
         for start in range(0, n, rows):
-            z, labels = self.z[start : start + rows], self.labels[start : start + rows]
-            logits = torch.addmm(flat[-1], z, flat[:-1]).view(len(z), heads, self.classes)
+            x, labels = self.x[start : start + rows], self.labels[start : start + rows]
+            logits = torch.addmm(bias, x, weight).view(len(x), heads, self.classes)
             own = labels[:, None, None].expand(-1, heads, 1)
             logits -= logits.amax(dim=2, keepdim=True)
             true = logits.gather(2, own)
             total = logits.exp_().sum(dim=2, keepdim=True)
             loss += (total.log() - true).sum(dim=(0, 2), dtype=torch.float64)
             error = logits.div_(total).scatter_add_(2, own, torch.full_like(true, -1.0)).flatten(1)
-            gradient[:-1].addmm_(z.T, error)
-            gradient[-1] += error.sum(dim=0)
-        gradient = gradient.view(-1, heads, self.classes).permute(1, 0, 2).reshape(heads, -1) / n
-        value = loss / n + 0.5 * (self.penalty * p.square()).sum(dim=1, dtype=torch.float64)
-        return value, gradient + self.penalty * p
+            slope_w.addmm_(x.T, error)
+            slope_b += error.sum(dim=0)
+        slope_v = scale * (self.basis.T @ slope_w).view(-1, heads, self.classes).permute(1, 0, 2) / n + penalty * v
+        value = loss / n + 0.5 * (penalty * v.square()).sum(dim=(1, 2), dtype=torch.float64)
+        return value, torch.cat([slope_v.flatten(1), slope_b.view(heads, -1) / n], dim=1)
 
 
-def _lbfgs(
-    objective: Callable[[Tensor], tuple[Tensor, Tensor]], p: Tensor, tolerance: float, max_steps: int, memory: int
-) -> Tensor:
-    """L-BFGS with backtracking, H independent problems side by side ``[H, P]``."""
-    value, gradient = objective(p)
+def _lbfgs(objective: _SoftmaxObjective, p: Tensor, tolerance: float, max_steps: int, memory: int) -> Tensor:
+    """L-BFGS with backtracking on independent problems side by side, ``[H, P]``; the finished ones drop out."""
+    result = p.clone()
+    which = torch.arange(len(p), device=p.device)
+    value, gradient = objective(p, which)
     noise = torch.finfo(p.dtype).eps  # gains below it are rounding
     history: list[tuple[Tensor, Tensor, Tensor]] = []  # s, y [H, P] and 1 / s'y [H, 1], zero where curvature failed
     scale = p.new_full((len(p), 1), 2.0)  # cross-entropy on white features curves by at most 1/2
-    running = gradient.abs().amax(dim=1) > tolerance
+    going = gradient.abs().amax(dim=1) > tolerance
     for _ in range(max_steps):
-        if not bool(running.any()):
+        if not bool(going.all()):
+            p, value, gradient, scale, which = p[going], value[going], gradient[going], scale[going], which[going]
+            history = [(s[going], y[going], rho[going]) for s, y, rho in history]
+        if not len(p):
             break
         direction = _two_loop(gradient, history, scale)
         slope = (gradient * direction).sum(dim=1, dtype=torch.float64)
         uphill = slope >= 0
         direction = torch.where(uphill[:, None], -gradient, direction)
         slope = torch.where(uphill, -gradient.double().square().sum(dim=1), slope)
-        step = torch.where(running, 1.0, 0.0).to(p.dtype)
-        for _ in range(20):
-            moved = p + step[:, None] * direction
-            new_value, new_gradient = objective(moved)
-            slack = noise * value.abs()
-            accepted = (new_value <= value + 1e-4 * step * slope + slack) | (step == 0)
-            if bool(accepted.all()):
-                break
-            step = torch.where(accepted, step, step / 4)
-        else:
-            step = torch.where(accepted, step, 0.0)
-            running = running & accepted
-            moved = p + step[:, None] * direction
-            new_value, new_gradient = objective(moved)
+        moved, new_value, new_gradient = _backtrack(objective, p, direction, slope, value, which, noise)
         s, y = moved - p, new_gradient - gradient
-        sy = (s * y).sum(dim=1, keepdim=True)
-        yy = y.square().sum(dim=1, keepdim=True)
+        sy, yy = (s * y).sum(dim=1, keepdim=True), y.square().sum(dim=1, keepdim=True)
         useful = sy > 1e-10 * yy
         history = [*history, (s, y, torch.where(useful, 1 / sy, 0.0))][-memory:]
         scale = torch.where(useful, sy / yy, scale)
         gain = value - new_value
         p, value, gradient = moved, new_value, new_gradient
-        running = running & (gradient.abs().amax(dim=1) > tolerance) & (gain > noise * value.abs())
-    return p
+        result[which] = p
+        going = (gradient.abs().amax(dim=1) > tolerance) & (gain > noise * value.abs())
+    return result
+
+
+def _backtrack(
+    objective: _SoftmaxObjective,
+    p: Tensor,
+    direction: Tensor,
+    slope: Tensor,
+    value: Tensor,
+    which: Tensor,
+    noise: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Points along the directions that lower the values enough, with values and gradients; a head without one stays."""
+    step = p.new_ones(len(p))
+    for attempt in range(21):
+        moved = p + step[:, None] * direction
+        new_value, new_gradient = objective(moved, which)
+        accepted = (new_value <= value + 1e-4 * step * slope + noise * value.abs()) | (step == 0)
+        if bool(accepted.all()):
+            break
+        step = torch.where(accepted, step, step / 4 if attempt < 19 else 0.0)
+    return moved, new_value, new_gradient
 
 
 def _two_loop(gradient: Tensor, history: list[tuple[Tensor, Tensor, Tensor]], scale: Tensor) -> Tensor:
@@ -218,13 +228,17 @@ def _two_loop(gradient: Tensor, history: list[tuple[Tensor, Tensor, Tensor]], sc
 
 
 def _basis(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal basis Q ``[D, d]`` of the features' span and the Gram eigenvalues ``[d]``, d = min(N, D) at most."""
+    """Orthonormal basis Q ``[D, d]`` of the features' span and the Gram eigenvalues ``[d]``, d = min(N, D) at most.
+
+    Of many rows an even sample gives eigenvalues good enough.
+    """
     n, width = x.shape
     if n >= width:
-        ev, q = torch.linalg.eigh(x.T @ x / n)
+        some = x[:: max(1, n // (GRAM_ROWS * width))]
+        ev, q = torch.linalg.eigh(some.T @ some / len(some))
         return q, ev.clamp(min=0)
     _, singular, vt = torch.linalg.svd(x, full_matrices=False)
-    kept = singular > 1e-6 * singular[0]
+    kept = singular >= 1e-6 * singular[0]
     return vt[kept].T, singular[kept].square() / n
 
 
