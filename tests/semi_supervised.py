@@ -21,7 +21,8 @@ from selfsight.methods.simmatchv2 import SimMatchV2
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Clock, Constant
 
-CLASSES, LABELLED, UNLABELLED = 4, 8, 48
+CLASSES, LABELLED, UNLABELLED = 4, 8, 64
+SPREAD, WEAK, STRONG = 1.5, 0.3, 1.0
 LABELS = torch.arange(LABELLED) % CLASSES
 
 
@@ -45,11 +46,11 @@ def no_norm(width: int) -> nn.Module:
 SETTINGS: dict[str, tuple[type[SemiMethod], dict[str, Any]]] = {
     "simmatchv2": (
         SimMatchV2,
-        {"dim": 6, "K": 40, "t": 0.1, "alpha": 0.1, "topn": 5, "tau": 0.6, "lambda_nn": 1.0, "lambda_ee": 1.0,
-         "lambda_ne": 1.0, "da_m": 0.9, "norm_feat": True, "eman": False, "decay": "kernels"},
+        {"dim": 6, "K": 40, "t": 0.1, "alpha": 0.1, "topn": 5, "tau": 0.8, "lambda_nn": 1.0, "lambda_ee": 1.0,
+         "lambda_ne": 1.0, "da_m": 0.9, "norm_feat": False, "eman": False, "decay": "kernels"},
     ),
     "fixmatch": (FixMatch, {"tau": 0.6, "lambda_u": 1.0, "da_m": 0.9}),
-    "flexmatch": (FlexMatch, {"tau": 0.6, "lambda_u": 1.0, "da_m": None, "warmup": True}),
+    "flexmatch": (FlexMatch, {"tau": 0.95, "lambda_u": 1.0, "da_m": None, "warmup": True}),
     "freematch": (FreeMatch, {"lambda_u": 1.0, "w_f": 0.01, "m": 0.9, "quantile": False, "clip": None}),
     "mixmatch": (MixMatch, {"T": 0.5, "mixup_alpha": 0.5, "lambda_u": 5.0, "ramp": 0.4}),
     "comatch": (
@@ -77,10 +78,14 @@ def make(name: str, backbone: Callable[[], nn.Module] = Net, seed: int = 0, **ch
     return method.train()
 
 
-def pictures(labels: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    """``[B, 3, 5, 5]`` pictures of classes: one pattern each, and noise."""
+def pictures(labels: Tensor, seed: int) -> Tensor:
+    """``[B, 3, 5, 5]`` pictures: a pattern for each class, and as much that is each picture's own."""
     patterns = torch.randn(CLASSES, 3, 5, 5, generator=torch.Generator().manual_seed(7))
-    return patterns[labels] + noise * torch.randn(len(labels), 3, 5, 5, generator=generator)
+    return patterns[labels] + SPREAD * torch.randn(len(labels), 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+
+
+def view(images: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    return images + noise * torch.randn(images.shape, generator=generator)
 
 
 def batch(step: int, name: str, labelled: int = 4, unlabelled: int = 8, known: bool = True) -> SemiBatch:
@@ -88,11 +93,12 @@ def batch(step: int, name: str, labelled: int = 4, unlabelled: int = 8, known: b
     generator = torch.Generator().manual_seed(1000 + step)
     index = torch.randint(LABELLED, (labelled,), generator=generator)
     index_u = torch.randperm(UNLABELLED, generator=generator)[:unlabelled]
-    y_u = index_u % CLASSES
-    noises = {"mixmatch": (0.3, 0.3), "comatch": (0.3, 0.8, 0.8)}.get(name, (0.3, 0.8))
-    views = [pictures(y_u, noise, generator) for noise in noises]
-    x = pictures(LABELS[index], 0.3, generator)
-    return SemiBatch(Batch([x], index, LABELS[index]), Batch(views, index_u, y_u if known else None))
+    y_u = torch.arange(UNLABELLED) % CLASSES
+    few, many = pictures(LABELS, seed=1)[index], pictures(y_u, seed=2)[index_u]
+    noises = {"mixmatch": (WEAK, WEAK), "comatch": (WEAK, STRONG, STRONG)}.get(name, (WEAK, STRONG))
+    views = [view(many, noise, generator) for noise in noises]
+    x = view(few, WEAK, generator)
+    return SemiBatch(Batch([x], index, LABELS[index]), Batch(views, index_u, y_u[index_u] if known else None))
 
 
 def train(
@@ -115,9 +121,9 @@ def train(
 
 
 def accuracy(method: SemiMethod, teacher: bool) -> float:
-    """On 200 fresh pictures."""
-    labels = torch.arange(200) % CLASSES
-    images = pictures(labels, 0.8, torch.Generator().manual_seed(5))
+    """On 400 fresh pictures."""
+    labels = torch.arange(400) % CLASSES
+    images = pictures(labels, seed=5)
     method.eval()
     with torch.no_grad():
         right = method.logits(images, teacher=teacher).argmax(-1) == labels

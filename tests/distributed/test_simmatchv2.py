@@ -17,8 +17,8 @@ from .spawn import run_on
 STEPS = 6  # the second epoch, in which all terms are there, starts with the fifth
 #: without statistics over the batch every row stands for itself, and halves add up to the whole
 EXACT = {
-    "simmatchv2": {},
-    "simmatchv2, multi-crop": {"da_m": None, "norm_feat": False, "tau": 0.4},
+    "simmatchv2": {"norm_feat": True, "tau": 0.4},
+    "simmatchv2, multi-crop": {"da_m": None, "tau": 0.4},
     "fixmatch": {"tau": 0.4},
     "flexmatch": {"tau": 0.4},
     "freematch": {"w_f": 0.0},  # fairness compares means over the local batch, as in the authors' code
