@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +124,18 @@ class ImageData:
         if images is None:
             raise UserError(f"data set '{self.name}' has no {name} images.")
         return images
+
+    def limited(self, n: int) -> ImageData:
+        """The same with at most ``n`` images a part, evenly spaced over it: for tries, not for figures."""
+
+        def some(images: ImageSet | None) -> ImageSet | None:
+            if images is None or len(images) <= n:
+                return images
+            return images.select(torch.linspace(0, len(images) - 1, n).long())
+
+        train = some(self.train)
+        assert train is not None
+        return replace(self, train=train, test=some(self.test), unlabelled=some(self.unlabelled))
 
     def everything(self) -> ImageSet:
         """All images one may learn from: `train` and `unlabelled`."""

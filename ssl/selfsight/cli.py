@@ -200,10 +200,15 @@ def checked(job: str, overrides: list[str], *, sweep: bool) -> list[str]:
             value_words.append((key, word, override))
     first = [w.split(",")[0] if "=" in w and w.split("=")[0] in groups else w for w in group_words]
     cfg = compose(job, first) if value_words else None
-    for key, _, override in value_words:
+    words = []
+    for key, word, override in value_words:
         assert cfg is not None
-        check_value(cfg, key, override, groups)
-    return group_words + [word for _, word, _ in value_words]
+        if known_key(cfg, key, groups):
+            check_type(cfg, key, override)
+            words.append(word)
+        else:
+            words.append(f"+{word}")
+    return group_words + words
 
 
 def group_choice(group: str, word: str, override: Any) -> list[str]:
@@ -246,32 +251,50 @@ def flat_keys(node: Any, prefix: str = "") -> Iterator[str]:
             yield from flat_keys(child, f"{prefix}{key}.")
 
 
-def check_value(cfg: Any, key: str, override: Any, groups: list[str]) -> None:
-    from omegaconf import DictConfig
+def known_key(cfg: Any, key: str, groups: list[str]) -> bool:
+    """Whether the configuration has ``key``; False where the thing configured would take it all the same.
+
+    Raises:
+        UserError: neither; names the nearest key.
+    """
+    from omegaconf import OmegaConf
 
     keys = list(flat_keys(cfg))
-    if key not in keys:
-        parent = key.rpartition(".")[0]
-        node = cfg._get_node(parent) if parent in keys and "." not in parent else None
-        open_ended = isinstance(node, DictConfig) and node._get_flag("struct") is False
-        if open_ended:
-            return
-        tail = key.rpartition(".")[2]
-        close = difflib.get_close_matches(key, [*keys, *groups], n=1, cutoff=0.6)
-        close = close or [k for k in keys if k.rpartition(".")[2] == tail][:1]
-        close = close or difflib.get_close_matches(tail, keys, n=1, cutoff=0.5)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
-        raise UserError(f"there is no key '{key}'.{hint}", status=USAGE)
-    if override.is_sweep_override():
-        return
-    from omegaconf import OmegaConf
+    if key in keys:
+        return True
+    parent, _, leaf = key.rpartition(".")
+    arguments = arguments_of(OmegaConf.select(cfg, parent) if parent in keys else None)
+    if leaf in arguments:
+        return False
+    keys += [f"{parent}.{name}" for name in arguments]
+    close = difflib.get_close_matches(key, [*keys, *groups], n=1, cutoff=0.6)
+    close = close or [k for k in keys if k.rpartition(".")[2] == leaf][:1]
+    close = close or difflib.get_close_matches(leaf, keys, n=1, cutoff=0.5)
+    raise UserError(f"there is no key '{key}'." + (f" Did you mean '{close[0]}'?" if close else ""), status=USAGE)
+
+
+def arguments_of(node: Any) -> list[str]:
+    """Names of the arguments that the ``_target_`` of a node takes."""
+    import inspect
+
+    from hydra.utils import get_object
+    from omegaconf import DictConfig
+
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        return []
+    return [name for name in inspect.signature(get_object(node._target_)).parameters if name not in ("self", "kwargs")]
+
+
+def check_type(cfg: Any, key: str, override: Any) -> None:
+    """Refuse a word where a number stands, and anything but true and false for a switch."""
+    from omegaconf import DictConfig, OmegaConf
 
     parent, _, leaf = key.rpartition(".")
     holder = OmegaConf.select(cfg, parent) if parent else cfg
-    old_node = holder._get_node(leaf)
-    if old_node._is_interpolation() or old_node._is_missing():
+    node = holder._get_node(leaf)
+    if override.is_sweep_override() or node is None or node._is_interpolation() or node._is_missing():
         return
-    old, new = old_node._value() if not isinstance(old_node, DictConfig) else None, override.value()
+    old, new = None if isinstance(node, DictConfig) else node._value(), override.value()
     if isinstance(old, bool) and not isinstance(new, bool) and new != "auto":
         raise UserError(f"{key} is '{new}'; true or false was expected.", status=USAGE)
     if isinstance(old, (int, float)) and not isinstance(old, bool) and isinstance(new, str) and "${" not in new:

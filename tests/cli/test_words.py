@@ -58,7 +58,10 @@ def test_help_lists_jobs_and_choices(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_any_timm_name_is_a_backbone() -> None:
-    assert cli.checked("pretrain", ["backbone=regnety_002"], sweep=False) == ["backbone=timm", "backbone.name=regnety_002"]
+    assert cli.checked("pretrain", ["backbone=regnety_002"], sweep=False) == [
+        "backbone=timm",
+        "backbone.name=regnety_002",
+    ]
 
 
 def test_help_is_quick_and_loads_no_torch() -> None:

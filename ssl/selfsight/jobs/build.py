@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import os
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
@@ -47,7 +47,13 @@ def views(cfg: DictConfig) -> dict[str, Any]:
 
 def datamodule(cfg: DictConfig) -> Any:
     """The LightningDataModule of a run: data set and views, batched."""
-    return build(cfg.datamodule, data=build(cfg.dataset), views=views(cfg))
+    return build(cfg.datamodule, data=images(cfg), views=views(cfg))
+
+
+def images(cfg: DictConfig) -> Any:
+    """The data set, or a small part of it where the configuration limits it."""
+    data = build(cfg.dataset)
+    return data if cfg.get("limit_images") is None else data.limited(cfg.limit_images)
 
 
 def recipe(cfg: DictConfig) -> OptimizationRecipe:
@@ -63,9 +69,16 @@ def recipe(cfg: DictConfig) -> OptimizationRecipe:
     )
 
 
-def method(cfg: DictConfig) -> Method:
-    """The method with its backbone, without optimiser."""
-    made: Method = build(cfg.method, backbone=build(cfg.backbone))
+def method(cfg: DictConfig, data: Any) -> Method:
+    """The method with its backbone, without optimiser.
+
+    What its constructor asks of the images (``num_classes``, ``labels``, ...) and the configuration does not say, the
+    datamodule tells.
+    """
+    asked = inspect.signature(get_class(cfg.method._target_)).parameters
+    facts = {"num_classes": data.data.num_classes, **getattr(data, "facts", {})}
+    told = {name: fact for name, fact in facts.items() if name in asked and name not in cfg.method}
+    made: Method = build(cfg.method, backbone=build(cfg.backbone), **told)
     return made
 
 
@@ -140,10 +153,6 @@ def trainer(cfg: DictConfig, folder: RunFolder, callbacks: list[Callback]) -> Tr
         plugins=[AtomicCheckpoints()],
         callbacks=[*callbacks, RandomState(), checkpointing(folder.checkpoint, options.checkpoint_every)],
     )
-
-
-def on_first_process() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def resolved(cfg: DictConfig) -> Mapping[str, Any]:

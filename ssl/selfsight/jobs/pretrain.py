@@ -28,29 +28,44 @@ def run(cfg: DictConfig) -> None:
     if resumed is not None:
         read_checkpoint(resumed.checkpoint)
         cfg = resumed.config()
+        if resumed.labels.is_file():
+            cfg.datamodule.labels = {"split": str(resumed.labels)}
     build.device(cfg.trainer.accelerator)
     seed_everything(cfg.seed, workers=True, verbose=False)
     data = build.datamodule(cfg)
-    method = build.method(cfg)
-    clock = build.clock(cfg, data)
-    method.configure(build.recipe(cfg), clock)
+    method = build.method(cfg, data)
     check_views(method, data)
     folder = resumed or RunFolder.create(cfg, stem=f"{method_name(cfg)}-{cfg.dataset.name}")
-    data.data.unreadable.write_to(folder.path / "unreadable.txt")
+    seconds = fit("pretrain", cfg, folder, method, data, console, resumed is not None)
+    if seconds is not None:
+        conclude(console, cfg, folder, method, data, seconds)
 
+
+def fit(
+    job: str, cfg: DictConfig, folder: RunFolder, method: Method, data: Any, console: Console, resumed: bool
+) -> float | None:
+    """Train to the end, or to a Ctrl-C; checkpoints, metrics and the labels used stay in the folder.
+
+    Returns:
+        Seconds, on the first process; None on the others.
+    """
+    clock = build.clock(cfg, data)
+    method.configure(build.recipe(cfg), clock)
+    data.data.unreadable.write_to(folder.path / "unreadable.txt")
     evaluation = build.build(cfg.evaluator.online)
     callbacks = [GracefulInterrupt(folder.checkpoint), evaluation, Monitor(folder, console, evaluation)]
     trainer = build.trainer(cfg, folder, callbacks)
     if trainer.is_global_zero:
+        if hasattr(data, "split"):
+            data.split.write(folder.labels)
         introduce(console, cfg, folder, method, data, clock, trainer.world_size)
     start = time.perf_counter()
     try:
         trainer.fit(method, datamodule=data, ckpt_path=str(folder.checkpoint) if resumed else None, weights_only=True)
     except Interrupted:
-        console.print(f"stopped, state saved; go on with: selfsight pretrain resume={folder.path}")
+        console.print(f"stopped, state saved; go on with: selfsight {job} resume={folder.path}")
         raise SystemExit(130) from None
-    if trainer.is_global_zero:
-        conclude(console, cfg, folder, method, data, time.perf_counter() - start)
+    return time.perf_counter() - start if trainer.is_global_zero else None
 
 
 def method_name(cfg: DictConfig) -> str:
@@ -107,7 +122,7 @@ def conclude(console: Console, cfg: DictConfig, folder: RunFolder, method: Metho
     )
     evaluators = {name: build.build(node) for name, node in cfg.evaluator.final.items()}
     seed_everything(cfg.seed, workers=True, verbose=False)
-    untrained = build.method(cfg).backbone.to(method.device)
+    untrained = build.build(cfg.backbone).to(method.device)
     pairs = {
         "pixels": measure.pixels(data),
         "untrained": measure.features(untrained, data),
@@ -118,5 +133,5 @@ def conclude(console: Console, cfg: DictConfig, folder: RunFolder, method: Metho
     folder.write_summary({**summary, "train_seconds": seconds, "protocols": protocols})
     measure.show(console, summary, protocols)
     console.print(f"trained in {clock_text(seconds)}; backbone: {folder.path / 'backbone.safetensors'}")
-    path = report.write(folder, cfg, data, *pairs["pretrained"])
-    console.print(f"report: {path}")
+    if cfg.report:
+        console.print(f"report: {report.write(folder, cfg, data, *pairs['pretrained'])}")

@@ -32,7 +32,8 @@ table { border-collapse: collapse; margin: 10px 0; } .wide { overflow-x: auto; }
 th, td { padding: 7px 14px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } tr.best td { font-weight: 600; }
 pre { background: #f5f7fa; padding: 12px; border-radius: 6px; overflow-x: auto; font-size: 13px; line-height: 1.45; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 12px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 12px; }
+.grid > div { min-width: 0; }
 .row { display: flex; gap: 6px; align-items: center; margin: 6px 0; flex-wrap: wrap; }
 .row img { width: 56px; height: 56px; object-fit: contain; image-rendering: pixelated;
            border: 3px solid transparent; border-radius: 5px; }
@@ -83,7 +84,7 @@ def figure_html(figure: Any, height: int = 300) -> str:
         colorway=["#2f5fd0", "#d3722e", "#2e9a6b", "#8a4fc7", "#c2405f"],
     )
     text: str = figure.to_html(
-        full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}
+        full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True}
     )
     return text
 

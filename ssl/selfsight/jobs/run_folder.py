@@ -81,6 +81,7 @@ class RunFolder:
         self.metrics = path / "metrics.csv"
         self.summary = path / "summary.json"
         self.report = path / "report.html"
+        self.labels = path / "labels.json"
 
     @classmethod
     def create(cls, cfg: DictConfig, stem: str) -> RunFolder:
@@ -89,9 +90,9 @@ class RunFolder:
         Raises:
             UserError: the folder exists already, or cannot be written.
         """
-        if made := os.environ.get(RUN_VARIABLE):
-            return cls(Path(made))
         runs = Path(cfg.runs).expanduser()
+        if not on_first_process():
+            return cls(_made_by_the_first(runs, cfg.name))
         try:
             runs.mkdir(parents=True, exist_ok=True)
             path = _claim(runs, cfg.name, stem)
@@ -163,6 +164,19 @@ class RunFolder:
 
     def read_summary(self) -> dict[str, Any]:
         return json.loads(self.summary.read_text()) if self.summary.is_file() else {}
+
+
+def on_first_process() -> bool:
+    """Whether this is the process that speaks and writes, told from what launchers set."""
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID"))
+
+
+def _made_by_the_first(runs: Path, name: str | None) -> Path:
+    if made := os.environ.get(RUN_VARIABLE):
+        return Path(made)
+    if name is None:
+        raise UserError("processes that a launcher starts side by side need a common folder: give name=NAME.")
+    return runs / str(name)
 
 
 def _claim(runs: Path, name: str | None, stem: str) -> Path:
