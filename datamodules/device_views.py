@@ -114,7 +114,7 @@ def _draw(view: View, images: Tensor, generator: torch.Generator | None) -> Tens
 
 
 def _in_quarters(view: View) -> bool:
-    return view.jitters and view.jitter_order == "random"
+    return view.jitters and view.jitter_order == "random" and view.jitter[3] > 0
 
 
 def make(images: Tensor, u: Tensor, view: View, dtype: torch.dtype, cropped: bool) -> tuple[Tensor, Tensor]:
@@ -182,7 +182,9 @@ def _colour(images: Tensor, p: Parameters, view: View, in_quarters: bool) -> Ten
     if p.factors is not None and in_quarters:
         images = image_ops.colour_jitter_in_quarters(images, p.factors, p.order, view.colour)
     elif p.factors is not None:
-        images = image_ops.colour_jitter(images, p.factors, p.order, p.hue_slot, view.colour)
+        slot = p.hue_slot if view.jitter_order == "random" else 3
+        slot = slot if view.jitter[3] > 0 else None
+        images = image_ops.colour_jitter(images, p.factors, p.order, slot, view.colour)
     elif view.interpolation.startswith("bicubic_simclr"):
         images = images.clamp(0, 1)
     if p.operations is not None:

@@ -136,7 +136,7 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
 
 
 def colour_jitter(
-    images: Tensor, factors: Tensor, order: Tensor, hue_slot: Tensor, colour: str = "torchvision"
+    images: Tensor, factors: Tensor, order: Tensor, hue_slot: Tensor | int | None, colour: str = "torchvision"
 ) -> Tensor:
     """Brightness, contrast, saturation and hue, each image in an order of its own, clipped to 0 .. 1 after each.
 
@@ -144,10 +144,13 @@ def colour_jitter(
         images: ``[B, 3, H, W]``.
         factors: ``[B, 4]``: three factors and the hue's shift in turns.
         order: ``[B, 3]``: which of the three comes first, second, third.
-        hue_slot: ``[B]``: how many of them come before the hue.
+        hue_slot: ``[B]``: how many of them come before the hue; a number for all images, or None for no hue at all.
     """
     for slot in range(4):
-        images = torch.where((hue_slot == slot)[:, None, None, None], hue(images, factors[:, 3]), images)
+        if isinstance(hue_slot, Tensor):
+            images = torch.where((hue_slot == slot)[:, None, None, None], hue(images, factors[:, 3]), images)
+        elif hue_slot == slot:
+            images = hue(images, factors[:, 3])
         if slot < 3:
             images = adjust(images, order[:, slot], factors.gather(1, order[:, slot : slot + 1])[:, 0], colour)
     return images

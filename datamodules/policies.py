@@ -237,7 +237,8 @@ _AUTOAUGMENT_PAIRS = (
 )
 
 #: by name: FixMatch's RandAugment as in the SimMatch family, SimMatch's wider pool for ImageNet, USB's and TorchSSL's,
-#: torchvision's RandAugment and TrivialAugment, AutoAugment's ImageNet policy
+#: torchvision's RandAugment and TrivialAugment (whose 32 pixels of translation are meant for 224), and AutoAugment's
+#: ImageNet policy
 POLICIES: dict[str, Pool | AutoAugment] = {
     "fixmatch": Pool(_FIXMATCH, "integer", probability=0.5, whole_pixels=True),
     "simmatch_imagenet": Pool(_SIMMATCH, "integer", whole_pixels=True),

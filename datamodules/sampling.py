@@ -57,11 +57,8 @@ class Parameters(NamedTuple):
     cutout: Array = None
 
 
-def sample(view: View, u: Array, height: int, width: int, hue_slot: Array | None = None) -> Parameters:
-    """Parameters of ``view`` for images of ``height x width`` from uniform numbers ``u`` ``[N, view.draws]`` in [0, 1).
-
-    ``hue_slot`` overrides the drawn one (the device engine spreads it evenly over the batch).
-    """
+def sample(view: View, u: Array, height: int, width: int) -> Parameters:
+    """Parameters of ``view`` for images of ``height x width``, from uniform numbers ``u`` ``[N, view.draws]``."""
     xp = namespace(u)
 
     def column(name: str) -> Array:
@@ -70,12 +67,12 @@ def sample(view: View, u: Array, height: int, width: int, hue_slot: Array | None
     def chance(name: str, probability: float) -> Array | None:
         return column(name) < probability if probability > 0 else None
 
-    factors = order = operations = values = sigma = cutout = None
+    factors = order = hue_slot = operations = values = sigma = cutout = None
     if view.jitters:
         factors = _jitter_factors(view, u[:, view.columns["factors"]], column("jitter") < view.jitter_p)
         if view.jitter_order == "random":
             order = xp.argsort(u[:, view.columns["order"]], -1)
-            hue_slot = xp.floor(4 * column("hue_slot")) if hue_slot is None else hue_slot
+            hue_slot = xp.floor(4 * column("hue_slot"))
         else:
             order = arange(3, u)[None] + xp.zeros_like(u[:, :3])
             hue_slot = xp.zeros_like(column("hue_slot")) + 3
@@ -89,14 +86,14 @@ def sample(view: View, u: Array, height: int, width: int, hue_slot: Array | None
         low, high = view.blur_sigma
         sigma = xp.where(column("blur") < view.blur, low + (high - low) * drawn, xp.zeros_like(column("blur")))
     if view.cutout[1] > 0:
-        cutout = cutout_square(u[:, view.columns["cutout"]], view.cutout, view.size)
+        cutout = cutout_square(u[:, view.columns["cutout"]], view.cutout, view.size, view.size)
     return Parameters(
         *crop_box(view, u, height, width),
         hflip=chance("hflip", view.hflip),
         vflip=chance("vflip", view.vflip),
         factors=factors,
         order=order,
-        hue_slot=hue_slot if view.jitters else None,
+        hue_slot=hue_slot,
         operations=operations,
         values=values,
         grayscale=chance("grayscale", view.grayscale),
@@ -264,19 +261,24 @@ def center_box_simclr(height: int, width: int, crop_fraction: float) -> tuple[in
     return (height - side + 1) // 2, (width - side + 1) // 2, side, side
 
 
-def cutout_square(u: Array, share: tuple[float, float], size: int) -> Array:
+def cutout_square(u: Array, share: tuple[float, float], height: int, width: int) -> Array:
     """First row, last row, first column, last column ``[N, 4]`` of a square around a uniform centre.
 
-    ``u`` are uniform numbers ``[N, 3]`` for the side and the centre. The last row and column belong to the square; it
-    is cut off at the border, and one of side 0 is empty (last before first).
+    Args:
+        u: uniform numbers ``[N, 3]`` for the side and the centre (row, column).
+        share: smallest and largest side as a share of the width.
+        height, width: of the image. What lies beyond its border is cut off.
+
+    The last row and column belong to the square. A square of side 0 is empty: its last row comes before its first.
     """
     xp = namespace(u)
-    side = (share[0] + (share[1] - share[0]) * u[:, :1]) * size
-    first = xp.floor(xp.clip(u[:, 1:] * size - side / 2, 0, None))
-    last = xp.floor(xp.clip(first + side, None, size))
-    last = xp.where(side > 0, last, xp.zeros_like(last) - 1)
-    pieces = [first[:, :1], last[:, :1], first[:, 1:], last[:, 1:]]
-    return xp.concatenate(pieces, 1)
+    side = (share[0] + (share[1] - share[0]) * u[:, 0]) * width
+    edges = []
+    for centre, length in ((u[:, 1] * height, height), (u[:, 2] * width, width)):
+        first = xp.floor(xp.clip(centre - side / 2, 0, None))
+        last = xp.floor(xp.clip(first + side, None, length))
+        edges += [first, xp.where(side > 0, last, xp.zeros_like(last) - 1)]
+    return xp.stack(edges, 1)
 
 
 def _jitter_factors(view: View, u: Array, applied: Array) -> Array:

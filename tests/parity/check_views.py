@@ -321,9 +321,9 @@ def usb_centre(image: np.ndarray) -> tuple[float, float]:
 
 
 def cut(image: np.ndarray, length: float, x: float, y: float, fill: tuple[int, int, int]) -> np.ndarray:
-    size = image.shape[0]
-    u = np.array([[length / size, y / size, x / size]])
-    square = sampling.cutout_square(u, (0.0, 1.0), size)
+    height, width = image.shape[:2]
+    u = np.array([[length / width, y / height, x / width]])
+    square = sampling.cutout_square(u, (0.0, 1.0), height, width)
     made = cpu_ops.cutout(image, square[0].tolist(), fill)
     batch = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].double() / 255
     on_device = (image_ops.cutout(batch, torch.from_numpy(square), fill) * 255).round()[0].permute(1, 2, 0)
