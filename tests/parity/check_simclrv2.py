@@ -19,7 +19,7 @@ from selfsight.methods.finetune import FineTune
 from selfsight.methods.simclrv2 import SimCLRv2
 from selfsight.nn.batchnorm import BiasedBatchNorm1d, BiasedBatchNorm2d
 from selfsight.nn.simclr_head import ProjectionHead
-from selfsight.optim import LARS, l2_penalty
+from selfsight.optim import LARS, l2_penalty, outside_batchnorm
 
 from ..distributed.ntxent import loss_on
 from ..distributed.spawn import run_on
@@ -329,8 +329,10 @@ def training(case: Case) -> None:
     if hp["optimizer_is_lars"]:
         optimizer = LARS(method.param_groups(), lr=0.0, momentum=0.9, weight_decay=hp["weight_decay"])
     else:
-        trained = [p for p in method.parameters() if p.requires_grad]
-        optimizer = torch.optim.SGD(trained, lr=0.0, momentum=0.9, nesterov=True, weight_decay=hp["weight_decay"])
+        decayed = outside_batchnorm(method)
+        plain = [p for p in method.parameters() if p.requires_grad and all(p is not q for q in decayed)]
+        groups = [{"params": decayed, "weight_decay": hp["weight_decay"]}, {"params": plain}]
+        optimizer = torch.optim.SGD([g for g in groups if g["params"]], lr=0.0, momentum=0.9, nesterov=True)
 
     losses, norms, first = [], [], []
     for t, lr in enumerate(hp["lr"]):

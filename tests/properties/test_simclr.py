@@ -314,6 +314,7 @@ def test_stages_of_other_networks() -> None:
     assert two == stem | {id(p) for p in net.stages[:2].parameters()}
     with pytest.raises(UserError, match="has 4"):
         first_stages(net, 5)
+    assert finetune(slim(), ProjectionHead(64, 8, 2), layer=-1).classifier.in_features == 8
     with pytest.raises(UserError, match="from 0"):
         finetune(slim(), ProjectionHead(64, 8, 2), layer=3)
     with pytest.raises(UserError, match="0 layers"):

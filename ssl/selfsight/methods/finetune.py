@@ -30,7 +30,7 @@ class FineTune(Method):
     """
     Args:
         projector: the head the backbone was pretrained with, or None.
-        layer: of the head's outputs; 0 is the backbone's, 1 the paper's choice for few labels.
+        layer: of the head's outputs; 0 is the backbone's, 1 the paper's choice for few labels, -1 the head's last.
         freeze_projector: kept layers of the head pass gradients on but stay as they are (TensorFlow 1 code); otherwise
             they are trained (TensorFlow 2 code).
         freeze_after: -1 trains the whole backbone; b leaves the stem and the first b stages as they are, 4 all of it.
@@ -58,6 +58,8 @@ class FineTune(Method):
     ) -> None:
         super().__init__(backbone)
         depth = 0 if projector is None else len(projector)
+        if layer == -1:
+            layer = depth
         if not 0 <= layer <= depth:
             raise UserError(
                 f"Fine-tuning from layer {layer} of the projection head was asked for, and this network's head has "
