@@ -50,7 +50,10 @@ SETTINGS: dict[str, tuple[type[SemiMethod], dict[str, Any]]] = {
          "lambda_ne": 1.0, "da_m": 0.9, "norm_feat": False, "eman": False, "decay": "kernels"},
     ),
     "fixmatch": (FixMatch, {"tau": 0.6, "lambda_u": 1.0, "da_m": 0.9}),
-    "flexmatch": (FlexMatch, {"tau": 0.95, "lambda_u": 1.0, "da_m": None, "warmup": True}),
+    "flexmatch": (
+        FlexMatch,
+        {"tau": 0.95, "lambda_u": 1.0, "da_m": None, "warmup": True, "num_unlabelled": UNLABELLED},
+    ),
     "freematch": (FreeMatch, {"lambda_u": 1.0, "w_f": 0.01, "m": 0.9, "quantile": False, "clip": None}),
     "mixmatch": (MixMatch, {"T": 0.5, "mixup_alpha": 0.5, "lambda_u": 5.0, "ramp": 0.4}),
     "comatch": (
@@ -70,7 +73,7 @@ def make(name: str, backbone: Callable[[], nn.Module] = Net, seed: int = 0, **ch
     """A method in training mode with SGD, by the name of its file."""
     kind, settings = SETTINGS[name]
     torch.manual_seed(seed)
-    sizes = {"labels": LABELS, "num_classes": CLASSES, "num_unlabelled": UNLABELLED}
+    sizes = {"labels": LABELS, "num_classes": CLASSES}
     method = kind(backbone(), **{**sizes, **settings, **changes})
     sgd = partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=1e-4)
     recipe = OptimizationRecipe(sgd, 0.1, {"teacher_momentum": Constant(0.9)})

@@ -80,7 +80,6 @@ def simmatchv2(case: Case, backbone: nn.Module, classes: int, **options: Any) ->
         backbone,
         labels=case.tensor("l_label_idx"),
         num_classes=classes,
-        num_unlabelled=1,
         dim=dims[1],
         K=dims[0],
         tau=case.number("threshold"),
@@ -182,7 +181,7 @@ def single_terms(case: Case, method: SimMatchV2) -> None:
 def small_method(classes: int, dim: int, labels: Tensor, K: int, da_m: float | None) -> SimMatchV2:
     weights = {"lambda_nn": 1.0, "lambda_ee": 1.0, "lambda_ne": 1.0}
     return SimMatchV2(
-        Pixels(classes + dim), labels=labels, num_classes=classes, num_unlabelled=1, dim=dim, K=K, t=0.1, alpha=0.1,
+        Pixels(classes + dim), labels=labels, num_classes=classes, dim=dim, K=K, t=0.1, alpha=0.1,
         topn=1, tau=0.5, da_m=da_m, norm_feat=False, eman=False, decay="all", **weights,
     ).double()  # fmt: skip
 
@@ -362,7 +361,7 @@ def checkpoint(case: Case) -> None:
         backbone = create("resnet50")
     with torch.device("cpu"):
         method = SimMatchV2(
-            backbone.to_empty(device="cpu"), labels=labels, num_classes=classes, num_unlabelled=1, dim=dim, K=rows,
+            backbone.to_empty(device="cpu"), labels=labels, num_classes=classes, dim=dim, K=rows,
             t=0.1, alpha=0.1, topn=1, tau=0.7, lambda_nn=1.0, lambda_ee=1.0, lambda_ne=1.0, da_m=0.9, norm_feat=True,
             eman=False, decay="all",
         )  # fmt: skip
@@ -382,7 +381,7 @@ def simmatch1(case: Case) -> None:
     classes, aligns = logits.shape[1], bool(case.number("DA"))
     z_s.requires_grad_()
     method = SimMatch(
-        Pixels(classes + z_w.shape[1]), labels=case.tensor("labels"), num_classes=classes, num_unlabelled=1,
+        Pixels(classes + z_w.shape[1]), labels=case.tensor("labels"), num_classes=classes,
         dim=z_w.shape[1], tt=case.number("tt"), st=case.number("st"), alpha=case.number("c_smooth"), tau=0.7,
         lambda_u=10.0, lambda_in=5.0, da_length=len(case.inp["DA_queue"]) if aligns else None, da_eps=0.0,
         teacher=True, bank_m=0.0,
@@ -465,7 +464,7 @@ class Only(nn.Module):
 
 def sizes(case: Case) -> dict[str, Any]:
     classes = case.inp["logits_x"].shape[-1]
-    return {"labels": torch.arange(classes), "num_classes": classes, "num_unlabelled": case.number("num_unlabeled")}
+    return {"labels": torch.arange(classes), "num_classes": classes}
 
 
 @family("simmatchv2", "usb_fixmatch")
@@ -479,8 +478,8 @@ def fixmatch(case: Case) -> None:
 def flexmatch(case: Case) -> None:
     classes = case.inp["logits_x"].shape[-1]
     weights = {"tau": case.number("p_cutoff"), "lambda_u": case.number("lambda_u")}
-    warmup = bool(case.number("thresh_warmup"))
-    method = FlexMatch(Pixels(classes), **sizes(case), **weights, da_m=None, warmup=warmup)
+    warmup, rows = bool(case.number("thresh_warmup")), case.number("num_unlabeled")
+    method = FlexMatch(Pixels(classes), **sizes(case), **weights, da_m=None, warmup=warmup, num_unlabelled=rows)
     found = run_thresholds(case, method, "learned", "selected")
     case.compare("classwise_acc", found["learned"], TOLERANCE, scale="each")
     case.compare("selected_label", found["selected"], 0)
@@ -543,7 +542,7 @@ def comatch(case: Case) -> None:
     x, weak, strong, other = rows_of(case, "x", "u_weak", "u_s0", "u_s1")
     y, classes = case.tensor("targets_x"), case.inp["logits_x"].shape[1]
     method = CoMatch(
-        Pixels(x.shape[1]), labels=y, num_classes=classes, num_unlabelled=1, dim=case.inp["feat_x"].shape[1],
+        Pixels(x.shape[1]), labels=y, num_classes=classes, dim=case.inp["feat_x"].shape[1],
         K=len(case.inp["queue_feats"]), T=case.number("T"), alpha=case.number("smoothing_alpha"),
         tau=case.number("p_cutoff"), tau_c=case.number("contrast_p_cutoff"), lambda_u=1.0, lambda_c=1.0,
         da_length=case.number("da_len"), queue_batches=case.number("queue_batch"),
@@ -580,7 +579,7 @@ def simmatch(case: Case) -> None:
     x, weak, strong = rows_of(case, "x", "u_weak", "u_strong")
     classes, dim = case.inp["logits_x"].shape[1], case.inp["feat_x"].shape[1]
     method = SimMatch(
-        Pixels(x.shape[1]), labels=case.tensor("labels_bank"), num_classes=classes, num_unlabelled=1, dim=dim,
+        Pixels(x.shape[1]), labels=case.tensor("labels_bank"), num_classes=classes, dim=dim,
         tt=case.number("T"), st=case.number("T"), alpha=case.number("smoothing_alpha"), tau=case.number("p_cutoff"),
         lambda_u=1.0,
         lambda_in=case.number("lambda_in"), da_length=case.number("da_len"), da_eps=1e-6, teacher=False,
@@ -607,7 +606,7 @@ def mixmatch(case: Case) -> None:
     weight = case.tensor("W")
     y, classes = case.tensor("targets_x"), weight.shape[1]
     method = MixMatch(
-        Pixels(len(weight)), labels=y, num_classes=classes, num_unlabelled=1, T=case.number("T"),
+        Pixels(len(weight)), labels=y, num_classes=classes, T=case.number("T"),
         mixup_alpha=case.number("mixup_alpha"), lambda_u=case.number("lambda_u"), ramp=case.number("unsup_warm_up"),
     ).double()  # fmt: skip
     with torch.no_grad():

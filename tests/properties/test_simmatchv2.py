@@ -278,6 +278,8 @@ def test_gradients_reach_the_student_alone_and_the_head_by_edges_alone() -> None
     assert all(p.grad is None for p in method.teacher.parameters())
     assert all(p.grad is None or (p.grad == 0).all() for p in method.heads.head.parameters())
     assert all((p.grad != 0).any() for p in method.heads.fc.parameters())
+    scores = {name: network(batch(1, "simmatchv2").labelled.views[0]) for name, network in method.classifiers().items()}
+    assert {name: y.shape for name, y in scores.items()} == {"student": (4, CLASSES), "teacher": (4, CLASSES)}
     optimized = {id(p) for group in method.param_groups() for p in group["params"]}
     assert optimized == {id(p) for p in method.student.parameters()}
 
@@ -306,6 +308,21 @@ def test_the_teacher_follows_after_the_step_in_its_own_mode(eman: bool) -> None:
     method.scheduled = {"teacher_momentum": 0.5}
     method.end_step()
     torch.testing.assert_close((kernel - target).norm(), 0.5 * distance)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_unlabelled_images_labels_are_for_the_monitor_alone(name: str) -> None:
+    runs = []
+    for known in (True, False):
+        method = make(name)
+        seen, _ = train(method, name, range(3), known=known)
+        for step in seen:
+            assert ("pseudo_label_accuracy" in step) is known
+        runs.append((seen, method.state_dict()))
+    (seen, state), (blind, blind_state) = runs
+    for step, other in zip(seen, blind, strict=True):
+        assert all(torch.equal(step[key], other[key]) for key in other)
+    assert all(torch.equal(value, blind_state[key]) for key, value in state.items())
 
 
 def test_unknown_labels_are_left_out_of_the_accuracy() -> None:

@@ -26,7 +26,7 @@ from selfsight.nn.queue import Queue
 class CoMatch(SemiMethod):
     """
     Args:
-        labels, num_classes: see `SemiMethod`. num_unlabelled: not used.
+        labels, num_classes: see `SemiMethod`.
         dim: D of the embeddings. K: rows of the memory (published: five global batches, labelled and unlabelled).
         T: temperature of similarities. alpha: share of the own label in smoothing.
         tau: confidence a pseudo-label needs. tau_c: similarity two pseudo-labels need to be joined in the graph.
@@ -42,7 +42,6 @@ class CoMatch(SemiMethod):
         *,
         labels: Tensor,
         num_classes: int,
-        num_unlabelled: int,
         dim: int,
         K: int,
         T: float,

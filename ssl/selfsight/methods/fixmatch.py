@@ -22,7 +22,7 @@ from selfsight.methods.semi import Alignment, Classifier, SemiMethod
 class FixMatch(SemiMethod):
     """
     Args:
-        labels, num_classes: see `SemiMethod`. num_unlabelled: not used.
+        labels, num_classes: see `SemiMethod`.
         tau: confidence a pseudo-label needs. lambda_u: weight of the unlabelled loss.
         da_m: momentum of distribution alignment to uniform; None leaves alignment out.
     """
@@ -35,7 +35,6 @@ class FixMatch(SemiMethod):
         *,
         labels: Tensor,
         num_classes: int,
-        num_unlabelled: int,
         tau: float,
         lambda_u: float,
         da_m: float | None,

@@ -9,8 +9,6 @@ The mask uses the counts as they were before the batch (microsoft/Semi-supervise
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -23,9 +21,9 @@ from selfsight.nn.distributed import gather_without_grad
 class FlexMatch(FixMatch):
     """
     Args:
+        labels, num_classes, tau, lambda_u, da_m: see `FixMatch`.
         num_unlabelled: length of the unlabelled set, which the indices of its images refer to.
         warmup: images without a confident label count as a class of their own when the best class is looked for.
-        options: as for `FixMatch`.
 
     Attributes:
         selected ``[N_u]``: last confident label of each image, -1 for none yet.
@@ -36,9 +34,18 @@ class FlexMatch(FixMatch):
     learned: Tensor
 
     def __init__(
-        self, backbone: nn.Module, *, num_classes: int, num_unlabelled: int, warmup: bool, **options: Any
+        self,
+        backbone: nn.Module,
+        *,
+        labels: Tensor,
+        num_classes: int,
+        num_unlabelled: int,
+        tau: float,
+        lambda_u: float,
+        da_m: float | None,
+        warmup: bool,
     ) -> None:
-        super().__init__(backbone, num_classes=num_classes, num_unlabelled=num_unlabelled, **options)
+        super().__init__(backbone, labels=labels, num_classes=num_classes, tau=tau, lambda_u=lambda_u, da_m=da_m)
         self.warmup = warmup
         self.register_buffer("selected", torch.full((num_unlabelled,), -1, dtype=torch.int64))
         self.register_buffer("learned", torch.zeros(num_classes))

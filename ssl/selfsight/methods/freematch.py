@@ -25,7 +25,7 @@ from selfsight.nn.distributed import gather_without_grad
 class FreeMatch(SemiMethod):
     """
     Args:
-        labels, num_classes: see `SemiMethod`. num_unlabelled: not used.
+        labels, num_classes: see `SemiMethod`.
         lambda_u: weight of the unlabelled loss. w_f: weight of the fairness term.
         m: momentum of all running means.
         quantile: take the confidence below which 80 % of the batch lies instead of its mean.
@@ -46,7 +46,6 @@ class FreeMatch(SemiMethod):
         *,
         labels: Tensor,
         num_classes: int,
-        num_unlabelled: int,
         lambda_u: float,
         w_f: float,
         m: float,

@@ -27,7 +27,7 @@ from selfsight.nn.precision import float32
 class MixMatch(SemiMethod):
     """
     Args:
-        labels, num_classes: see `SemiMethod`. num_unlabelled: not used.
+        labels, num_classes: see `SemiMethod`.
         T: sharpening temperature. mixup_alpha: of the Beta distribution the mixing weight comes from.
         lambda_u: final weight of the unlabelled loss. ramp: share of the run in which it grows from 0.
 
@@ -42,7 +42,6 @@ class MixMatch(SemiMethod):
         *,
         labels: Tensor,
         num_classes: int,
-        num_unlabelled: int,
         T: float,
         mixup_alpha: float,
         lambda_u: float,
@@ -81,7 +80,7 @@ class MixMatch(SemiMethod):
         if len(images) % chunk:
             raise UserError(
                 f"MixMatch got {chunk} labelled and {(len(images) - chunk) // 2} unlabelled images in a step; the "
-                "second has to be a multiple of the first: set datamodule.mu to a whole number."
+                "second has to be a multiple of the first: set mu."
             )
         order = torch.arange(len(images), device=images.device).view(-1, chunk).T.flatten()
         first, *others = images[order].split(chunk)

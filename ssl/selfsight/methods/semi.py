@@ -50,6 +50,18 @@ class Classifier(nn.Linear):
         return (super().forward(f),)
 
 
+class Scores(nn.Module):
+    """The class scores ``[B, C]`` of a network of `SemiMethod`, which may give embeddings beside them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.network(images)[0]
+        return scores
+
+
 class SemiMethod(Method):
     """
     Args:
@@ -86,6 +98,9 @@ class SemiMethod(Method):
     def student(self) -> nn.Sequential:
         """Backbone and heads as one network."""
         return nn.Sequential(OrderedDict(backbone=self.backbone, heads=self.heads))
+
+    def classifiers(self) -> dict[str, nn.Module]:
+        return {"student": Scores(self.student), "teacher": Scores(self.teacher)}
 
     def logits(self, images: Tensor, teacher: bool = False) -> Tensor:
         """``[B, C]`` class scores by the student, or by its average. Call ``eval()`` first to measure."""

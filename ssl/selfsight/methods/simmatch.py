@@ -27,7 +27,7 @@ from selfsight.nn.distributed import gather_without_grad
 class SimMatch(SemiMethod):
     """
     Args:
-        labels, num_classes: see `SemiMethod`. num_unlabelled: not used.
+        labels, num_classes: see `SemiMethod`.
         dim: D of the embeddings. tt, st: temperatures of the similarities of teacher and student.
         alpha: share of the own probability in aggregation. tau: confidence a pseudo-label needs.
         lambda_u, lambda_in: weights of the class and the instance loss.
@@ -48,7 +48,6 @@ class SimMatch(SemiMethod):
         *,
         labels: Tensor,
         num_classes: int,
-        num_unlabelled: int,
         dim: int,
         tt: float,
         st: float,

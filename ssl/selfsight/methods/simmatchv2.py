@@ -38,7 +38,7 @@ from selfsight.optim.groups import ParamGroup, everything
 class SimMatchV2(SemiMethod):
     """
     Args:
-        labels, num_classes: see `SemiMethod`. num_unlabelled: not used.
+        labels, num_classes: see `SemiMethod`.
         dim: D of the embeddings. K: rows of the unlabelled bank.
         t: temperature of all edges. alpha: share of a label handed on in propagation, in [0, 1).
         topn: labelled neighbours of a sample; at most the labelled set.
@@ -67,7 +67,6 @@ class SimMatchV2(SemiMethod):
         *,
         labels: Tensor,
         num_classes: int,
-        num_unlabelled: int,
         dim: int,
         K: int,
         t: float,
