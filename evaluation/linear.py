@@ -149,8 +149,8 @@ class FewShot:
     def protocol(self) -> str:
         shots = "/".join(map(str, self.shots or STANDARD_SHOTS))
         return (
-            f"logistic regression (L-BFGS, L2 {self.penalty:g}) on {shots} labelled training images per class, frozen un-augmented "
-            f"features, mean and std of {self.draws} draws, whole test set"
+            f"logistic regression (L-BFGS, L2 {self.penalty:g}) on {shots} labelled training images per class, frozen "
+            f"un-augmented features, mean and std of {self.draws} draws, whole test set"
         )
 
     def __call__(self, train: Features, test: Features) -> dict[str, Any]:

@@ -5,22 +5,22 @@ Their numbers compare with the papers'. The probes on cached features (`linear`)
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from selfsight.errors import UserError, nearest
-from selfsight.optim.schedule import Clock, Cosine, Milestones, Schedule, Warmup
+from selfsight.nn.probes import ConvClassifier, LinearClassifier, MultLayerClassifier
+from selfsight.optim.schedule import Clock, Cosine, Milestones, Schedule, Table, Warmup
 
-from .features import FINAL, Device, extract, frozen, home, pooled, tapped
+from .features import FINAL, Device, frozen, home, pooled, tapped
 from .linear import top_accuracies
-
-log = logging.getLogger("selfsight")
 
 CROP = {"crop": "resized", "scale": (0.08, 1.0), "hflip": 0.5}
 
@@ -32,8 +32,10 @@ class Protocol:
     Attributes:
         source: where its values stand. lr: peak rate at ``batch_size``; other batches scale it linearly if ``scaled``.
         schedule: multiples of the peak rate. weight_decay: on weight and bias.
-        weight_std: of the classifier's first weights, 0 for zeros, None for PyTorch's default; biases start at 0 with a
-            given std.
+        weight_std: of the linear classifier's first weights, 0 for zeros, None for PyTorch's default; biases start at 0
+            with a given std.
+        head: what is trained: ``linear`` on the pooled stage, or RotNet's classifiers on its map: ``map-linear``,
+            ``map-conv``, ``map-mlp``.
         views: what training sees, as arguments of a `View`; evaluation sees the plain view of the data set.
         differs: what is done otherwise here, and why.
     """
@@ -48,11 +50,14 @@ class Protocol:
     nesterov: bool = False
     weight_decay: float = 0.0
     weight_std: float | None = None
+    head: str = "linear"
     views: Mapping[str, Any] = field(default_factory=lambda: CROP)
     differs: str = ""
 
 
 SIMCLR_CROP = {"crop": "resized_simclr", "interpolation": "bicubic_simclr", "hflip": 0.5}
+ROTNET_CROP = {"crop": "resized", "scale": (0.57, 0.77), "ratio": (1.0, 1.0), "hflip": 0.5}
+PADDED_CROP = {"crop": "padded", "padding": 4, "hflip": 0.5}
 
 PROTOCOLS: Mapping[str, Protocol] = {
     "simclr": Protocol(
@@ -85,6 +90,24 @@ PROTOCOLS: Mapping[str, Protocol] = {
         "zdaxie/PixPro main_linear.py, its defaults",
         batch_size=256, epochs=100, lr=30.0, schedule=Warmup(5, 0.0, Cosine(1.0, 0.0)), scaled=False,
         differs="BatchNorm stays frozen, which the authors' script lets drift; all test images count",
+    ),
+    "rotation": Protocol(
+        "gidariss/FeatureLearningRotNet, ImageNet linear classifiers on one layer's map",
+        batch_size=192, epochs=35, lr=0.01, schedule=Table([(5, 1.0), (15, 0.2), (25, 0.04), (35, 0.008)]),
+        scaled=False, nesterov=True, weight_decay=5e-4, head="map-linear", views=ROTNET_CROP,
+        differs="square crops of 57 to 77 % of the image stand for places of 224 pixels in one of 256",
+    ),
+    "rotation-conv": Protocol(
+        "gidariss/FeatureLearningRotNet, CIFAR-10 convolutional classifier on one block's map",
+        batch_size=128, epochs=100, lr=0.1, schedule=Table([(35, 1.0), (70, 0.2), (85, 0.04), (100, 0.008)]),
+        scaled=False, nesterov=True, weight_decay=5e-4, head="map-conv", views=PADDED_CROP,
+        differs="the last epoch is reported, the authors' script the best on the test set",
+    ),
+    "rotation-mlp": Protocol(
+        "gidariss/FeatureLearningRotNet, CIFAR-10 three-layer classifier on one block's map",
+        batch_size=128, epochs=100, lr=0.1, schedule=Table([(20, 1.0), (40, 0.2), (45, 0.04), (100, 0.008)]),
+        scaled=False, nesterov=True, weight_decay=5e-4, head="map-mlp", views=PADDED_CROP,
+        differs="the last epoch is reported, the authors' script the best on the test set",
     ),
 }  # fmt: skip
 
@@ -136,16 +159,19 @@ class PublishedProbe:
     def on_images(self, backbone: nn.Module, datamodule: Any, device: Device = None) -> dict[str, float]:
         """``linear_top1`` (``linear_top5``) of the last stage asked for, and ``linear_<stage>_top1`` of every one."""
         device = home(backbone, device)
-        test = extract(backbone, datamodule.eval_dataloader("test"), device, self.stages)
         heads = self.train(backbone, datamodule, device)
+        logits: dict[str, list[Tensor]] = {stage: [] for stage in self.stages}
+        labels: list[Tensor] = []
+        with frozen(heads), self._inputs(backbone) as inputs:
+            for batch in datamodule.eval_dataloader("test"):
+                for stage, x in inputs(batch.views[0].to(device)).items():
+                    logits[stage].append(heads[_key(stage)](x).cpu())
+                labels.append(batch.labels)
         results: dict[str, float] = {}
-        with frozen(heads):
-            for stage in self.stages:
-                features = test[stage].to(device)
-                scores = top_accuracies(heads[_key(stage)](features.x), features.known_labels)
-                results |= {f"linear_{stage}_{name}": value for name, value in scores.items()} | {
-                    f"linear_{name}": value for name, value in scores.items()
-                }
+        for stage in self.stages:
+            scores = top_accuracies(torch.cat(logits[stage]), torch.cat(labels).cpu())
+            results |= {f"linear_{stage}_{name}": value for name, value in scores.items()}
+            results |= {f"linear_{name}": value for name, value in scores.items()}
         return results
 
     def train(self, backbone: nn.Module, datamodule: Any, device: torch.device) -> nn.ModuleDict:
@@ -156,19 +182,15 @@ class PublishedProbe:
         if classes < 2:
             raise UserError(f"A linear probe tells classes apart, and data set '{datamodule.data.name}' has {classes}.")
         clock = Clock(module.examples, rule.batch_size, rule.epochs, module.steps_per_epoch)
-        heads = nn.ModuleDict()
-        optimizer: torch.optim.SGD | None = None
+        heads, optimizer = nn.ModuleDict(), None
         step = 0
-        names = [stage for stage in self.stages if stage != FINAL]
-        with frozen(backbone), tapped(backbone, names, pooled) as caught:
+        with self._inputs(backbone) as inputs:
             for _ in range(rule.epochs):
                 for batch in module.train_dataloader():
-                    caught[FINAL] = pooled(backbone(batch.views[0].to(device)))
+                    x, labels = inputs(batch.views[0].to(device)), batch.labels.to(device)
                     if optimizer is None:
-                        for stage in self.stages:
-                            heads[_key(stage)] = classifier(
-                                caught[stage].shape[1], classes, rule.weight_std, self.seed
-                            ).to(device)
+                        heads.update({_key(s): classifier(x[s], classes, rule, self.seed) for s in self.stages})
+                        heads.to(device)
                         optimizer = torch.optim.SGD(
                             heads.parameters(),
                             rule.lr,
@@ -178,14 +200,26 @@ class PublishedProbe:
                         )
                     for group in optimizer.param_groups:
                         group["lr"] = rule.lr * rule.schedule(step, clock)
-                    labels = batch.labels.to(device)
                     with torch.enable_grad():
-                        losses = [F.cross_entropy(heads[_key(s)](caught[s].float()), labels) for s in self.stages]
+                        losses = [F.cross_entropy(heads[_key(stage)](x[stage]), labels) for stage in self.stages]
                         optimizer.zero_grad()
                         torch.stack(losses).sum().backward()
                     optimizer.step()
                     step += 1
         return heads
+
+    @contextmanager
+    def _inputs(self, backbone: nn.Module) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
+        """From images to what each stage's classifier sees, the backbone frozen."""
+        on_map = self.rule.head != "linear"
+        names = [stage for stage in self.stages if stage != FINAL]
+        with frozen(backbone), tapped(backbone, names, (lambda x: x) if on_map else pooled) as caught:
+
+            def inputs(images: Tensor) -> dict[str, Tensor]:
+                final = backbone.forward_features(images) if on_map else pooled(backbone(images))  # type: ignore[operator]
+                return {stage: (final if stage == FINAL else caught[stage]).float() for stage in self.stages}
+
+            yield inputs
 
     def _datamodule(self, datamodule: Any, rule: Protocol, device: torch.device) -> Any:
         """The training images, augmented as the protocol says."""
@@ -200,13 +234,20 @@ class PublishedProbe:
         )  # fmt: skip
 
 
-def classifier(width: int, classes: int, weight_std: float | None, seed: int) -> nn.Linear:
-    """A linear layer, started as the protocol says, on its own seed."""
+def classifier(x: Tensor, classes: int, rule: Protocol, seed: int) -> nn.Module:
+    """A head for inputs like ``x``, started as the protocol says, on its own seed."""
+    channels = x.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layer = nn.Linear(width, classes)
-        if weight_std is not None:
-            nn.init.normal_(layer.weight, std=weight_std)
+        if rule.head == "map-linear":  # the authors pool AlexNet's maps to about 9000 numbers each
+            return LinearClassifier(channels, classes, side=max(1, min(round(math.sqrt(9000 / channels)), x.shape[-1])))
+        if rule.head == "map-conv":
+            return ConvClassifier(channels, classes)
+        if rule.head == "map-mlp":
+            return MultLayerClassifier(channels, classes, side=x.shape[-1])
+        layer = nn.Linear(channels, classes)
+        if rule.weight_std is not None:
+            nn.init.normal_(layer.weight, std=rule.weight_std)
             nn.init.zeros_(layer.bias)
     return layer
 

@@ -16,6 +16,15 @@ from selfsight.errors import UserError, nearest
 from .diagnostics import lidar, view_figures
 from .features import Device, frozen, home
 
+#: the same for every method, so that their figures compare
+STANDARD: Mapping[str, Any] = {
+    "crop": "resized",
+    "scale": (0.2, 1.0),
+    "hflip": 0.5,
+    "jitter": (0.4, 0.4, 0.4, 0.1),
+    "jitter_p": 0.8,
+    "grayscale": 0.2,
+}
 OPERATIONS: Mapping[str, Mapping[str, Any]] = {
     "crop": {"crop": "resized", "scale": (0.2, 1.0)},
     "flip": {"hflip": 1.0},
@@ -34,7 +43,7 @@ class ViewQuality:
     """Figures of augmented views, without labels: LiDAR, alignment, uniformity, and the kNN of views.
 
     Attributes:
-        images: how many training images. views: of each, of the run's own first kind; LiDAR needs several.
+        images: how many training images. views: of each, drawn as `STANDARD` says; LiDAR needs several.
     """
 
     images: int = 1024
@@ -43,11 +52,11 @@ class ViewQuality:
 
     @property
     def protocol(self) -> str:
-        return f"{self.views} augmented views each of {self.images} training images, frozen features"
+        return f"{self.views} views (crop, flip, colour) each of {self.images} training images, frozen features"
 
     def on_images(self, backbone: nn.Module, datamodule: Any, device: Device = None) -> dict[str, float]:
         """``lidar``, ``alignment``, ``uniformity``, ``view_knn_top1``, the last three of the first two views."""
-        view = replace(datamodule.views[0], count=self.views)
+        view = replace(plain_view(datamodule), count=self.views, **STANDARD)
         x = view_features(backbone, datamodule, [view], "train", self.images, self.seed, device)  # [n, views, D]
         return {"lidar": lidar(x)} | view_figures(x[:, 0], x[:, 1])
 

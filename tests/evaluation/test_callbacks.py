@@ -29,6 +29,9 @@ class Toy(LightningModule):
         a, b = (self.backbone(view) for view in getattr(batch, "unlabelled", batch).views[:2])
         return (a - b).square().sum()
 
+    def classifiers(self) -> dict[str, nn.Module]:
+        return {}
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.01)
 

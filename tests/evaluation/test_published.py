@@ -38,7 +38,7 @@ def test_training_is_torch_sgd_on_frozen_features_of_augmented_views(
     probe = PublishedProbe(name, epochs=3, batch_size=16, lr=0.5)
     found = probe.train(backbone, module, torch.device("cpu"))["final"]
     published = PROTOCOLS[name]
-    layer = classifier(6, 3, published.weight_std, seed=0)
+    layer = classifier(torch.zeros(1, 6), 3, published, seed=0)
     optimizer = torch.optim.SGD(
         layer.parameters(), 0.5, 0.9, nesterov=published.nesterov, weight_decay=published.weight_decay
     )
@@ -114,6 +114,23 @@ def test_wrong_names_and_missing_labels(backbone: TinyBackbone, module: ImageDat
     module.data.train.labels = None
     with pytest.raises(UserError, match="needs labels"):
         PublishedProbe("swav", epochs=1).train(backbone, module, torch.device("cpu"))
+
+
+def test_rotnets_classifiers_sit_on_maps_of_the_published_sizes(
+    backbone: TinyBackbone, module: ImageDataModule
+) -> None:
+    rule = PROTOCOLS["rotation"]
+    for channels, side in ((64, 12), (192, 7), (384, 5), (256, 6)):  # AlexNet's five maps, pooled as published
+        head = classifier(torch.zeros(1, channels, 55, 55), 10, rule, seed=0)
+        assert head.linear.in_features == channels * side**2
+    for name in ("rotation", "rotation-conv", "rotation-mlp"):
+        found = PublishedProbe(name, stages=["stem", "final"], epochs=6, batch_size=16, lr=0.1).on_images(
+            backbone, module
+        )
+        assert found["linear_stem_top1"] > 0.9, name
+    clock = Clock(100, 10, 100, 10)
+    rates = [0.1 * PROTOCOLS["rotation-conv"].schedule(10 * epoch, clock) for epoch in (34, 35, 70, 85, 99)]
+    assert rates == pytest.approx([0.1, 0.02, 0.004, 0.0008, 0.0008])
 
 
 def test_images_without_a_label_are_left_out(backbone: TinyBackbone, module: ImageDataModule) -> None:
