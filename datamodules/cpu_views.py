@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import repeat
 
 import numpy as np
@@ -29,8 +30,8 @@ class CpuViews:
     """
 
     def __init__(self, views: Sequence[View], seed: int = 0, *, photometric: bool = True) -> None:
-        self.views = tuple(views)
-        expand(self.views)
+        expand(views)
+        self.views = tuple(replace(view, blur_per="image") for view in views)
         self.seed = seed
         self.photometric = photometric
 

@@ -92,7 +92,8 @@ def test_policies_are_exact_on_both_engines(policy: str) -> None:
 
 
 def test_a_view_depends_on_the_image_its_number_and_the_epoch_but_not_on_the_batch() -> None:
-    engine, batch = CpuViews([RECIPE, View(size=9, count=2, crop="resized")], seed=5), images(6)
+    blurred = View(size=9, count=2, crop="resized", blur=0.8, blur_per="batch")
+    engine, batch = CpuViews([RECIPE, blurred], seed=5), images(6)
     together, boxes = engine.batch(batch, range(6), epoch=3)
     for index in (4, 0, 2):
         views, box = engine(batch[index], index, epoch=3)
