@@ -23,8 +23,10 @@ def run(cfg: DictConfig) -> None:
     console = make_console()
     evaluator = build.build(cfg.evaluator)
     backbone, data, folder = subject(cfg)
-    train, test = measure.features(backbone, data, cfg.stage)
-    result = evaluator(train, test)
+    if hasattr(evaluator, "on_images"):  # needs more than features: augmented images, maps
+        result = evaluator.on_images(backbone, data)
+    else:
+        result = evaluator(*measure.features(backbone, data, cfg.stage))
     show(console, result, evaluator.protocol)
     if folder is not None:
         name = str(cfg.evaluator._target_).rsplit(".", 1)[-1].lower()
