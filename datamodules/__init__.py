@@ -8,7 +8,7 @@ from .dataset import ImageData
 from .folders import folder
 from .images import ArrayImages, FileImages, ImageSet, join
 from .module import ImageDataModule
-from .semi import SemiDataModule
+from .semi import DistillationDataModule, LabelledDataModule, SemiDataModule
 from .sources import (
     cifar10,
     cifar100,
@@ -20,21 +20,24 @@ from .sources import (
     stl10,
     svhn,
 )
-from .splits import LabelSplit, select_labels
+from .splits import LabelSplit, hide_labels, select_labels
 
 __all__ = [
     "ArrayImages",
+    "DistillationDataModule",
     "FileImages",
     "ImageData",
     "ImageDataModule",
     "ImageSet",
     "LabelSplit",
+    "LabelledDataModule",
     "SemiDataModule",
     "cifar10",
     "cifar100",
     "digits",
     "fashion_mnist",
     "folder",
+    "hide_labels",
     "imagenet",
     "imagenet100",
     "imagenette",

@@ -30,7 +30,7 @@ def listed(images: ImageSet, file: Path, sha256: str | None = None) -> Tensor:
             images.
     """
     if not file.is_file():
-        raise UserError(f"labels.file is '{file}', which does not exist.")
+        raise UserError(f"labels.list is '{file}', which does not exist.")
     lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not lines:
         raise UserError(f"the list '{file}' names no image.")

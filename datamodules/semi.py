@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,11 +13,10 @@ from selfsight.batch import Batch, SemiBatch
 from selfsight.errors import UserError
 
 from .dataset import ImageData
-from .images import ImageSet
 from .loader import Loader
 from .module import ImageDataModule
 from .reader import RawBatch
-from .splits import LabelSplit, chosen_labels
+from .splits import LabelSplit, chosen_labels, hide_labels
 from .views import View
 
 
@@ -40,6 +39,10 @@ class SemiDataModule(LightningDataModule):
         num_workers, engine, seed, channels_last, compile, device, eval_batch_size: see `ImageDataModule`.
 
     ``Batch.indices`` of a labelled batch count within the labelled images: 0 .. ``labelled_count`` - 1.
+
+    Attributes:
+        data: the data set as the split leaves it, see `hide_labels`.
+        views: of the unlabelled images.
 
     Raises:
         UserError: no labels, a view missing, or what `select_labels` and `ImageDataModule` refuse.
@@ -73,18 +76,19 @@ class SemiDataModule(LightningDataModule):
             )
         if mu < 1:
             raise UserError(f"mu is {mu}; it has to be at least 1 unlabelled image for each labelled one.")
-        self.data, self.batch_size = data, batch_size
         self.split = chosen_labels(data.train, labels, data.classes)
         data.warn_of_leaks()
-        kept = data.train.select(self.split.tensor())
-        self.few = replace(data, train=kept, unlabelled=None)
-        hidden = data if include_labelled else replace(data, train=_others(data.train, self.split))
+        self.data, self.batch_size = hide_labels(data, self.split), batch_size
+        self.few = replace(self.data, unlabelled=None)
+        if not include_labelled and self.data.unlabelled is None:
+            raise UserError("every image keeps its label, so that none is left to learn from without: keep fewer.")
+        hidden = data if include_labelled else replace(self.data, train=self.data.split("unlabelled"), unlabelled=None)
         steps = steps_per_epoch or len(hidden.everything()) // (mu * batch_size)
         shared: dict[str, Any] = {
             "num_workers": num_workers, "engine": engine, "replacement": replacement, "channels_last": channels_last,
             "compile": compile, "device": device, "eval_batch_size": eval_batch_size,
         }  # fmt: skip
-        several = [view for name, view in views.items() if name != "labelled"]
+        self.views = several = [view for name, view in views.items() if name != "labelled"]
         if steps < 1:
             raise UserError(
                 f"a step takes {mu} x {batch_size} unlabelled images and there are {len(hidden.everything())}: "
@@ -106,6 +110,11 @@ class SemiDataModule(LightningDataModule):
     @property
     def labelled_count(self) -> int:
         return len(self.split)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a method is told of the images: ``labels`` of the labelled ones, and how many others there are."""
+        return {"labels": self.few.train.labels, "num_unlabelled": len(self.unlabelled.images)}
 
     def train_dataloader(self) -> SemiLoader:
         """`SemiBatch` es for this process; with a trainer, what `on_after_batch_transfer` finishes."""
@@ -175,7 +184,46 @@ def _unlabelled(batch: Batch) -> Batch:
     return replace(batch, labels=None)
 
 
-def _others(images: ImageSet, split: LabelSplit) -> ImageSet:
-    rest = torch.ones(len(images), dtype=torch.bool)
-    rest[split.tensor()] = False
-    return images.select(rest.nonzero().flatten())
+class LabelledDataModule(ImageDataModule):
+    """`Batch` es of the images that keep their labels, for fine-tuning; the others are left out.
+
+    Args:
+        labels: see `SemiDataModule`.
+        steps_per_epoch: None: as many batches as the labelled images fill, at least one. They come again and again.
+        options: see `ImageDataModule`.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        views: Sequence[View] | Mapping[str, View],
+        *,
+        labels: LabelSplit | Mapping[str, Any],
+        batch_size: int,
+        steps_per_epoch: int | None,
+        **options: Any,
+    ) -> None:
+        self.split = chosen_labels(data.train, labels, data.classes)
+        few = replace(hide_labels(data, self.split), unlabelled=None)
+        steps = steps_per_epoch or max(1, len(self.split) // batch_size)
+        super().__init__(few, views, batch_size=batch_size, examples=steps * batch_size, **options)
+
+
+class DistillationDataModule(ImageDataModule):
+    """`Batch` es of all images, their labels known (not -1) only where the split keeps them.
+
+    Args:
+        labels: see `SemiDataModule`. options: see `ImageDataModule`.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        views: Sequence[View] | Mapping[str, View],
+        *,
+        labels: LabelSplit | Mapping[str, Any],
+        **options: Any,
+    ) -> None:
+        self.split = chosen_labels(data.train, labels, data.classes)
+        data.warn_of_leaks()
+        super().__init__(hide_labels(data, self.split), views, **options)

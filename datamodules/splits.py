@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from torch import Tensor
 
 from selfsight.errors import UserError, nearest
 
-from .images import ImageSet
+from .dataset import ImageData
+from .images import ImageSet, join
 from .lists import listed
 
-RULES = ("balanced", "proportional", "first_k", "first_percent", "usb", "torchssl", "list")
+RULES = ("balanced", "proportional", "first_k", "first_percent", "usb", "torchssl", "list", "all")
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,14 @@ def select_labels(
 ) -> LabelSplit:
     """Choose the images that keep their labels.
 
-    Exactly one of ``per_class``, ``total`` and ``fraction`` says how many (none with ``list``).
+    Exactly one of ``per_class``, ``total`` and ``fraction`` says how many (none with ``list`` and ``all``).
 
     Args:
         images: a labelled set.
         rule: ``balanced``: as many of every class (the rest: by ``seed``); ``proportional``: in proportion to the
             classes; ``first_k``: the first of every class (RotNet); ``first_percent``: the same for
             a fraction (SimMatchV2's rule); ``usb``, ``torchssl``: the draws of these libraries for ``seed``;
-            ``list``: the names in ``file``.
+            ``list``: the names in ``file``; ``all``: every image that has one.
         sha256: of the list: one of `lists.PUBLISHED_LISTS` or 64 hexadecimal digits; another content is refused.
         classes: names for the sentences about what is wrong.
 
@@ -105,14 +106,17 @@ def select_labels(
     classes = tuple(classes) or tuple(str(c) for c in range(int(labels.max()) + 1))
     if rule == "list":
         if file is None:
-            raise UserError("labels.rule=list needs the file of names: add labels.file=FILE.")
+            raise UserError("labels.rule=list needs the file of names: use labels.list=FILE.")
         chosen = listed(images, Path(file), sha256)
+    elif rule == "all":
+        chosen = (labels >= 0).nonzero().flatten()
     else:
         amounts = {"per_class": per_class, "total": total, "fraction": fraction}
         given = {key: value for key, value in amounts.items() if value is not None}
         if len(given) != 1:
             raise UserError(
-                f"give one of labels.per_class, labels.total and labels.fraction; {len(given)} of them are set."
+                f"give one of labels.per_class, labels.total and labels.fraction, or labels.list=FILE, or "
+                f"labels.rule=all; {len(given)} of the first three are set."
             )
         counts = _counts(labels, classes, rule, given)
         chosen = _RULES[rule](labels, counts, seed)
@@ -128,13 +132,34 @@ def select_labels(
 
 
 def chosen_labels(images: ImageSet, choice: LabelSplit | Mapping[str, Any], classes: Sequence[str] = ()) -> LabelSplit:
-    """A split as it is; read from a file (``split=FILE``, alone); or chosen with the arguments of `select_labels`."""
+    """A split as it is, or chosen with the arguments of `select_labels`.
+
+    Two files stand in for them: ``split``, which another run has written, and ``list``, the names of the images.
+
+    Raises:
+        UserError: what `select_labels` refuses, or an amount beside a file.
+    """
     if isinstance(choice, LabelSplit):
         return choice
     given = {str(key): value for key, value in choice.items() if value is not None}
+    amounts = [key for key in ("per_class", "total", "fraction", "list", "split") if key in given]
+    if len(amounts) > 1 and ("split" in given or "list" in given):
+        raise UserError(f"labels.{amounts[-1]} already says which images keep labels; leave out labels.{amounts[0]}.")
     if "split" in given:
         return LabelSplit.read(given["split"], images)
+    if "list" in given:
+        given |= {"rule": "list", "file": given.pop("list")}
     return select_labels(images, **given, classes=classes)
+
+
+def hide_labels(data: ImageData, split: LabelSplit) -> ImageData:
+    """The same images, those outside the split without labels: ``train`` is the split, ``unlabelled`` all others."""
+    rest = torch.ones(len(data.train), dtype=torch.bool)
+    rest[split.tensor()] = False
+    others = data.train.select(rest.nonzero().flatten())
+    others.labels = None
+    unlabelled = join(others, data.unlabelled) if len(others) or data.unlabelled is not None else None
+    return replace(data, train=data.train.select(split.tensor()), unlabelled=unlabelled)
 
 
 def fingerprint(images: ImageSet) -> str:

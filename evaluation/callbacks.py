@@ -11,8 +11,10 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
+from .classification import predict
 from .diagnostics import Diagnostics, judge, view_figures
 from .features import FINAL, Evaluator, extract, frozen
+from .linear import top_accuracies
 
 VIEWED = 512  # images whose two views are compared
 
@@ -24,8 +26,8 @@ class OnlineEvaluation(Callback):
 
     Features come from ``datamodule.eval_dataloader("train" | "test")``: un-augmented, backbone in eval mode.
     Alignment, uniformity and the kNN of views come from the last training views of the epoch, where the method has
-    two of one size. Evaluators that need labels are left out on images without, and on a set without test
-    images, where the label-free figures are of the training images.
+    two of one size. A method's own `classifiers` are measured on the test images. Evaluators that need labels are left
+    out on images without, and on a set without test images, where the label-free figures are of the training images.
 
     Attributes:
         results: one dict an evaluation: ``epoch`` (1-based, finished), ``step``, every figure by name, and
@@ -81,6 +83,10 @@ class OnlineEvaluation(Callback):
         for evaluator in self.evaluators.values():
             if not evaluator.needs_labels or (held_out and train.labels is not None and test.labels is not None):
                 result |= evaluator(train, test)
+        for name, network in getattr(pl_module, "classifiers", dict)().items():
+            if held_out and test.labels is not None:
+                scores, labels = predict(network, datamodule.eval_dataloader("test"), pl_module.device)
+                result |= {f"{name}_{key}": value for key, value in top_accuracies(scores, labels).items()}
         result |= self._view_figures(backbone)
         warning = judge({name: value for name, value in result.items() if isinstance(value, float)})
         if warning:

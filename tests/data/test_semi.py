@@ -12,7 +12,14 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from selfsight.batch import SemiBatch
-from selfsight.datamodules import ArrayImages, ImageData, SemiDataModule, select_labels
+from selfsight.datamodules import (
+    ArrayImages,
+    DistillationDataModule,
+    ImageData,
+    LabelledDataModule,
+    SemiDataModule,
+    select_labels,
+)
 from selfsight.datamodules.views import View
 from selfsight.errors import UserError
 
@@ -54,10 +61,11 @@ def test_form_of_the_batches(engine: str) -> None:
 
 
 def test_labelled_images_may_be_left_out_of_the_unlabelled() -> None:
-    made = module(include_labelled=False, steps_per_epoch=None)
+    data = in_memory(30)
+    made = module(data, include_labelled=False, steps_per_epoch=None)
     assert made.steps_per_epoch == 24 // 12
     assert len(made.unlabelled.images) == 24
-    chosen = {made.data.train.pixels[i].numpy().tobytes() for i in made.split.indices}
+    chosen = {data.train.pixels[i].numpy().tobytes() for i in made.split.indices}
     assert not any(made.unlabelled.images.pixels[i].numpy().tobytes() in chosen for i in range(24))
 
 
@@ -156,3 +164,35 @@ def test_unlabelled_test_images_are_counted(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.WARNING, "selfsight"):
         module(data)
     assert "3 of the 5 unlabelled images" in caplog.text
+
+
+def test_labelled_images_alone_and_all_images_with_the_other_labels_hidden() -> None:
+    data = in_memory(30)
+    options: dict[str, Any] = {
+        "labels": {"per_class": 2},
+        "batch_size": 4,
+        "num_workers": 0,
+        "engine": "cpu",
+        "seed": 0,
+    }
+    few = LabelledDataModule(data, [VIEWS["weak"]], steps_per_epoch=None, **options)
+    everything = DistillationDataModule(data, [VIEWS["weak"]], **options)
+    assert few.split == everything.split
+    kept = few.split.tensor()
+    seen = torch.cat([batch.indices for batch in few.train_dataloader()])
+    assert set(seen.tolist()) <= set(range(6))
+    assert len(everything.images) == 30
+    labels = torch.cat([torch.stack([b.indices, b.labels], 1) for b in everything.train_dataloader()])
+    shown = {int(i): int(y) for i, y in labels}
+    assert all((y >= 0) == (i < 6) for i, y in shown.items())
+    assert all(data.train.labels[kept[i]] == y for i, y in shown.items() if i < 6)
+
+
+def test_a_list_or_a_split_stands_alone(tmp_path: Path) -> None:
+    data = in_memory(30)
+    file = tmp_path / "labels.json"
+    module(data).split.write(file)
+    assert module(data, labels={"split": str(file), "rule": "balanced", "seed": 3}).split == module(data).split
+    with pytest.raises(UserError, match=r"labels.split already says .* leave out labels.per_class"):
+        module(data, labels={"split": str(file), "per_class": 2})
+    assert module(data, labels={"rule": "all"}, batch_size=1, mu=1).labelled_count == 30

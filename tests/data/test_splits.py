@@ -88,7 +88,7 @@ def test_usb_trains_without_labels_on_both_parts() -> None:
         ({"per_class": 1, "total": 3}, "give one of labels.per_class"),
         ({"total": 10, "rule": "usb"}, "10 is no multiple"),
         ({"rule": "balance", "per_class": 1}, "Did you mean 'balanced'"),
-        ({"rule": "list"}, "add labels.file=FILE"),
+        ({"rule": "list"}, "use labels.list=FILE"),
         ({"rule": "first_percent", "total": 5}, "takes labels.fraction"),
     ],
 )

@@ -57,6 +57,10 @@ class Method(LightningModule):
         """Loss of a method that guesses, for the curve and the alarm; None where there is no such number."""
         return None
 
+    def classifiers(self) -> dict[str, nn.Module]:
+        """Networks that give class scores ``[B, K]`` of images, by name; none where classes are not learned."""
+        return {}
+
     def param_groups(self) -> list[ParamGroup]:
         """Parameters in groups. Default: biases and normalisation excluded from weight decay and layer adaptation."""
         return decayed_and_plain(self)

@@ -8,6 +8,8 @@ output, the more so the larger the network.
     NeurIPS 2020, arXiv 2006.10029, section 2. Code: google-research/simclr, model.py and tf2/model.py.
 
 The authors' two implementations differ in whether kept layers of the head are trained; ``freeze_projector`` chooses.
+What other recipes of fine-tuning add (SparK's: layer-wise learning rates, mixed images, an averaged model) is off
+unless asked for.
 """
 
 from __future__ import annotations
@@ -15,15 +17,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsight.batch import Batch
 from selfsight.errors import UserError
+from selfsight.losses.mixing import cutmix, cutmix_box, even_batch, mixed_targets, mixup
 from selfsight.methods.base import Method
+from selfsight.nn.ema import EMATeacher
 from selfsight.nn.simclr_head import ProjectionHead
 from selfsight.optim import l2_penalty
-from selfsight.optim.groups import ParamGroup, decayed_and_plain
+from selfsight.optim.groups import ParamGroup, decayed_and_plain, layer_decayed
 
 
 class FineTune(Method):
@@ -37,6 +42,10 @@ class FineTune(Method):
         frozen_statistics: BatchNorm of frozen stages keeps its statistics (TensorFlow 2 code); False lets them follow
             the new images (TensorFlow 1 code). Those of a wholly frozen backbone always stay.
         classifier_decay: L2 on the classifier's kernel, as a term of the loss; the optimiser does not decay it.
+        layer_decay: below 1 every layer learns more slowly than the one above it, by this factor.
+        mixup, cutmix: parameter of the Beta distribution that mixes pairs of images; with both, one of them by turns
+            of a coin. label_smoothing: share of the target spread over all classes.
+        ema: momentum of an averaged model, which is evaluated beside the network; 0 for none.
 
     Raises:
         UserError: the head has no such layer, or the backbone no such stage.
@@ -55,6 +64,11 @@ class FineTune(Method):
         freeze_after: int,
         frozen_statistics: bool,
         classifier_decay: float,
+        layer_decay: float = 1.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        label_smoothing: float = 0.0,
+        ema: float = 0.0,
     ) -> None:
         super().__init__(backbone)
         depth = 0 if projector is None else len(projector)
@@ -66,6 +80,7 @@ class FineTune(Method):
                 f"{depth} layers: give a number from 0 (the backbone's output) to {depth}."
             )
         self.projector, self.layer, self.classifier_decay = projector, layer, classifier_decay
+        self.layer_decay, self.mixup, self.cutmix, self.smoothing = layer_decay, mixup, cutmix, label_smoothing
         width: int = backbone.num_features  # type: ignore[assignment]
         if projector is not None:
             width = projector.widths[layer]
@@ -79,6 +94,16 @@ class FineTune(Method):
         for module in frozen:
             module.requires_grad_(False)
         self._kept = frozen if frozen_statistics or frozen == [backbone] else []
+        self.average = EMATeacher(self.network, ema, "ema") if ema else None
+
+    @property
+    def network(self) -> nn.Sequential:
+        """What classifies: backbone, kept layers of the head, classifier."""
+        kept = [] if self.projector is None else list(self.projector)[: self.layer]
+        return nn.Sequential(self.backbone, *kept, self.classifier)
+
+    def classifiers(self) -> dict[str, nn.Module]:
+        return {"network": self.network} | ({} if self.average is None else {"average": self.average})
 
     def train(self, mode: bool = True) -> FineTune:
         super().train(mode)
@@ -97,13 +122,42 @@ class FineTune(Method):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
         assert batch.labels is not None, "fine-tuning needs labels"
-        logits = self(batch.views[0])  # [B, K]
-        loss = F.cross_entropy(logits, batch.labels) + l2_penalty([self.classifier.weight], self.classifier_decay)
+        x, targets = self.mixed(batch.views[0], batch.labels)
+        logits = self(x)  # [B, K]
+        loss = F.cross_entropy(logits, targets) + l2_penalty([self.classifier.weight], self.classifier_decay)
+        if targets.ndim == 2:
+            return {"loss": loss}
         accuracy = (logits.detach().argmax(1) == batch.labels).float().mean()
         return {"loss": loss, "train_accuracy": accuracy}
 
+    def mixed(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and classes ``[B]`` as they are; or mixed in pairs, with target distributions ``[B, K]``."""
+        if not (self.mixup or self.cutmix or self.smoothing):
+            return x, y
+        x, y = even_batch(x, y)
+        weight = 1.0
+        if self.mixup and not (self.cutmix and float(torch.rand(())) < 0.5):
+            weight = draw_weight(self.mixup)
+            x = mixup(x, weight)
+        elif self.cutmix:
+            height, width = x.shape[-2:]
+            centre = int(torch.randint(height, ())), int(torch.randint(width, ()))
+            x, weight = cutmix(x, cutmix_box(height, width, draw_weight(self.cutmix), centre))
+        return x, mixed_targets(y, self.classifier.out_features, weight, self.smoothing)
+
+    def end_step(self) -> None:
+        if self.average is not None:
+            self.average.update(self.network)
+
     def param_groups(self) -> list[ParamGroup]:
+        if self.layer_decay != 1:
+            return layer_decayed(self, self.layer_decay, plain_names=("classifier.",))
         return decayed_and_plain(self, plain_names=("classifier.",))
+
+
+def draw_weight(alpha: float) -> float:
+    """lambda ~ Beta(alpha, alpha)."""
+    return float(torch.distributions.Beta(alpha, alpha).sample())
 
 
 def first_stages(backbone: nn.Module, number: int) -> list[nn.Module]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from selfsight.errors import UserError
@@ -38,6 +40,17 @@ class ProjectionHead(nn.Sequential):
         last = num_layers - 1
         super().__init__(*(ProjectionLayer(widths[j], widths[j + 1], last=j == last) for j in range(num_layers)))
         self.widths = widths
+
+    @classmethod
+    def out_of(cls, state: Mapping[str, Tensor], prefix: str) -> ProjectionHead | None:
+        """The head whose tensors a state dict holds under ``prefix``; None where it holds no such head."""
+        weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        layers = sum(key.endswith(".linear.weight") for key in weights)
+        if not layers or f"{layers - 1}.bn.weight" not in weights:
+            return None
+        head = cls(weights["0.linear.weight"].shape[1], len(weights[f"{layers - 1}.bn.weight"]), layers)
+        head.load_state_dict(weights)
+        return head
 
     def outputs(self, x: Tensor) -> list[Tensor]:
         """The input, then the output of every layer."""
