@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from selfsight.errors import UserError
 
+from .dilation import dilated
 from .features import FINAL, Device, frozen, home, stage_names, tapped
 from .knn import neighbours
 from .segmentation import VOID, Masked, SegmentationData
@@ -42,11 +43,13 @@ class DenseLinear:
 
     Attributes:
         data: what to segment. size: side of the square the images are resized to. stage: whose map.
+        dilate: number of last stages that keep their resolution instead of halving it, 2 for a stride of 8.
     """
 
     data: SegmentationData
     size: int
     stage: str = FINAL
+    dilate: int = 0
     learning_rates: Sequence[float] = (0.01, 0.1, 1.0)
     epochs: int = 25
     batch_size: int = 64
@@ -55,13 +58,14 @@ class DenseLinear:
     @property
     def protocol(self) -> str:
         return (
-            f"linear segmentation of {self.data.name}: 1x1 convolution on frozen maps, input {self.size} px, rate "
-            f"chosen on a tenth of the training images, mIoU over all test pixels at the masks' own size"
+            f"linear segmentation of {self.data.name}: 1x1 convolution on frozen maps, input {self.size} px, "
+            f"{_strides(self.dilate)}, rate chosen on a tenth of the training images, mIoU over all test pixels at "
+            "the masks' own size"
         )
 
     def on_images(self, backbone: nn.Module, datamodule: Any, device: Device = None) -> dict[str, Any]:
         """``dense_linear_miou``, ``dense_linear_iou`` by class, ``dense_linear_rate``."""
-        train, test = maps(backbone, self.data, self.size, datamodule, self.stage, device)
+        train, test = maps(dilated(backbone, self.dilate), self.data, self.size, datamodule, self.stage, device)
         scores, rate = self.fit(train, test, len(self.data.classes))
         return intersection_over_union("dense_linear", scores, test, self.data.classes) | {"dense_linear_rate": rate}
 
@@ -110,12 +114,14 @@ class DenseKNN:
     Here void pixels count for nothing, and cells of void pixels alone are left out.
 
     Attributes:
+        data, size, stage, dilate: as for `DenseLinear`.
         memory: most cells kept. Beyond that each image gives the same number, those with rare classes first.
     """
 
     data: SegmentationData
     size: int
     stage: str = FINAL
+    dilate: int = 0
     k: int = 30
     temperature: float = 0.02
     memory: int = 100_000
@@ -125,13 +131,13 @@ class DenseKNN:
     def protocol(self) -> str:
         return (
             f"nearest-neighbour segmentation of {self.data.name}: {self.k} cells, softmax(cosine / "
-            f"{self.temperature:g}), at most {self.memory} training cells, input {self.size} px, mIoU over all test "
-            "pixels at the masks' own size"
+            f"{self.temperature:g}), at most {self.memory} training cells, input {self.size} px, "
+            f"{_strides(self.dilate)}, mIoU over all test pixels at the masks' own size"
         )
 
     def on_images(self, backbone: nn.Module, datamodule: Any, device: Device = None) -> dict[str, Any]:
         """``dense_knn_miou`` and ``dense_knn_iou`` by class."""
-        train, test = maps(backbone, self.data, self.size, datamodule, self.stage, device)
+        train, test = maps(dilated(backbone, self.dilate), self.data, self.size, datamodule, self.stage, device)
         scores = self.fit(train, test, len(self.data.classes))
         return intersection_over_union("dense_knn", scores, test, self.data.classes)
 
@@ -234,6 +240,10 @@ def _jaccard(scores: Tensor, masks: Sequence[Tensor], classes: int) -> dict[str,
         upsampled = F.interpolate(score[None], mask.shape, mode="bilinear")
         metric.update(upsampled.argmax(dim=1), mask[None].long())
     return metric.compute()
+
+
+def _strides(dilate: int) -> str:
+    return f"last {dilate} strides dilated" if dilate else "strides as trained"
 
 
 def _statistics(like: Any) -> tuple[Sequence[float], Sequence[float]]:

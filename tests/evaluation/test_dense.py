@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
 from selfsight.errors import UserError
 from selfsight.evaluation.dense import DenseKNN, DenseLinear, Maps, cell_labels, maps, miou
+from selfsight.evaluation.dilation import dilated
 from selfsight.evaluation.segmentation import VOID, Masked, SegmentationData, folder, shapes, voc
 
 from .conftest import TinyBackbone
@@ -169,3 +171,29 @@ def test_masks_beyond_the_classes_are_refused(backbone: TinyBackbone, tmp_path: 
     data = folder(str(tmp_path), classes=["ground", "thing"])
     with pytest.raises(UserError, match="holds class 2, and the 2 classes go from 0 to 1"):
         maps(backbone, data, 12, LIKE)
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnet18", 64), ("resnet18", 96), ("resnet50", 64)])
+def test_every_second_cell_of_a_dilated_map_is_the_strided_one(name: str, size: int) -> None:
+    backbone = timm.create_model(name, num_classes=0).eval().double()
+    with torch.no_grad():
+        for part in backbone.modules():
+            if isinstance(part, torch.nn.BatchNorm2d):
+                part.running_mean.normal_(std=0.1)
+                part.running_var.uniform_(0.5, 2)
+        images = torch.randn(1, 3, size, size, dtype=torch.float64)
+        coarse = backbone.forward_features(images)
+        fine = dilated(backbone, 2)
+        torch.testing.assert_close(fine.forward_features(images)[:, :, ::4, ::4], coarse)
+        assert fine.forward_features(images).shape[-1] == 4 * coarse.shape[-1]
+        torch.testing.assert_close(backbone.forward_features(images), coarse)
+    assert fine.state_dict().keys() == backbone.state_dict().keys()
+
+
+def test_networks_that_cannot_be_dilated_say_so() -> None:
+    with pytest.raises(UserError, match="kernel of 2"):
+        dilated(timm.create_model("convnext_atto", num_classes=0), 2)
+    with pytest.raises(UserError, match="shrinks its map"):
+        dilated(timm.create_model("resnet26d", num_classes=0), 1)
+    with pytest.raises(UserError, match="5 stages"):
+        dilated(timm.create_model("resnet18", num_classes=0), 5)
