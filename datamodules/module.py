@@ -140,13 +140,16 @@ class ImageDataModule(LightningDataModule):
         self._loader.load_state_dict(self._start)
         return self._loader
 
-    def eval_dataloader(self, split: str) -> Loader:
+    def eval_dataloader(self, split: str, limit: int | None = None) -> Loader:
         """All ``train``, ``test`` or ``unlabelled`` images in order, un-augmented: one view ``[B, 3, S, S]``.
 
         The shorter side is resized to ``data.eval_resize`` (antialiased bilinear), the central square is cut out and
-        normalised as the training views are. Files that cannot be read are left out: see ``indices``.
+        normalised as the training views are. Files that cannot be read are left out: see ``indices``. With ``limit`` at
+        most so many images, spread evenly over the split (files often stand sorted by class) and numbered among them.
         """
         images = self.data.split(split)
+        if limit is not None and limit < len(images):
+            images = images.select(torch.linspace(0, len(images) - 1, limit).long())
         size = self.data.image_size
         if images.pixels is not None and tuple(images.pixels.shape[-2:]) == (size, size):
             reader: Reader = PixelReader(images, images.pixels)

@@ -122,10 +122,10 @@ class SemiDataModule(LightningDataModule):
             part.trainer = self.trainer
         return SemiLoader(self.labelled.train_dataloader(), self.unlabelled.train_dataloader())
 
-    def eval_dataloader(self, split: str) -> Loader:
+    def eval_dataloader(self, split: str, limit: int | None = None) -> Loader:
         """As `ImageDataModule.eval_dataloader`; ``train`` are the labelled images."""
         self.labelled.trainer = self.trainer
-        return self.labelled.eval_dataloader(split)
+        return self.labelled.eval_dataloader(split, limit)
 
     def state_dict(self) -> dict[str, int]:
         """Where the training stands: epoch and batch."""

@@ -24,7 +24,7 @@ Result = dict[str, Any]
 class OnlineEvaluation(Callback):
     """Runs evaluators on the backbone at the end of every ``every``-th epoch, and of the last one.
 
-    Features come from ``datamodule.eval_dataloader("train" | "test")``: un-augmented, backbone in eval mode.
+    Features come from ``datamodule.eval_dataloader("train" | "test", limit)``: un-augmented, backbone in eval mode.
     Alignment, uniformity and the kNN of views come from the last training views of the epoch, where the method has
     two of one size. A method's own `classifiers` are measured on the test images. Evaluators that need labels are left
     out on images without, and on a set without test images, where the label-free figures are of the training images.
@@ -37,14 +37,18 @@ class OnlineEvaluation(Callback):
     The numbers also land in ``trainer.callback_metrics``, where checkpoints and early stopping may look.
     """
 
-    def __init__(self, evaluators: Mapping[str, Evaluator], every: int = 1, part: str = "backbone") -> None:
+    def __init__(
+        self, evaluators: Mapping[str, Evaluator], every: int = 1, part: str = "backbone", limit: int | None = 50_000
+    ) -> None:
         """
         Args:
             evaluators: by name. `Diagnostics` always runs.
             part: which part of the method is measured, by attribute name.
+            limit: most images of a split to look at, spread evenly; None is all. Numbers of a part of a large set guide
+                a run, and are not its result.
         """
         self.evaluators: dict[str, Evaluator] = {"diagnostics": Diagnostics(), **evaluators}
-        self.every, self.part = every, part
+        self.every, self.part, self.limit = every, part, limit
         self.results: list[Result] = []
         self.on_result: list[Callable[[Result], None]] = []
         self._views: list[tuple[Tensor, Tensor]] = []
@@ -52,7 +56,8 @@ class OnlineEvaluation(Callback):
     @property
     def protocol(self) -> dict[str, str]:
         """The protocol of each evaluator, by name."""
-        return {name: evaluator.protocol for name, evaluator in self.evaluators.items()}
+        part = "" if self.limit is None else f"; at most {self.limit} images of each split, spread evenly"
+        return {name: f"{evaluator.protocol}{part}" for name, evaluator in self.evaluators.items()}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -77,15 +82,17 @@ class OnlineEvaluation(Callback):
         backbone = pl_module.get_submodule(self.part)
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         held_out = datamodule.data.test is not None
-        train = extract(backbone, datamodule.eval_dataloader("train"), pl_module.device)[FINAL]
-        test = extract(backbone, datamodule.eval_dataloader("test"), pl_module.device)[FINAL] if held_out else train
+        splits = ("train", "test") if held_out else ("train",)
+        loaders = [datamodule.eval_dataloader(split, self.limit) for split in splits]
+        found = [extract(backbone, loader, pl_module.device)[FINAL] for loader in loaders]
+        train, test = found[0], found[-1]
         result: Result = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         for evaluator in self.evaluators.values():
             if not evaluator.needs_labels or (held_out and train.labels is not None and test.labels is not None):
                 result |= evaluator(train, test)
         for name, network in getattr(pl_module, "classifiers", dict)().items():
             if held_out and test.labels is not None:
-                scores, labels = predict(network, datamodule.eval_dataloader("test"), pl_module.device)
+                scores, labels = predict(network, datamodule.eval_dataloader("test", self.limit), pl_module.device)
                 result |= {f"{name}_{key}": value for key, value in top_accuracies(scores, labels).items()}
         result |= self._view_figures(backbone)
         warning = judge({name: value for name, value in result.items() if isinstance(value, float)})

@@ -53,7 +53,10 @@ class Features:
         """The features of some rows (``[n]`` int64 or ``[N]`` bool)."""
         return Features(self.x[rows], None if self.labels is None else self.labels[rows], self.indices[rows])
 
-    def to(self, device: torch.device | str) -> Features:
+    def to(self, device: Device) -> Features:
+        """On ``device``; None is the GPU where there is one, else where the features are."""
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else self.x.device
         labels = None if self.labels is None else self.labels.to(device)
         return Features(self.x.to(device), labels, self.indices.to(device))
 
@@ -151,7 +154,7 @@ def extract(
     Returns:
         `Features` by stage.
     """
-    device = home(backbone, device)
+    device, dtype = home(backbone, device), next(backbone.parameters()).dtype
     made_of = {stage: _parts(backbone, stage, head) for stage in stages}
     names = {name for parts in made_of.values() for name in parts} - {FINAL, PROJECTION}
     kept: dict[str, list[Tensor]] = {stage: [] for stage in stages}
@@ -159,7 +162,9 @@ def extract(
     indices: list[Tensor] = []
     with frozen(backbone, *([] if head is None else [head])), tapped(backbone, names, pooled) as caught:
         for batch in loader:
-            images = batch.views[0].to(device, non_blocking=True)
+            if not len(batch):  # every file of it was unreadable
+                continue
+            images = batch.views[0].to(device, dtype, non_blocking=True)
             caught[FINAL] = pooled(backbone(images))
             if head is not None:
                 caught[PROJECTION] = head(caught[FINAL])

@@ -30,7 +30,7 @@ class LinearProbe:
             unit average variance (sklearn's C is 1 / (lambda N)).
         folds: choose by cross-validation with so many parts; None: by one held-out tenth.
         seed: of the held-out split.
-        device: where to fit; None: where the features are.
+        device: where to fit; None: the GPU where there is one.
     """
 
     penalties: Sequence[float] = (1e-5, 1e-4, 1e-3, 1e-2)
@@ -54,7 +54,7 @@ class LinearProbe:
         )
 
     def __call__(self, train: Features, test: Features) -> dict[str, float]:
-        train, test = _on(self.device, *checked(train, test))
+        train, test = (part.to(self.device) for part in checked(train, test))
         standardise = Standardise.of(train.x)
         x, y, classes = standardise(train.x), train.known_labels, train.classes
         merits = torch.zeros(len(self.penalties), 2, dtype=torch.float64, device=x.device)
@@ -98,7 +98,7 @@ class SGDProbe:
         )
 
     def __call__(self, train: Features, test: Features) -> dict[str, float]:
-        train, test = _on(self.device, *checked(train, test))
+        train, test = (part.to(self.device) for part in checked(train, test))
         standardise = Standardise.of(train.x)
         x, y, classes = standardise(train.x), train.known_labels, train.classes
         fitting, held_out = hold_out(y, HELD_OUT, self.seed)
@@ -155,7 +155,7 @@ class FewShot:
 
     def __call__(self, train: Features, test: Features) -> dict[str, Any]:
         """``{"few_shot": {"<shots>": {"mean", "std"}}}``; std is the population's (divided by the number of draws)."""
-        train, test = _on(self.device, *checked(train, test))
+        train, test = (part.to(self.device) for part in checked(train, test))
         results = {}
         smallest = int(train.known_labels.unique(return_counts=True)[1].min())
         for shots in self.shots or [n for n in STANDARD_SHOTS if n <= smallest]:
@@ -251,10 +251,6 @@ def _best(merits: Tensor) -> int:
     """The head with the most correct, among equals the one with the smaller loss."""
     each = [tuple(row) for row in merits.tolist()]
     return max(range(len(each)), key=each.__getitem__)
-
-
-def _on(device: str | None, train: Features, test: Features) -> tuple[Features, Features]:
-    return (train.to(device), test.to(device)) if device else (train, test)
 
 
 def _shuffled_by_class(labels: Tensor, seed: int) -> Tensor:

@@ -265,6 +265,16 @@ def test_evaluation_sees_every_image_in_order(workers: int, tmp_path: Path) -> N
     assert torch.equal(again[0].views[0], batches[0].views[0])
 
 
+def test_a_part_for_evaluation_is_spread_evenly_over_the_split() -> None:
+    data = in_memory()
+    made = module(data)
+    all_of_it = torch.cat([b.views[0] for b in made.eval_dataloader("train")])
+    some = torch.cat([b.views[0] for b in made.eval_dataloader("train", limit=4)])
+    n = len(all_of_it)
+    assert torch.equal(some, all_of_it[torch.linspace(0, n - 1, 4).long()])
+    assert len(torch.cat([b.views[0] for b in made.eval_dataloader("train", limit=10 * n)])) == n
+
+
 def test_evaluation_is_the_normalised_centre() -> None:
     data = in_memory()
     view = next(iter(module(data).eval_dataloader("test"))).views[0]

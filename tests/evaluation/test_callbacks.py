@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from selfsight.batch import Batch, SemiBatch
-from selfsight.evaluation import KNN, OnlineEvaluation, extract
+from selfsight.evaluation import KNN, Features, OnlineEvaluation, extract
 
 from .conftest import TinyBackbone
 
@@ -54,8 +54,8 @@ class ToyData(LightningDataModule):
         given: Any = [SemiBatch(each, each) for each in made] if self.semi else made
         return DataLoader(given, batch_size=None)
 
-    def eval_dataloader(self, split: str) -> list[Batch]:
-        rows = torch.arange(32) if split == "train" else torch.arange(32, 48)
+    def eval_dataloader(self, split: str, limit: int | None = None) -> list[Batch]:
+        rows = (torch.arange(32) if split == "train" else torch.arange(32, 48))[:limit]
         return [self.batch(part) for part in rows.split(10)]
 
 
@@ -91,6 +91,20 @@ def test_evaluation_does_not_change_what_is_learnt(tmp_path: Path) -> None:
     _, alone = fit(tmp_path, ToyData(), OnlineEvaluation({}, every=1000))
     for name, value in measured.state_dict().items():
         assert torch.equal(value, alone.state_dict()[name]), name
+
+
+def test_large_sets_are_measured_in_part_and_the_protocol_says_so(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Count(KNN):
+        def __call__(self, train: Features, test: Features) -> dict[str, float]:
+            seen.extend([len(train), len(test)])
+            return super().__call__(train, test)
+
+    evaluation = OnlineEvaluation({"knn": Count()}, limit=12)
+    fit(tmp_path, ToyData(), evaluation, epochs=1)
+    assert seen == [12, 12]
+    assert "at most 12 images" in evaluation.protocol["knn"]
 
 
 def test_every_second_epoch_and_the_last(tmp_path: Path) -> None:
