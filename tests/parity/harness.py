@@ -57,7 +57,8 @@ class Case:
     def compare(self, name: str, got: Any, tolerance: float, *, scale: str = "max", where: Any = None) -> None:
         """Compare with output ``name``.
 
-        scale ``max``: error is max|got - expected| / max(1, max|expected|); ``each``: max of |got - expected| / (1 + |expected|).
+        scale ``max``: error is max|got - expected| / max(1, max|expected|);
+        ``each``: the largest |got - expected| / (1 + |expected|).
         tolerance 0 asks for equality. ``where`` (bool mask) restricts the comparison.
         """
         expected = self.out[name]

@@ -127,7 +127,7 @@ class Monitor(Callback):
         left = gone / (epoch - self.first_epoch) * (epochs - epoch)
         assert isinstance(pl_module, Method)
         chance = pl_module.chance_loss()
-        row = {
+        row: dict[str, int | str] = {
             "epoch": epoch,
             "step": trainer.global_step,
             **{name: f"{value:.6g}" for name, value in means.items()},
@@ -162,7 +162,13 @@ class Monitor(Callback):
 
 
 #: results told in the epoch line, and how; the rest goes to metrics.csv only
-SHOWN: Mapping[str, str] = {"knn_top1": "kNN {:.1%}", "view_knn_top1": "kNN of views {:.1%}", "rank": "rank {:.1f}"}
+SHOWN: Mapping[str, str] = {
+    "student_top1": "test {:.1%}",
+    "teacher_top1": "average {:.1%}",
+    "knn_top1": "kNN {:.1%}",
+    "view_knn_top1": "kNN of views {:.1%}",
+    "rank": "rank {:.1f}",
+}
 
 
 def text(name: str, value: float) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import Any
 
+import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 from rich.console import Console
 
 from selfsight.checkpoints.export import export_backbone
 from selfsight.errors import UserError
-from selfsight.jobs import build, measure, report
+from selfsight.jobs import build, classified, measure, report
 from selfsight.jobs.console import clock_text, make_console, quiet
 from selfsight.jobs.monitor import Monitor
 from selfsight.jobs.run_folder import RunFolder
@@ -35,6 +37,7 @@ def run(cfg: DictConfig) -> None:
     data = build.datamodule(cfg)
     method = build.method(cfg, data)
     check_views(method, data)
+    check_sizes(method, data)
     folder = resumed or RunFolder.create(cfg, stem=f"{method_name(cfg)}-{cfg.dataset.name}")
     seconds = fit("pretrain", cfg, folder, method, data, console, resumed is not None)
     if seconds is not None:
@@ -89,6 +92,25 @@ def check_views(method: Method, data: Any) -> None:
         )
 
 
+def check_sizes(method: Method, data: Any) -> None:
+    """Refuse views that shrink to nothing inside the backbone: tried on a copy without memory.
+
+    Raises:
+        UserError: naming the view's size.
+    """
+    backbone = copy.deepcopy(method.backbone).to("meta").eval()
+    for size in sorted({view.size for view in data.views}):
+        try:
+            backbone(torch.empty(2, 3, size, size, device="meta"))
+        except RuntimeError as error:
+            if "size" in str(error).lower():
+                raise UserError(
+                    f"views of {size} x {size} pixels shrink to nothing inside this backbone; take larger views "
+                    "(dataset.image_size=) or a backbone that shrinks less (backbone.stem=cifar, for ResNets)."
+                ) from None
+            raise
+
+
 def introduce(
     console: Console, cfg: DictConfig, folder: RunFolder, method: Method, data: Any, clock: Clock, processes: int
 ) -> None:
@@ -130,8 +152,12 @@ def conclude(console: Console, cfg: DictConfig, folder: RunFolder, method: Metho
     }
     summary = {name: measure.numbers(evaluators, *pair) for name, pair in pairs.items()}
     protocols = {name: evaluator.protocol for name, evaluator in evaluators.items()}
-    folder.write_summary({**summary, "train_seconds": seconds, "protocols": protocols})
     measure.show(console, summary, protocols)
+    classifiers = classified.record(console, folder, method, data)
+    classes = list(data.data.classes)
+    folder.write_summary(
+        {**summary, "classifiers": classifiers, "classes": classes, "train_seconds": seconds, "protocols": protocols}
+    )
     console.print(f"trained in {clock_text(seconds)}; backbone: {folder.path / 'backbone.safetensors'}")
     if cfg.report:
         console.print(f"report: {report.write(folder, cfg, data, *pairs['pretrained'])}")
