@@ -17,10 +17,11 @@ FLOORS = {
     "errors": 0, "batch": 0,
     "nn": 1,
     "losses": 2, "optim": 2,
-    "backbones": 3, "checkpoints": 3,
-    "methods": 4, "datamodules": 4,
-    "evaluation": 5,
-    "jobs": 6, "cli": 6,
+    "backbones": 3,
+    "checkpoints": 4,
+    "methods": 5, "datamodules": 5,
+    "evaluation": 6,
+    "jobs": 7, "cli": 8,
 }  # fmt: skip
 SOURCES = {
     "selfsight": ROOT / "ssl" / "selfsight",
