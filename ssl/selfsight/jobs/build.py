@@ -72,11 +72,12 @@ def recipe(cfg: DictConfig) -> OptimizationRecipe:
 def method(cfg: DictConfig, data: Any) -> Method:
     """The method with its backbone, without optimiser.
 
-    What its constructor asks of the images (``num_classes``, ``labels``, ...) and the configuration does not say, the
-    datamodule tells.
+    What its constructor asks of the images (``num_classes``, ``num_images``, ``labels``, ...) and the configuration
+    does not say, the datamodule tells.
     """
     asked = inspect.signature(get_class(cfg.method._target_)).parameters
-    facts = {"num_classes": data.data.num_classes, **getattr(data, "facts", {})}
+    counts = {"num_classes": data.data.num_classes, "num_images": len(data.data.everything())}
+    facts = {**counts, **getattr(data, "facts", {})}
     told = {name: fact for name, fact in facts.items() if name in asked and name not in cfg.method}
     made: Method = build(cfg.method, backbone=build(cfg.backbone), **told)
     return made
