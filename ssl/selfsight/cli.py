@@ -22,8 +22,17 @@ if TYPE_CHECKING:
 #: name: (module in selfsight.jobs, one line of help)
 JOBS = {
     "pretrain": ("pretrain", "learn a backbone from images (no arguments: SimCLR on handwritten digits)"),
+    "finetune": ("finetune", "train a pretrained network on few labels"),
+    "distill": ("distill", "teach a network what a fine-tuned one answers for all images"),
+    "compare": ("compare", "what few labels are worth: one table of approaches, numbers of labels and seeds"),
     "knn": ("evaluate", "k-nearest-neighbour accuracy of a run's frozen backbone"),
     "linear": ("evaluate", "linear-probe accuracy of a run's frozen backbone"),
+    "retrieval": ("evaluate", "recall@k and mean average precision of searching by image"),
+    "cluster": ("evaluate", "k-means on the features against the labels"),
+    "episodes": ("evaluate", "few-shot episodes on the features"),
+    "dense": ("evaluate", "segmentation from frozen feature maps"),
+    "invariance": ("evaluate", "how far each augmentation moves the features"),
+    "diagnostics": ("evaluate", "collapse and quality without labels"),
     "embed": ("embed", "write the features of every image to a file"),
     "report": ("report", "write report.html of a run again"),
     "doctor": ("doctor", "say what works on this machine and what to install for the rest"),
@@ -93,9 +102,11 @@ def help_text() -> str:
 
 def job_help(job: str) -> str:
     text = (conf_dir() / f"{job}.yaml").read_text()
+    shared = (conf_dir() / "frozen.yaml").read_text() if "- frozen\n" in text else ""
     about = [line.lstrip("# ") for line in text.split("\ndefaults:")[0].splitlines() if line.startswith("#")]
     used = [g for g in GROUPS if f"- {g}:" in text]
-    keys = [line for line in text.splitlines() if line[:1].isalpha() and not line.startswith(("defaults:", "hydra:"))]
+    lines = (shared + text).splitlines()
+    keys = [line for line in lines if line[:1].isalpha() and not line.startswith(("defaults:", "hydra:"))]
     parts = ["\n".join(about)]
     if used:
         parts.append("groups and their choices\n" + groups_help(used))
@@ -151,7 +162,11 @@ def run(words: list[str]) -> None:
 def start(job: str, cfg: DictConfig) -> None:
     from omegaconf import OmegaConf
 
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
+    def holder(key: str) -> Any:
+        return OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else cfg
+
+    # OmegaConf.missing_keys would resolve references to a data set that only the job will fill in.
+    if missing := sorted(key for key in flat_keys(cfg) if OmegaConf.is_missing(holder(key), key.rpartition(".")[2])):
         raise UserError(f"{missing[0]} has to be given: {missing[0]}=VALUE.", status=USAGE)
     importlib.import_module(f"selfsight.jobs.{JOBS[job][0]}").run(cfg)
 

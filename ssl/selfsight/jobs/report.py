@@ -1,69 +1,116 @@
-"""report.html: one self-contained file with a run's curves, table, embedding map and neighbours."""
+"""report.html: one self-contained file with a run's curves, figures, embedding map, neighbours and pictures."""
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from selfsight.jobs.measure import ROWS, class_name, describe
+from selfsight.jobs import classified, embedding_map, pictures
+from selfsight.jobs.evaluate import lines, number, trained_method
+from selfsight.jobs.measure import ROWS, describe
 from selfsight.jobs.run_folder import RunFolder, write_atomically
 
-MAPPED = 2000  # images on the map
-THUMBNAILS = 350  # of them drawn as pictures
-NEIGHBOURS = 8
-
 STYLE = """
-:root { color-scheme: light; --ink: #1c2330; --soft: #5b6575; --line: #dfe3ea; --accent: #2f5fd0; }
+:root { color-scheme: light; --ink: #1c2330; --soft: #5b6575; --line: #dfe3ea; --accent: #2f5fd0; --wrong: #d5321d; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1100px; padding: 24px 20px 60px; color: var(--ink); background: #fff;
+body { margin: 0 auto; max-width: 1160px; padding: 28px 20px 80px; color: var(--ink); background: #fff;
        font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 40px 0 8px; }
-p { margin: 6px 0; } .soft { color: var(--soft); }
+h1 { font-size: 27px; margin: 0 0 2px; letter-spacing: -0.01em; }
+h2 { font-size: 20px; margin: 46px 0 6px; padding-top: 14px; border-top: 1px solid var(--line); }
+h3 { font-size: 16px; margin: 24px 0 4px; }
+p { margin: 6px 0; } .soft { color: var(--soft); } a { color: var(--accent); }
+nav { margin: 10px 0 0; display: flex; gap: 4px 18px; flex-wrap: wrap; }
 table { border-collapse: collapse; margin: 10px 0; } .wide { overflow-x: auto; }
 th, td { padding: 7px 14px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } tr.best td { font-weight: 600; }
+th { font-weight: 500; color: var(--soft); }
+th:first-child, td:first-child { text-align: left; padding-left: 0; } tr.best td { font-weight: 650; }
 pre { background: #f5f7fa; padding: 12px; border-radius: 6px; overflow-x: auto; font-size: 13px; line-height: 1.45; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 12px; }
+summary { cursor: pointer; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 8px 18px; }
 .grid > div { min-width: 0; }
-.row { display: flex; gap: 6px; align-items: center; margin: 6px 0; flex-wrap: wrap; }
-.row img { width: 56px; height: 56px; object-fit: contain; image-rendering: pixelated;
-           border: 3px solid transparent; border-radius: 5px; }
-.row img.query { border-color: var(--accent); margin-right: 12px; } .row img.wrong { border-color: #d3482e; }
+.columns { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(540px, 100%), 1fr)); gap: 4px 24px; }
+.row { display: flex; gap: 4px; align-items: flex-start; margin: 4px 0; flex-wrap: wrap; }
+figure { margin: 0; width: 56px; text-align: center; }
+figure img { width: 56px; height: 56px; object-fit: contain; image-rendering: pixelated; display: block;
+             border: 3px solid transparent; border-radius: 5px; background: #f1f3f6; }
+figcaption { font-size: 11px; line-height: 1.25; color: var(--soft); overflow: hidden; text-overflow: ellipsis; }
+figure.query { margin-right: 12px; } figure.query img { border-color: var(--accent); }
+figure.wrong img { border-color: var(--wrong); } figure.wrong figcaption { color: var(--wrong); }
+.views { align-items: center; } figure:has(img.source) { width: 150px; margin-right: 10px; }
+img.source { width: 150px !important; height: 150px !important; border-width: 0 !important; }
+.views figure:not(:has(img.source)) { width: 76px; } .views img:not(.source) { width: 76px; height: 76px; }
+#card { position: fixed; z-index: 9; pointer-events: none; background: #fff; border: 1px solid var(--line);
+        border-radius: 8px; padding: 8px; box-shadow: 0 4px 18px rgb(0 0 0 / 16%); max-width: 190px; }
+#card-picture { width: 96px; height: 96px; margin: 0 auto 4px; image-rendering: pixelated; }
+#card-text { font-size: 12px; line-height: 1.35; white-space: pre-line; overflow-wrap: anywhere; }
+[hidden] { display: none !important; }
 """
 
 
-def write(folder: RunFolder, cfg: DictConfig, data: Any, train: Any, test: Any) -> Path:
-    """Write the report of a run from its metrics, its summary and the features of its backbone.
+def write(folder: RunFolder, cfg: DictConfig, data: Any, train: Any, test: Any, projection: str = "tsne") -> Path:
+    """Write the report of a run from its metrics, its figures, its checkpoint and the features of its backbone.
 
     Args:
         train, test: frozen features of the data's un-augmented images.
+        projection: of the map, one of `embedding_map.PROJECTIONS`.
     """
     parts = [
         heading(folder, cfg, data),
-        curves(folder.read_metrics()),
         table(folder.read_summary()),
-        embedding_map(data, test),
-        neighbour_rows(data, train, test),
+        evaluations(folder),
+        classified.section(folder),
+        curves(folder.read_metrics(), cfg, data),
+        *images_of_the_run(folder, cfg, data, train, test, projection),
         reproduce(folder, cfg),
     ]
+    write_atomically(folder.report, page(folder.name, parts))
+    return folder.report
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """A whole page that needs nothing from a network, the plotting library in it."""
     from plotly.offline import get_plotlyjs
 
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(folder.name)}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>{''.join(parts)}</body></html>"
     )
-    write_atomically(folder.report, page)
-    return folder.report
+
+
+def images_of_the_run(
+    folder: RunFolder, cfg: DictConfig, data: Any, train: Any, test: Any, projection: str
+) -> list[str]:
+    """Map, neighbours, the method's own pictures, views."""
+    parts = []
+    if data.data.test is not None and len(test) >= 5:
+        known = embedding_map.facts(train, test, projection)
+        parts.append(map_section(data, test, known, projection))
+        parts.append(pictures.neighbours(data, train, test, known))
+    batch, images = pictures.viewed_batch(data)
+    if folder.checkpoint.is_file():
+        parts.append(pictures.galleries(trained_method(folder, cfg, data), batch, data))
+    parts.append(pictures.views(batch, images, data.data.mean, data.data.std))
+    return parts
+
+
+def map_section(data: Any, test: Any, known: embedding_map.Facts, projection: str) -> str:
+    names = {"tsne": "t-SNE", "umap": "UMAP", "pca": "The two first principal components"}
+    n = len(known.rows)
+    about = f"{names[projection]} of the features of {n:,} test images"
+    if projection == "tsne" and n > embedding_map.FITTED:
+        about += f"; {embedding_map.FITTED:,} fitted, the others placed between their nearest ones"
+    about += (
+        ". Distances between far groups mean little. Point at a dot to see its image; drag to move, scroll to zoom."
+    )
+    drawn = figure_html(embedding_map.figure(data, test, known), 720, name="map", config={"scrollZoom": True})
+    card = embedding_map.hover_card(data, test, known, "map")
+    return f"<h2 id='embedding'>Embedding map</h2><p class='soft'>{about}</p>{drawn}{card}"
 
 
 def heading(folder: RunFolder, cfg: DictConfig, data: Any) -> str:
@@ -72,54 +119,117 @@ def heading(folder: RunFolder, cfg: DictConfig, data: Any) -> str:
         f"<h1>{html.escape(folder.name)}</h1><p class='soft'>{html.escape(method)} · "
         f"{html.escape(str(cfg.backbone.get('name', '')))} · {html.escape(describe(data.data))} · "
         f"{cfg.trainer.max_epochs} epochs · batch {cfg.batch_size} · seed {cfg.seed}</p>"
+        "<nav><a href='#good'>How good it is</a><a href='#training'>Training</a><a href='#embedding'>Embedding map</a>"
+        "<a href='#neighbours'>Neighbours</a><a href='#views'>Views</a><a href='#again'>To do it again</a></nav>"
     )
 
 
-def figure_html(figure: Any, height: int = 300) -> str:
+def figure_html(
+    figure: Any, height: int = 300, name: str | None = None, config: Mapping[str, Any] | None = None
+) -> str:
+    top = 60 if figure.layout.updatemenus else 40
     figure.update_layout(
         height=height,
-        margin={"l": 50, "r": 15, "t": 40, "b": 40},
+        margin={"l": 50 if height < 700 else 10, "r": 15, "t": top, "b": 40 if height < 700 else 10},
         template="plotly_white",
         font={"family": "system-ui, sans-serif", "size": 13},
         colorway=["#2f5fd0", "#d3722e", "#2e9a6b", "#8a4fc7", "#c2405f"],
     )
     text: str = figure.to_html(
-        full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True}
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=name,
+        config={"displayModeBar": False, "responsive": True, **(config or {})},
     )
     return text
 
 
-#: column of metrics.csv, title, whether it is a share
-CURVES = (
-    ("loss", "loss", False),
-    ("knn_top1", "kNN accuracy", True),
-    ("view_knn_top1", "kNN of views", True),
-    ("rank", "effective rank", False),
-    ("feature_std", "feature spread", False),
-    ("lr", "learning rate", False),
-)
+#: column of metrics.csv and its title; columns without one stand at the end under their own name
+TITLES = {
+    "loss": "loss",
+    "knn_top1": "kNN accuracy",
+    "student_top1": "test accuracy",
+    "teacher_top1": "test accuracy of the average",
+    "view_knn_top1": "kNN of views",
+    "rank": "effective rank",
+    "feature_std": "feature spread",
+    "lr": "learning rate",
+}
+#: endings of the names of columns that are shares of 1
+SHARES = ("_top1", "_accuracy", "_rate", "_share", "live_prototypes")
+NO_CURVE = ("epoch", "step", "chance", "images_per_second", "seconds", "warning", "knn_top5", "rank_share")
 
 
-def curves(rows: Sequence[Mapping[str, str]]) -> str:
-    """One small chart per figure; the loss of guessing is drawn in where the method knows it."""
+def curves(rows: Sequence[Mapping[str, str]], cfg: DictConfig, data: Any) -> str:
+    """One small chart per figure; what guessing would give is drawn in where it is known."""
+    charts = []
+    for column in curve_columns(rows):
+        guess = chance(column, rows, data)
+        charts.append(f"<div>{figure_html(curve({'': points(rows, column)}, column, guess), 260)}</div>")
+    return f"<h2 id='training'>Training</h2><div class='grid'>{''.join(charts)}</div>" if charts else ""
+
+
+def curve_columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Columns worth a curve: those with titles first. The kNN of every k and offline evaluations are left out."""
+    there = {column for row in rows for column, value in row.items() if value not in (None, "")}
+    others = [column for row in rows[:1] for column in row if column not in TITLES and column not in NO_CURVE]
+    others = [c for c in others if "/" not in c and not c.startswith("knn_k") and not c.endswith("_top5")]
+    return [column for column in (*TITLES, *others) if column in there and len(points(rows, column)) > 0]
+
+
+def points(rows: Sequence[Mapping[str, str]], column: str) -> list[tuple[int, float]]:
+    return [(int(row["epoch"]), float(row[column])) for row in rows if row.get(column) not in (None, "")]
+
+
+def chance(column: str, rows: Sequence[Mapping[str, str]], data: Any) -> float | None:
+    """What guessing gives, for the loss and for accuracies."""
+    if column == "loss":
+        known = [float(row["chance"]) for row in rows if row.get("chance") not in (None, "")]
+        return known[-1] if known else None
+    if column in ("knn_top1", "student_top1", "teacher_top1") and data.data.num_classes:
+        return float(1 / data.data.num_classes)
+    return 0.25 if column == "rotation_accuracy" else None
+
+
+def curve(series: Mapping[str, Sequence[tuple[int, float]]], column: str, guess: float | None = None) -> Any:
+    """A chart of one column, a line a run."""
     import plotly.graph_objects as go
 
-    charts = []
-    for column, title, share in CURVES:
-        points = [(int(r["epoch"]), float(r[column])) for r in rows if r.get(column) not in (None, "")]
-        if not points:
-            continue
-        x, y = zip(*points, strict=True)
-        figure = go.Figure(go.Scatter(x=x, y=y, mode="lines+markers" if len(x) < 40 else "lines", name=title))
-        chance = [float(r["chance"]) for r in rows if column == "loss" and r.get("chance") not in (None, "")]
-        if chance:
-            figure.add_hline(y=chance[-1], line_dash="dot", line_color="#999", annotation_text="guessing")
-        figure.update_layout(title=title, showlegend=False)
-        figure.update_xaxes(title="epoch")
-        if share:
-            figure.update_yaxes(tickformat=".0%")
-        charts.append(f"<div>{figure_html(figure)}</div>")
-    return f"<h2>Training</h2><div class='grid'>{''.join(charts)}</div>" if charts else ""
+    made = go.Figure()
+    for name, values in series.items():
+        if values:
+            x, y = zip(*values, strict=True)
+            made.add_trace(go.Scatter(x=x, y=y, mode="lines+markers" if len(x) < 40 else "lines", name=name))
+    if guess is not None:
+        made.add_hline(
+            y=guess, line_dash="dot", line_color="#98a1ad", annotation_text="guessing", annotation_font_color="#707b8a"
+        )
+    made.update_layout(title=TITLES.get(column, column.replace("_", " ")), showlegend=len(series) > 1)
+    made.update_xaxes(title="epoch", rangemode="nonnegative")
+    if column.endswith(SHARES):
+        made.update_yaxes(tickformat=".0%")
+    return made
+
+
+def evaluations(folder: RunFolder) -> str:
+    """What was measured since: every record in ``eval/``, with its protocol."""
+    parts = []
+    for path in sorted((folder.path / "eval").glob("*.json")):
+        record = json.loads(path.read_text())
+        body = ""
+        for name, value in record["result"].items():
+            for key, sub in lines(value).items():
+                cells = ", ".join(f"{k} {number(v)}" for k, v in sub.items() if not k.startswith("knn_k")) if (
+                    isinstance(sub, dict) and "mean" not in sub
+                ) else number(sub)  # fmt: skip
+                body += f"<tr><td>{html.escape(f'{name} {key}')}</td><td>{html.escape(cells)}</td></tr>"
+        parts.append(
+            f"<h3>{html.escape(path.stem)}</h3><p class='soft'>{html.escape(record['data'])}, stage "
+            f"{html.escape(record['stage'])}: {html.escape(record['protocol'])}</p>"
+            f"<div class='wide'><table>{body}</table></div>"
+        )
+    inside = "".join(parts)
+    return f"<details><summary>{len(parts)} further evaluations</summary>{inside}</details>" if parts else ""
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -146,82 +256,9 @@ def table(summary: Mapping[str, Any]) -> str:
     notes = "".join(
         f"<p class='soft'>{html.escape(n)}: {html.escape(p)}</p>" for n, p in summary.get("protocols", {}).items()
     )
-    return f"<h2>How good it is</h2><div class='wide'><table><tr><th></th>{head}</tr>{body}</table></div>{notes}"
-
-
-def thumbnail(image: np.ndarray, side: int = 64) -> str:
-    """``[H, W, 3]`` uint8 as a PNG data address, at most ``side`` pixels wide."""
-    from PIL import Image
-
-    picture = Image.fromarray(image)
-    if max(picture.size) > side:
-        picture.thumbnail((side, side))
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def embedding_map(data: Any, test: Any) -> str:
-    """t-SNE of the test features, coloured by class, some of the points drawn as their images."""
-    if len(test) < 5:
-        return ""
-    import plotly.graph_objects as go
-    from sklearn.manifold import TSNE
-
-    rng = np.random.default_rng(0)
-    chosen = np.sort(rng.permutation(len(test))[:MAPPED])
-    x = test.x[chosen].numpy()
-    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    perplexity = min(30.0, max(2.0, (len(x) - 1) / 4))
-    flat = TSNE(init="pca" if min(x.shape) >= 2 else "random", perplexity=perplexity, random_state=0).fit_transform(x)
-    labels = None if test.labels is None else test.labels[chosen].numpy()
-    figure = go.Figure()
-    for group in [None] if labels is None else np.unique(labels).tolist():
-        inside = slice(None) if group is None else labels == group
-        name = "images" if group is None else class_name(data.data, group)
-        figure.add_trace(
-            go.Scattergl(
-                x=flat[inside, 0], y=flat[inside, 1], mode="markers", name=name,
-                marker={"size": 9 if len(x) < 800 else 5, "opacity": 0.75},
-                text=[f"{name}, image {i}" for i in test.indices[chosen][inside].tolist()], hoverinfo="text",
-            )
-        )  # fmt: skip
-    width = float(np.ptp(flat[:, 0])) or 1.0
-    for i in rng.permutation(len(chosen))[:THUMBNAILS].tolist():
-        figure.add_layout_image(
-            source=thumbnail(data.data.split("test").read(int(test.indices[chosen[i]])), 24),
-            x=float(flat[i, 0]), y=float(flat[i, 1]), xref="x", yref="y", sizex=width / 45, sizey=width / 45,
-            xanchor="center", yanchor="middle", layer="above",
-        )  # fmt: skip
-    figure.update_xaxes(visible=False)
-    figure.update_yaxes(visible=False, scaleanchor="x")
-    figure.update_layout(legend={"itemsizing": "constant"})
     return (
-        f"<h2>Embedding map</h2><p class='soft'>t-SNE of {len(x)} test images' features (perplexity {perplexity:g}); "
-        "distances between far groups mean little.</p>" + figure_html(figure, 680)
+        f"<h2 id='good'>How good it is</h2><div class='wide'><table><tr><th></th>{head}</tr>{body}</table></div>{notes}"
     )
-
-
-def neighbour_rows(data: Any, train: Any, test: Any, queries: int = 12) -> str:
-    """For some test images, the training images closest to them by cosine."""
-    import torch.nn.functional as F
-
-    bank, x = F.normalize(train.x, dim=1), F.normalize(test.x, dim=1)
-    step = max(1, math.ceil(len(test) / queries))
-    rows = []
-    for i in range(0, len(test), step):
-        closest = (x[i] @ bank.T).topk(min(NEIGHBOURS, len(train))).indices.tolist()
-        pictures = [
-            f"<img class='query' alt='image' src='{thumbnail(data.data.split('test').read(int(test.indices[i])))}'>"
-        ]
-        for j in closest:
-            wrong = test.labels is not None and train.labels is not None and bool(test.labels[i] != train.labels[j])
-            source = thumbnail(data.data.split("train").read(int(train.indices[j])))
-            pictures.append(f"<img {'class=wrong ' if wrong else ''}alt='neighbour' src='{source}'>")
-        rows.append(f"<div class='row'>{''.join(pictures)}</div>")
-    note = "" if test.labels is None else " A red frame marks a neighbour of another class."
-    about = f"<p class='soft'>Test image (blue), then its closest training images.{note}</p>"
-    return f"<h2>Nearest neighbours</h2>{about}{''.join(rows)}"
 
 
 def reproduce(folder: RunFolder, cfg: DictConfig) -> str:
@@ -231,7 +268,8 @@ def reproduce(folder: RunFolder, cfg: DictConfig) -> str:
     packages = ", ".join(f"{k} {v}" for k, v in environment.get("packages", {}).items() if v)
     settings = html.escape(OmegaConf.to_yaml(cfg, resolve=True))
     return (
-        f"<h2>To do it again</h2><pre>{html.escape(command)}</pre><p class='soft'>{html.escape(packages)}</p>"
+        f"<h2 id='again'>To do it again</h2><pre>{html.escape(command)}</pre>"
+        f"<p class='soft'>{html.escape(packages)}</p>"
         f"<details><summary>configuration</summary><pre>{settings}</pre></details>"
     )
 
@@ -247,4 +285,4 @@ def run(cfg: DictConfig) -> None:
     of_run = folder.config()
     backbone = selfsight.load(folder.path).to(build.device(cfg.accelerator))
     data = build.datamodule(of_run)
-    make_console().print(f"report: {write(folder, of_run, data, *measure.features(backbone, data))}")
+    make_console().print(f"report: {write(folder, of_run, data, *measure.features(backbone, data), cfg.projection)}")

@@ -103,7 +103,7 @@ class FineTune(Method):
         return nn.Sequential(self.backbone, *kept, self.classifier)
 
     def classifiers(self) -> dict[str, nn.Module]:
-        return {"network": self.network} | ({} if self.average is None else {"average": self.average})
+        return {"student": self.network} | ({} if self.average is None else {"teacher": self.average})
 
     def train(self, mode: bool = True) -> FineTune:
         super().train(mode)

@@ -1,0 +1,149 @@
+"""`selfsight finetune`: a pretrained network, or one from scratch, trained on the images that keep their labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning import seed_everything
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from torch import Tensor, nn
+
+import selfsight
+from selfsight.checkpoints.export import export_backbone
+from selfsight.errors import UserError
+from selfsight.jobs import build, classified, measure, report
+from selfsight.jobs.console import clock_text, make_console, quiet
+from selfsight.jobs.pretrain import check_sizes, check_views, fit, method_name
+from selfsight.jobs.run_folder import RunFolder
+from selfsight.jobs.saving import read_checkpoint
+from selfsight.methods.base import Method
+from selfsight.methods.finetune import FineTune
+from selfsight.nn.simclr_head import ProjectionHead
+
+
+def run(cfg: DictConfig) -> None:
+    """Fine-tune, measure, export. The run folder names the run it started from in its configuration."""
+    quiet()
+    console = make_console()
+    OmegaConf.set_struct(cfg, False)
+    resumed, state = None, None
+    if cfg.resume is not None:
+        resumed, cfg, state = reopened(cfg.resume)
+    build.device(cfg.trainer.accelerator)
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    if resumed is not None:
+        backbone, projector = build.build(cfg.backbone), projector_of(state or {})
+    elif cfg.run is not None:
+        backbone, projector = pretrained(RunFolder.open(cfg.run), cfg)
+    else:
+        if cfg.get("backbone") is None or cfg.get("dataset") is None:
+            raise UserError("give a run to fine-tune (run=runs/NAME), or backbone= and dataset= to start from scratch.")
+        fill_views(cfg, OmegaConf.create({}))
+        backbone, projector = build.build(cfg.backbone), None
+    data = build.datamodule(cfg)
+    if cfg.method.layer == "auto":
+        cfg.method.layer = 1 if projector is not None else 0
+    method: Method = build.build(cfg.method, backbone=backbone, projector=projector, num_classes=data.data.num_classes)
+    check_views(method, data)
+    check_sizes(method, data)
+    folder = resumed or RunFolder.create(cfg, stem=f"finetune-{cfg.dataset.name}")
+    seconds = fit("finetune", cfg, folder, method, data, console, resumed is not None)
+    if seconds is not None:
+        conclude(console, cfg, folder, method, data, seconds)
+
+
+def reopened(path: str) -> tuple[RunFolder, DictConfig, dict[str, Tensor]]:
+    """A run to go on with: its folder, its configuration with the labels it has used, its weights."""
+    folder = RunFolder.open(path)
+    cfg, state = folder.config(), read_checkpoint(folder.checkpoint)["state_dict"]
+    cfg.datamodule.labels = {"split": str(folder.labels)}
+    return folder, cfg, state
+
+
+def pretrained(source: RunFolder, cfg: DictConfig) -> tuple[nn.Module, ProjectionHead | None]:
+    """Backbone and projection head of a finished run; what ``cfg`` leaves open is filled in from that run.
+
+    Open are ``dataset`` and, where null, the crop's scale and the flip of the views: what was the same image to
+    pretraining is the same image here.
+    """
+    of_source = source.config()
+    backbone = selfsight.load(source.path).requires_grad_(True)
+    spec: Any = backbone.spec
+    state = read_checkpoint(source.checkpoint)["state_dict"] if source.checkpoint.is_file() else {}
+    cfg.backbone = OmegaConf.create({"_target_": "selfsight.backbones.registry.create", **spec["backbone"]})
+    cfg.dataset = cfg.get("dataset") or of_source.dataset
+    fill_views(cfg, of_source.views)
+    return backbone, projector_of(state)
+
+
+def fill_views(cfg: DictConfig, pretrained_with: DictConfig) -> None:
+    """Fill the places the views leave open (null) as the first view of pretraining has them."""
+    first = next((view for view in pretrained_with.values() if isinstance(view, DictConfig)), OmegaConf.create({}))
+    for view in (view for view in cfg.views.values() if isinstance(view, DictConfig)):
+        for key, otherwise in (("scale", [0.08, 1.0]), ("hflip", 0.5)):
+            if key in view and view[key] is None:
+                view[key] = first.get(key, otherwise)
+
+
+def projector_of(state: dict[str, Tensor]) -> ProjectionHead | None:
+    """SimCLR's projection head in the weights of a run; None where there is none."""
+    return ProjectionHead.out_of(state, "projector.")
+
+
+def classifier_of(folder: RunFolder) -> tuple[nn.Module, list[str]]:
+    """The network a finished fine-tuning left, images to class scores, and the names of the classes.
+
+    Raises:
+        UserError: the run is none of fine-tuning or distillation, or has not come to its end.
+    """
+    path = folder.path / classified.FILE
+    summary = folder.read_summary()
+    if not path.is_file() or "classes" not in summary:
+        raise UserError(
+            f"'{folder.path}' holds no finished fine-tuning to learn from: `selfsight finetune run=... labels...=...` "
+            "makes one."
+        )
+    cfg, state = folder.config(), read_checkpoint(folder.checkpoint)["state_dict"]
+    backbone, classes = build.build(cfg.backbone), list(summary["classes"])
+    if "teacher" in cfg:  # a distilled student
+        network: nn.Module = nn.Sequential(backbone, nn.Linear(backbone.num_features, len(classes)))
+        parts = {"0.": "backbone.", "1.": "classifier."}
+        network.load_state_dict(
+            {new + k.removeprefix(old): v for new, old in parts.items() for k, v in state.items() if k.startswith(old)}
+        )
+        return network, classes
+    method = build.build(cfg.method, backbone=backbone, projector=projector_of(state), num_classes=len(classes))
+    assert isinstance(method, FineTune)
+    method.load_state_dict(state)
+    return (method.network if method.average is None else method.average.module), classes
+
+
+def conclude(console: Console, cfg: DictConfig, folder: RunFolder, method: Method, data: Any, seconds: float) -> None:
+    """Export the backbone, measure the classifiers, write summary and report."""
+    export_backbone(
+        method.backbone,
+        {
+            "backbone": build.resolved(cfg.backbone),
+            "image_size": cfg.dataset.image_size,
+            "mean": data.views[0].mean,
+            "std": data.views[0].std,
+            "method": method_name(cfg),
+            "dataset": cfg.dataset.name,
+            "epochs": cfg.trainer.max_epochs,
+        },
+        folder.path,
+    )
+    found = classified.record(console, folder, method, data)
+    folder.write_summary(
+        {
+            "classifiers": found,
+            "classes": list(data.data.classes),
+            "labels": len(data.split),
+            "train_seconds": seconds,
+        }
+    )
+    console.print(f"{len(data.split)} labels, trained in {clock_text(seconds)}; {folder.path / classified.FILE}")
+    if cfg.report:
+        pair = measure.features(method.backbone, data)
+        console.print(f"report: {report.write(folder, cfg, data, *pair)}")
