@@ -18,43 +18,70 @@ class Figure:
     """What a figure means, what is normal, and from where on something is wrong.
 
     Attributes:
-        below: the alarm rings under this value (None: never). remedy: one sentence, with ``{value}`` for the value.
+        below, above: the alarm rings under or over this value (None: never).
+        remedy: one sentence, with ``{value}`` for the value.
     """
 
     meaning: str
     normal: str
-    below: float | None = None
     remedy: str = ""
+    below: float | None = None
+    above: float | None = None
+
+    def rings(self, value: float) -> bool:
+        """Whether the value is out of bounds; one that is no number is, wherever there are bounds."""
+        low, high = (
+            self.below is not None and not value >= self.below,
+            self.above is not None and not value <= self.above,
+        )
+        return low or high
 
 
 FIGURES: Mapping[str, Figure] = {
     "feature_std": Figure(
         "standard deviation of the L2-normalised features over the images, averaged over dimensions, times sqrt(D)",
         "0 when every image gets the same feature, 1 on the whole sphere; 0.3 to 0.9 for trained backbones",
-        0.01,
         "Collapse: all images get almost the same feature (spread {value:.3g}; 0 is one point, 1 the whole sphere): "
         "lower the learning rate, and check that the views are augmented and that something keeps features apart.",
+        below=0.01,
+    ),
+    "rank": Figure(
+        "effective rank (RankMe): over how many dimensions the features spread",
+        "from 2 to 100 untrained, then rising; a twentieth to two thirds of the dimensions for trained backbones",
+        "Dimensional collapse: the features of all images lie along one line (effective rank {value:.2f}): lower the "
+        "learning rate, or train with more negatives or a larger batch.",
+        below=1.5,
     ),
     "rank_share": Figure(
-        "effective rank (RankMe) divided by the number of dimensions",
-        "0.1 to 0.7 for trained backbones; falling towards 0 is dimensional collapse",
-        0.01,
-        "Dimensional collapse: the features use {value:.1%} of their dimensions: lower the learning rate, or train "
-        "with more negatives or a larger batch.",
+        "effective rank divided by the number of dimensions, or of images where these are fewer",
+        "0.05 to 0.7 for trained backbones; falling while training goes on is dimensional collapse",
     ),
     "code_entropy": Figure(
         "entropy of the average assignment to prototypes, divided by ln K",
         "above 0.9: the prototypes share the images evenly",
-        0.5,
         "The prototypes share the images very unevenly (entropy {value:.2f} of 1): take fewer prototypes, or freeze "
         "them for longer.",
+        below=0.5,
     ),
     "live_prototypes": Figure(
-        "share of prototypes that are the nearest of some image",
+        "share of prototypes that get at least a tenth of their fair share of the images",
         "above 0.5, given more images than prototypes",
-        0.1,
-        "Only {value:.1%} of the prototypes are ever the nearest: take fewer prototypes, a lower learning rate, or "
-        "start the queue later.",
+        "Only {value:.1%} of the prototypes get images: take fewer prototypes, a lower learning rate, or start the "
+        "queue later.",
+        below=0.1,
+    ),
+    "code_softness": Figure(
+        "mean entropy of a single image's code, divided by ln K",
+        "below 0.9: codes prefer some prototypes",
+        "The codes say nothing (entropy {value:.3f} of 1 each): lower epsilon, or train with more images per step.",
+        above=0.995,
+    ),
+    "mask_rate": Figure(
+        "share of unlabelled images whose pseudo-label is confident enough to learn from",
+        "near 0 at first, 0.5 to 0.95 later",
+        "Hardly any pseudo-label is confident enough to learn from ({value:.2%}): train for longer, or lower the "
+        "threshold.",
+        below=0.0005,
     ),
     "alignment": Figure(
         "mean squared distance of the L2-normalised features of two views of an image (0 to 4)",
@@ -63,7 +90,6 @@ FIGURES: Mapping[str, Figure] = {
     "uniformity": Figure(
         "log of the mean of exp(-2 d^2) over pairs of images, d the distance of L2-normalised features",
         "0 when all coincide, about -4 on a whole sphere; -1 to -3.5 for trained backbones",
-        -1e-3,
     ),
     "alpha_req": Figure(
         "exponent of the power law the covariance's eigenvalues follow",
@@ -71,10 +97,11 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "lidar": Figure(
         "effective rank of what tells images apart, measured against the spread of their views",
-        "higher is better; at most D",
+        "higher is better; at most the number of dimensions",
     ),
     "view_knn_top1": Figure(
-        "share of images whose one view finds the other as its nearest neighbour", "above 0.5 for a thousand images"
+        "share of images whose one view finds the other as its nearest neighbour",
+        "rises in training, towards 1 for methods that pull views together",
     ),
 }
 
@@ -104,11 +131,8 @@ class Diagnostics:
 def judge(figures: Mapping[str, float]) -> str | None:
     """The first alarm among the figures, one sentence with its remedy, or None when all is well."""
     for name, figure in FIGURES.items():
-        value = figures.get(name)
-        if value is None or figure.below is None or not figure.remedy:
-            continue
-        if math.isnan(value) or value < figure.below:
-            return figure.remedy.format(value=value)
+        if name in figures and figure.rings(figures[name]):
+            return figure.remedy.format(value=figures[name])
     return None
 
 
@@ -203,8 +227,10 @@ def code_entropy(assignments: Tensor) -> float:
 
 
 def live_prototypes(assignments: Tensor) -> float:
-    """Share of the K prototypes that are the largest entry of at least one row of ``[N, K]``."""
-    return len(assignments.argmax(dim=1).unique()) / assignments.shape[1]
+    """Share of K prototypes that are the largest entry of ``[N, K]`` for at least a tenth of their fair share N / K."""
+    n, k = assignments.shape
+    counts = torch.bincount(assignments.argmax(dim=1), minlength=k)
+    return float((counts >= 0.1 * n / k).double().mean())
 
 
 def view_knn_top1(a: Tensor, b: Tensor) -> float:

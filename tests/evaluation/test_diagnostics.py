@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import timm
 import torch
 
 from selfsight.evaluation import diagnostics as d
@@ -73,6 +74,9 @@ def test_prototype_figures() -> None:
     one = torch.eye(4)[[2, 2, 2]]
     assert d.code_entropy(one) == pytest.approx(0)
     assert d.live_prototypes(one) == 0.25
+    rare = torch.eye(2)[[0] * 99 + [1]]  # a fair share is 50, a tenth of it 5
+    assert d.live_prototypes(rare) == 0.5
+    assert d.live_prototypes(torch.eye(2)[[0] * 95 + [1] * 5]) == 1
     halves = torch.eye(4)[[0, 1]]
     assert d.code_entropy(halves) == pytest.approx(math.log(2) / math.log(4))
 
@@ -102,7 +106,31 @@ def test_alarms_on_codes_and_on_figures_that_are_no_number() -> None:
     assert "prototypes" in (d.judge({"code_entropy": 0.2}) or "")
     assert "prototypes" in (d.judge({"live_prototypes": 0.05}) or "")
     assert d.judge({"code_entropy": 0.99, "live_prototypes": 0.9}) is None
+    assert "codes say nothing" in (d.judge({"code_softness": 0.999}) or "")
+    assert d.judge({"code_softness": 0.2, "mask_rate": 0.001}) is None
+    assert "pseudo-label" in (d.judge({"mask_rate": 0.0}) or "")
     assert d.judge({"feature_std": math.nan}) is not None
+    assert d.judge({"uniformity": math.nan, "loss": math.nan}) is None, "no bounds, no alarm"
+
+
+def test_an_untrained_network_does_not_ring() -> None:
+    images = torch.nn.functional.interpolate(torch.rand(200, 3, 4, 4, generator=torch.Generator().manual_seed(0)), 32)
+    for name in ("resnet18", "convnext_atto"):
+        torch.manual_seed(0)
+        backbone = timm.create_model(name, num_classes=0).eval()
+        with torch.no_grad():
+            assert d.judge(figures(backbone(images))) is None, name
+
+
+def test_every_figure_with_an_alarm_has_one_sentence_of_remedy() -> None:
+    for name, figure in d.FIGURES.items():
+        assert bool(figure.remedy) == (figure.below is not None or figure.above is not None), name
+        assert figure.meaning
+        assert figure.normal
+        if figure.remedy:
+            sentence = figure.remedy.format(value=0.001)
+            assert sentence.endswith(".")
+            assert sentence.count(". ") == 0
 
 
 def test_a_loss_at_chance_is_said_once_it_stays_there() -> None:
