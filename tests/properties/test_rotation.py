@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from selfsight.backbones.registry import create
+from selfsight.checkpoints.rotation import from_official
 from selfsight.errors import UserError
 from selfsight.losses.rotation import rotation_loss, rotation_loss_per_image
 from selfsight.methods.rotation import Rotation
@@ -215,3 +216,42 @@ def test_probes_take_any_map() -> None:
     assert MultLayerClassifier(8, 5, side=13)(x).shape == (4, 5)
     assert ConvClassifier(8, 5, width=6)(x).shape == (4, 5)
     assert MultLayerClassifier(8, 200, side=1)[1][0].out_features == 2048
+
+
+# --- authors' checkpoints ------------------------------------------------------------------------------------------
+
+
+def nins_names(stages: int) -> list[str]:
+    layers = ["Conv.weight", *(f"BatchNorm.{n}" for n in ("weight", "bias", "running_mean", "running_var"))]
+    blocks = [
+        f"_feature_blocks.{b}.Block{b + 1}_ConvB{i}.layers.{layer}"
+        for b in range(stages)
+        for i in (1, 2, 3)
+        for layer in layers
+    ]
+    return [*blocks, *(f"_feature_blocks.{stages}.Classifier.{n}" for n in ("weight", "bias"))]
+
+
+def alexnets_names() -> list[str]:
+    norm = ["weight", "bias", "running_mean", "running_var"]
+    names = [f"{b}.{n}" for b in (0, 2, 4, 5, 6) for n in ["0.weight", "0.bias", *(f"1.{n}" for n in norm)]]
+    names += [f"8.{n}" for k in (1, 4) for n in [f"{k}.weight", *(f"{k + 1}.{n}" for n in norm)]]
+    return [f"_feature_blocks.{name}" for name in [*names, "9.0.weight", "9.0.bias"]]
+
+
+@pytest.mark.parametrize("source", ["nin4", "alexnet_rotnet", "vissl"])
+def test_authors_names_are_understood(source: str) -> None:
+    nin = source == "nin4"
+    with torch.device("meta"):
+        made = method(create("nin4")) if nin else method(create("alexnet_rotnet"), hidden_dims=[4096] * 2, map_side=6)
+    ours = {name: value for name, value in made.state_dict().items() if "num_batches" not in name}
+    names = nins_names(4) if nin else alexnets_names()
+    theirs = dict(zip(names, ours.values(), strict=True))  # both in the order of the layers
+    checkpoint = {"epoch": 200, "network": theirs}
+    if source == "vissl":
+        checkpoint = {"model_state_dict": {f"trunk.base_model.{name}": value for name, value in theirs.items()}}
+    found = from_official(checkpoint)
+    assert found.keys() == made.state_dict().keys()
+    assert all(found[name] is value for name, value in ours.items())
+    with pytest.raises(UserError, match="no checkpoint of gidariss"):
+        from_official({"network": {"conv1.weight": torch.ones(1)}})

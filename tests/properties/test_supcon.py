@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfsight.backbones.registry import create
 from selfsight.batch import Batch
+from selfsight.checkpoints.supcon import backbone_weights, from_official, read
 from selfsight.errors import UserError
 from selfsight.losses.supcon import CONTRAST_MODES, DENOMINATORS, SUMMATIONS, by_image, supcon, supcon_per_anchor
 from selfsight.methods.supce import SupCE
@@ -343,7 +347,34 @@ def test_cross_entropy_over_all_views_of_labelled_images() -> None:
 def test_supce_refuses_images_without_labels() -> None:
     with pytest.raises(UserError, match="have none"):
         supce().training_step(batches([16], 4, 1)[0], 0)
+    with pytest.raises(UserError, match="images have 0"):
+        supce(num_classes=0)
 
 
 def test_supce_resumes() -> None:
     assert_resumes(lambda: prepare(supce(), SGD, 0.1, 3, 3), labelled([16], 4, 3), 4, 8)
+
+
+# --- authors' checkpoints ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("hidden", "gpus"), [(None, 1), (0, 1), (None, 2)])
+def test_authors_names_are_understood(hidden: int | None, gpus: int, tmp_path: Path) -> None:
+    made = method(backbone=create("resnet18", stem="cifar"), hidden_dim=hidden)
+    state, encoder = {}, "encoder.module." if gpus > 1 else "encoder."
+    for name, value in made.state_dict().items():
+        theirs = name.replace("backbone.", encoder).replace("downsample", "shortcut")
+        state[theirs.replace("projector." if hidden is None else "projector.0.", "head.")] = value
+    torch.save({"opt": argparse.Namespace(model="resnet18"), "model": state, "epoch": 1000}, tmp_path / "last.pth")
+    checkpoint = read(tmp_path / "last.pth")
+    found = from_official(checkpoint)
+    assert found.keys() == made.state_dict().keys()
+    assert all(torch.equal(found[name], value) for name, value in made.state_dict().items())
+    assert backbone_weights(checkpoint).keys() == made.backbone.state_dict().keys()
+
+
+def test_authors_supervised_networks_and_other_files() -> None:
+    found = from_official({"module.encoder.conv1.weight": torch.ones(1), "module.fc.bias": torch.zeros(1)})
+    assert found.keys() == {"backbone.conv1.weight", "classifier.bias"}
+    with pytest.raises(UserError, match="no checkpoint of HobbitLong"):
+        from_official({"conv1.weight": torch.ones(1)})

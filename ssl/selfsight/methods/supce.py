@@ -39,6 +39,10 @@ class SupCE(Method):
         self, backbone: nn.Module, *, num_classes: int, label_smoothing: float, decay: Literal["all", "kernels"]
     ) -> None:
         super().__init__(backbone)
+        if num_classes < 2:
+            raise UserError(
+                f"SupCE tells classes apart and these images have {num_classes}; choose a labelled data set."
+            )
         self.classifier = nn.Linear(cast(int, backbone.num_features), num_classes)
         self.label_smoothing, self.decay = label_smoothing, decay
 

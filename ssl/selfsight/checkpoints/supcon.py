@@ -1,0 +1,61 @@
+"""The SupCon authors' checkpoints in (HobbitLong/SupContrast: ``last.pth``, ``ckpt_epoch_*.pth``).
+
+A file holds the network under ``model`` beside ``opt``, ``optimizer`` and ``epoch``. Names start with ``encoder.``, or
+``encoder.module.`` where several GPUs trained it; the head is ``head.``, the classifier of the supervised runs ``fc.``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfsight.errors import UserError
+
+State = dict[str, Tensor]
+
+
+def from_official(checkpoint: Mapping[str, Any]) -> State:
+    """State dict for our `SupCon`, or `SupCE`, on a ``resnet18 | 34 | 50 | 101`` with ``stem=cifar``.
+
+    Raises:
+        UserError: a file that is not one of theirs.
+    """
+    state = {str(name).replace("module.", ""): value for name, value in checkpoint.get("model", checkpoint).items()}
+    if "encoder.conv1.weight" not in state:
+        raise UserError(
+            "This is no checkpoint of HobbitLong/SupContrast: encoder.conv1.weight is not there; give a last.pth or "
+            "ckpt_epoch_*.pth of theirs."
+        )
+    return {_our_name(name): value for name, value in state.items()}
+
+
+def backbone_weights(checkpoint: Mapping[str, Any]) -> State:
+    """The ResNet alone, under timm's and torchvision's names."""
+    state = from_official(checkpoint)
+    return {n.removeprefix("backbone."): v for n, v in state.items() if n.startswith("backbone.")}
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The file without running code from it; the options of the run that lie beside the weights are let in."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _our_name(name: str) -> str:
+    name = name.replace(".shortcut.", ".downsample.")
+    for pattern, ours in (
+        (r"^encoder\.", "backbone."),
+        (r"^head\.(\d)\.", r"projector.\1."),
+        (r"^head\.", "projector.0."),
+        (r"^fc\.", "classifier."),
+    ):
+        name, found = re.subn(pattern, ours, name)
+        if found:
+            break
+    return name
