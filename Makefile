@@ -24,5 +24,16 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest
 
+# The peers have an environment of their own. It sees the project's packages, so only what they add is installed.
+BENCH := .venv-bench
+PEERS := lightly kornia albumentations scikit-learn simplejpeg
+
+bench: setup
+	test -x $(BENCH)/bin/python || $(BIN)/python -m venv $(BENCH)
+	$(BIN)/python -c 'import site; print("import site; site.addsitedir(" + repr(site.getsitepackages()[0]) + ")")' \
+	  > "$$($(BENCH)/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth"
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PEERS)
+	$(BENCH)/bin/python benchmarks/run.py $(ARGS)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(BENCH) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

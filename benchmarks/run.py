@@ -1,0 +1,179 @@
+"""All benchmarks, one after the other: tables into ``results/<machine>.md``, figures into ``results/latest.json``.
+
+make bench                                   # its own environment with the peers, then this
+python benchmarks/run.py --only views --rounds 9 --images DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before any import that starts threads
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("LIGHTLY_DID_VERSION_CHECK", "True")  # it would ask the network at import
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "opencv-python-headless",
+    "pillow",
+    "simplejpeg",
+    "lightly",
+    "kornia",
+    "scikit-learn",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=None, help="groups: " + ", ".join(GROUPS))
+    parser.add_argument("--images", default=None, help="folder of JPEG files; without it, images are made up")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(options.threads)
+    unknown = set(options.only or ()) - set(GROUPS)
+    if unknown:
+        sys.exit(f"there is no group {', '.join(sorted(unknown))}; the groups are {', '.join(GROUPS)}.")
+    latest = options.results / "latest.json"
+    found = json.loads(latest.read_text()) if options.only and latest.is_file() else {}
+    for name, group in GROUPS.items():
+        if options.only and name not in options.only:
+            continue
+        start = time.perf_counter()
+        rows = group(options)
+        for row in rows:
+            found[row["name"]] = {key: value for key, value in row.items() if key != "name"}
+            print(f"{row['name']:<26} {row['ratio']:6.2f} x   {row['check']}", flush=True)
+        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+        options.results.mkdir(parents=True, exist_ok=True)
+        latest.write_text(json.dumps(found, indent=2) + "\n")
+        (options.results / f"{machine_name()}.md").write_text(table(found, options.threads))
+
+
+def rows(comparisons: list) -> list[dict]:
+    """Comparisons as they stand in latest.json."""
+    return [
+        {
+            "name": one.name, "ours": round(one.ours, 4), "peer": round(one.peer, 4), "ratio": round(one.ratio, 3),
+            "unit": one.unit, "wall_ratio": round(one.wall, 3), "spread": round(one.spread, 3),
+            "memory_mib": [round(value) for value in one.memory], "target": one.target, "check": one.check,
+        }
+        for one in comparisons
+    ]  # fmt: skip
+
+
+def run_views(options: argparse.Namespace) -> list[dict]:
+    import cv2
+    import views
+
+    cv2.setNumThreads(options.threads)
+    return rows(views.run(options.images, options.rounds))
+
+
+def run_evaluation(options: argparse.Namespace) -> list[dict]:
+    import faiss
+
+    import evaluation
+
+    faiss.omp_set_num_threads(options.threads)
+    return rows(evaluation.run(min(options.rounds, 3)))
+
+
+def run_spark(options: argparse.Namespace) -> list[dict]:
+    import spark
+
+    found = spark.run("resnet50", "imagenet", batch=4, size=224, ratio=0.6, width=768, rounds=min(options.rounds, 3))
+    check = "losses equal to 1e-4; ResNet-50, 4 images of 224 pixels, mask ratio 0.6, float32"
+    targets = {"spark_encoder": 2.5, "spark_step": 1.4}
+    return [{"name": name, **found[name], "target": target, "check": check} for name, target in targets.items()]
+
+
+def run_step(options: argparse.Namespace) -> list[dict]:
+    import step
+
+    return rows([step.run(min(options.rounds, 3))])
+
+
+def run_gpu(options: argparse.Namespace) -> list[dict]:
+    import gpu
+    import torch
+
+    if not torch.cuda.is_available():
+        print("no GPU here: its throughput is not measured", flush=True)
+        return []
+    return gpu.run()
+
+
+GROUPS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
+    "views": run_views, "evaluation": run_evaluation, "spark": run_spark, "step": run_step, "gpu": run_gpu,
+}  # fmt: skip
+
+
+def machine() -> str:
+    """``2-core Intel(R) Xeon(R) ...``, and the GPU's name where there is one."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text())
+        model = names[0] if names else model
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{len(os.sched_getaffinity(0))}-core {model}{gpu}"
+
+
+def machine_name() -> str:
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(.*?\)", "", machine()).lower()).strip("-")
+
+
+def table(found: dict[str, dict], threads: int) -> str:
+    """The figures for people."""
+    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    lines = [
+        f"# {machine()}",
+        "",
+        f"{date.today()}, {threads} thread, CPU time, medians of alternating rounds. {versions}.",
+        "",
+        "| benchmark | ours | peer | ratio | wall | target | MiB ours / peer |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in found.items():
+        memory = "{} / {}".format(*row["memory_mib"]) if row.get("memory_mib") else ""
+        spread = f" ± {row['spread']:.2f}" if row.get("spread") else ""
+        wall = f"{row['wall_ratio']:.2f}" if row.get("wall_ratio") else ""
+        goal = row.get("target") or ""
+        lines.append(
+            f"| {name} | {row['ours']:.3f} {row['unit']} | {row['peer']:.3f} {row['unit']} | {row['ratio']:.2f}{spread} "
+            f"| {wall} | {goal} | {memory} |"
+        )
+    lines += ["", "What was checked before timing:", ""]
+    lines += [f"- {name}: {row['check']}" for name, row in found.items()]
+    return "\n".join(lines) + "\n"
+
+
+def version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+if __name__ == "__main__":
+    main()
