@@ -119,6 +119,8 @@ class PublishedProbe:
     Attributes:
         protocol_name: one of `PROTOCOLS`. stages: as in `extract`, heads of their own each.
         epochs, batch_size, lr: other than published, for data sets of another size; the protocol line then says so.
+        first_per_class: labels of the first images of every class alone, in the order of the data set; an epoch stays
+            as long as with all of them (RotNet's few-label protocol). None: all.
     """
 
     protocol_name: str
@@ -126,6 +128,7 @@ class PublishedProbe:
     epochs: int | None = None
     batch_size: int | None = None
     lr: float | None = None
+    first_per_class: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -153,7 +156,10 @@ class PublishedProbe:
             for name in ("epochs", "batch_size", "lr")
             if getattr(rule, name) != getattr(published, name)
         ]
-        notes = [published.source, *changed, *([published.differs] if published.differs else [])]
+        few = (
+            [] if self.first_per_class is None else [f"labels of the first {self.first_per_class} of every class alone"]
+        )
+        notes = [published.source, *few, *changed, *([published.differs] if published.differs else [])]
         return f"linear probe '{self.protocol_name}', augmented images, SGD, last epoch ({'; '.join(notes)})"
 
     def on_images(self, backbone: nn.Module, datamodule: Any, device: Device = None) -> dict[str, float]:
@@ -227,10 +233,18 @@ class PublishedProbe:
         view = type(like)(data.image_size, mean=like.mean, std=like.std, **rule.views)
         if data.train.labels is None:
             raise UserError(f"A linear probe needs labels, and the training images of '{data.name}' have none.")
-        labelled = data.train.select((data.train.labels >= 0).nonzero()[:, 0])
+        labels, K = data.train.labels, self.first_per_class
+        known = [(labels == c).nonzero()[:, 0] for c in range(len(data.classes))]
+        if K is not None and not 1 <= K <= min(map(len, known)):
+            raise UserError(
+                f"The first {K} labels of every class were asked for, and classes have {min(map(len, known))} images "
+                "or more: ask for at least 1 and no more than that."
+            )
+        labelled = data.train.select(torch.cat([rows[:K] for rows in known]).sort().values)
+        examples = sum(map(len, known))
         return type(datamodule)(
-            replace(data, train=labelled, unlabelled=None), [view], batch_size=min(rule.batch_size, len(labelled)),
-            num_workers=datamodule.num_workers, engine="auto", seed=self.seed, device=device,
+            replace(data, train=labelled, unlabelled=None), [view], batch_size=min(rule.batch_size, examples),
+            num_workers=datamodule.num_workers, engine="auto", seed=self.seed, device=device, examples=examples,
         )  # fmt: skip
 
 

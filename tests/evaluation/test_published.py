@@ -133,6 +133,23 @@ def test_rotnets_classifiers_sit_on_maps_of_the_published_sizes(
     assert rates == pytest.approx([0.1, 0.02, 0.004, 0.0008, 0.0008])
 
 
+def test_few_labels_are_the_first_and_an_epoch_stays_as_long(backbone: TinyBackbone, module: ImageDataModule) -> None:
+    labels, device = module.data.train.labels, torch.device("cpu")
+    assert labels is not None
+    probe = PublishedProbe("rotation-conv", batch_size=16, first_per_class=2)
+    few = probe._datamodule(module, probe.rule, device)
+    assert few.steps_per_epoch == 48 // 16
+    drawn = [batch.labels for batch in few.train_dataloader()]
+    assert torch.bincount(torch.cat(drawn)).tolist() == [16, 16, 16]
+    assert torch.equal(few.data.train.pixels, module.data.train.pixels[:6]), "labels go 0, 1, 2, 0, 1, 2, ..."
+    assert "first 2 of every class" in probe.protocol
+    everything = PublishedProbe("rotation-conv", batch_size=16)._datamodule(module, probe.rule, device)
+    assert torch.equal(everything.data.train.pixels, module.data.train.pixels)
+    for wrong in (0, 17):
+        with pytest.raises(UserError, match="16 images or more"):
+            PublishedProbe("rotation-conv", first_per_class=wrong).train(backbone, module, device)
+
+
 def test_images_without_a_label_are_left_out(backbone: TinyBackbone, module: ImageDataModule) -> None:
     labels = module.data.train.labels
     assert labels is not None
