@@ -35,6 +35,7 @@ JOBS = {
     "diagnostics": ("evaluate", "collapse and quality without labels"),
     "embed": ("embed", "write the features of every image to a file"),
     "report": ("report", "write report.html of a run again"),
+    "compare-runs": ("compare_runs", "several runs side by side: table, curves, differences of configuration"),
     "doctor": ("doctor", "say what works on this machine and what to install for the rest"),
 }
 
@@ -51,6 +52,9 @@ GROUPS = {
     "recipe": "a whole verified run by name",
     "debug": "shrinks any run",
 }
+
+#: jobs that take folders without a key, and the key that gets them
+POSITIONAL = {"compare-runs": "runs"}
 
 USAGE = 2  # exit status for a wrong word on the command line
 
@@ -86,7 +90,7 @@ def groups_help(names: Iterator[str] | list[str]) -> str:
 
 
 def help_text() -> str:
-    jobs = "\n".join(f"  {name:<10} {line}" for name, (_, line) in JOBS.items())
+    jobs = "\n".join(f"  {name:<12} {line}" for name, (_, line) in JOBS.items())
     return (
         "selfsight: self-supervised and semi-supervised pretraining for images\n\n"
         "usage: selfsight <job> [group=choice …] [key=value …] [-m for every combination of a,b,c]\n\n"
@@ -146,6 +150,9 @@ def run(words: list[str]) -> None:
     if any(word in ("-h", "--help") for word in overrides):
         print(job_help(job), end="")
         return
+    if job in POSITIONAL and (folders := [word for word in overrides if "=" not in word and not word.startswith("-")]):
+        quoted = ",".join(f"'{folder}'" for folder in folders)
+        overrides = [*(word for word in overrides if word not in folders), f"{POSITIONAL[job]}=[{quoted}]"]
     multirun = [word for word in overrides if word in ("-m", "--multirun")]
     overrides = [word for word in overrides if word not in ("-m", "--multirun")]
     if flags := [word for word in overrides if word.startswith("-")]:
@@ -168,6 +175,8 @@ def start(job: str, cfg: DictConfig) -> None:
     # OmegaConf.missing_keys would resolve references to a data set that only the job will fill in.
     if missing := sorted(key for key in flat_keys(cfg) if OmegaConf.is_missing(holder(key), key.rpartition(".")[2])):
         raise UserError(f"{missing[0]} has to be given: {missing[0]}=VALUE.", status=USAGE)
+    if cfg.get("job", job) != job:
+        raise UserError(f"this recipe is one for `selfsight {cfg.job}`.", status=USAGE)
     importlib.import_module(f"selfsight.jobs.{JOBS[job][0]}").run(cfg)
 
 

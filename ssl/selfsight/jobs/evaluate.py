@@ -1,8 +1,10 @@
-"""`selfsight knn`, `selfsight linear` and their like: one evaluator on the frozen backbone of a run."""
+"""`selfsight knn`, `linear`, `retrieval` and their like: one evaluator on the frozen backbone of a run."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig
@@ -15,31 +17,89 @@ from selfsight.errors import UserError
 from selfsight.jobs import build, measure
 from selfsight.jobs.console import make_console, quiet
 from selfsight.jobs.run_folder import RunFolder, write_atomically
+from selfsight.jobs.saving import read_checkpoint
+
+ALL, FINAL, PROJECTION = "all", "final", "projection"
+CACHED = "cached"  # the linear protocol that needs no augmentation
+
+Result = dict[str, Any]
 
 
 def run(cfg: DictConfig) -> None:
     """Extract features once, evaluate, show the numbers with their protocol, keep them in ``eval/<name>.json``."""
     quiet()
     console = make_console()
-    evaluator = build.build(cfg.evaluator)
+    evaluator = evaluator_of(cfg)
     backbone, data, folder = subject(cfg)
-    if hasattr(evaluator, "on_images"):  # needs more than features: augmented images, maps
-        result = evaluator.on_images(backbone, data)
+    results = evaluate(cfg, evaluator, backbone, data, folder)
+    if len(results) > 1:
+        show_stages(console, results)
     else:
-        result = evaluator(*measure.features(backbone, data, cfg.stage))
-    show(console, result, evaluator.protocol)
+        show(console, results[cfg.stage])
+    console.print(evaluator.protocol, style="dim")
     if folder is not None:
-        name = str(cfg.evaluator._target_).rsplit(".", 1)[-1].lower()
+        name = title(cfg)
         record = {
             "protocol": evaluator.protocol,
             "stage": cfg.stage,
             "data": measure.describe(data.data),
-            "result": result,
+            "result": results if len(results) > 1 else next(iter(results.values())),
         }
-        path = folder.path / "eval" / f"{name}{'' if cfg.stage == 'final' else '-' + cfg.stage}.json"
+        path = folder.path / "eval" / f"{name}.json"
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, json.dumps(record, indent=2) + "\n")
+        note_in_metrics(folder, name, record["result"])
         console.print(f"kept in {path}")
+
+
+def evaluator_of(cfg: DictConfig) -> Any:
+    """The evaluator configured; ``linear.protocol`` names a published linear evaluation in its place."""
+    linear = cfg.get("linear")
+    if linear is None or linear.protocol == CACHED:
+        return build.build(cfg.evaluator)
+    return build.library("evaluation.published").PublishedProbe(
+        linear.protocol,
+        (FINAL,) if cfg.stage == ALL else (cfg.stage,),
+        linear.epochs,
+        linear.batch_size,
+        linear.lr,
+        linear.first_per_class,
+    )
+
+
+def title(cfg: DictConfig) -> str:
+    """Name of the record: evaluator, and what differs from the run's own data, last stage and default protocol."""
+    linear = cfg.get("linear")
+    published = linear is not None and linear.protocol != CACHED
+    kind = str(cfg.evaluator._target_).rsplit(".", 1)[-1]  # DenseKNN: dense_knn, LinearProbe: linear
+    name = "linear" if published else re.sub("(?<=[a-z])(?=[A-Z])", "_", kind).lower().removesuffix("_probe")
+    parts = [name]
+    if published:
+        parts.append(linear.protocol)
+    if cfg.get("dataset") is not None:
+        parts.append(str(cfg.dataset.name))
+    if cfg.stage != FINAL:
+        parts.append(cfg.stage)
+    return "-".join(parts)
+
+
+def evaluate(
+    cfg: DictConfig, evaluator: Any, backbone: nn.Module, data: Any, folder: RunFolder | None
+) -> dict[str, Result]:
+    """Results by stage: of the one asked for, or of every one (``stage=all``) from a single pass over the images."""
+    if hasattr(evaluator, "on_images"):  # needs more than features: augmented images, maps
+        if cfg.stage == ALL:
+            raise UserError(f"{type(evaluator).__name__} looks at one stage at a time; give stage=NAME.", status=2)
+        return {cfg.stage: evaluator.on_images(backbone, data)}
+    head = projector(folder) if folder is not None and cfg.stage in (ALL, PROJECTION) else None
+    if head is not None:
+        head.to(next(backbone.parameters()).device)
+    stages = [cfg.stage]
+    if cfg.stage == ALL:
+        stages = [*build.library("evaluation.features").stage_names(backbone), *([PROJECTION] if head else [])]
+    cache = None if folder is None or not cfg.cache else folder.path / "features"
+    pairs = measure.staged_features(backbone, data, stages, head=head, cache=cache)
+    return {stage: evaluator(*pair) for stage, pair in pairs.items()}
 
 
 def subject(cfg: DictConfig) -> tuple[nn.Module, Any, RunFolder | None]:
@@ -73,14 +133,60 @@ def subject(cfg: DictConfig) -> tuple[nn.Module, Any, RunFolder | None]:
     return backbone, data, folder
 
 
-def show(console: Console, result: dict[str, Any], protocol: str) -> None:
-    table = Table("", "value", show_header=False)
+def projector(folder: RunFolder) -> nn.Module | None:
+    """The projection head of a run with its trained weights; None where its method has none."""
+    cfg = folder.config()
+    method = trained_method(folder, cfg, build.datamodule(cfg))
+    head = getattr(method, "projector", None)
+    return head if isinstance(head, nn.Module) else None
+
+
+def trained_method(folder: RunFolder, cfg: DictConfig, data: Any) -> Any:
+    """The method of a run with all its parts, as its last checkpoint has them; on the CPU."""
+    method = build.method(cfg, data)
+    method.load_state_dict(read_checkpoint(folder.checkpoint)["state_dict"])
+    return method
+
+
+def note_in_metrics(folder: RunFolder, name: str, result: Mapping[str, Any]) -> None:
+    """Single numbers of an evaluation, as columns of the last epoch in metrics.csv."""
+    rows = folder.read_metrics()
+    numbers = {f"{name}/{key}": f"{value:.6g}" for key, value in result.items() if isinstance(value, float)}
+    if rows and numbers:
+        folder.append_metrics({**rows[-1], **numbers})
+
+
+def show(console: Console, result: Mapping[str, Any]) -> None:
+    """A table of the figures; beside those that have one, what is normal. The alarm, where one rings."""
+    diagnostics = build.library("evaluation.diagnostics")
+    table = Table(show_header=False)
     for name, value in result.items():
-        if isinstance(value, dict):
-            for key, sub in value.items():
-                text = f"{sub['mean']:.4f} ± {sub['std']:.4f}" if isinstance(sub, dict) else str(sub)
-                table.add_row(f"{name} {key}", text)
-        else:
-            table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value))
+        normal = [diagnostics.FIGURES[name].normal] if name in diagnostics.FIGURES else []
+        for key, sub in lines(value).items():
+            table.add_row(f"{name} {key}".strip(), number(sub), *normal)
     console.print(table)
-    console.print(protocol, style="dim")
+    alarm = diagnostics.judge({name: value for name, value in result.items() if isinstance(value, float)})
+    if alarm:
+        console.print(f"[yellow]warning[/yellow] {alarm}")
+
+
+def show_stages(console: Console, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """A row for each stage; of the figures those that are one number, the kNN of every k left out."""
+    first = next(iter(results.values()))
+    names = [name for name, value in first.items() if isinstance(value, float) and not name.startswith("knn_k")]
+    table = Table("stage", *names)
+    for stage, result in results.items():
+        table.add_row(stage, *(number(result[name]) for name in names))
+    console.print(table)
+
+
+def lines(value: Any) -> dict[str, Any]:
+    """The numbers a figure is made of, by what tells them apart."""
+    return value if isinstance(value, dict) and "mean" not in value else {"": value}
+
+
+def number(value: Any) -> str:
+    """As a person reads it; the spread where there is one."""
+    if isinstance(value, dict):
+        return f"{value['mean']:.4f} ± {value['std']:.4f}"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +19,22 @@ ROWS = {"pixels": "raw pixels", "untrained": "untrained network", "pretrained": 
 
 def features(backbone: nn.Module, data: Any, stage: str = "final") -> tuple[Any, Any]:
     """Train and test features of a backbone, from un-augmented images."""
-    extract = build.library("evaluation.features").extract
-    train, test = (extract(backbone, data.eval_dataloader(split), stages=[stage])[stage] for split in ("train", "test"))
-    return train, test
+    return staged_features(backbone, data, [stage])[stage]
+
+
+def staged_features(
+    backbone: nn.Module, data: Any, stages: list[str], *, head: nn.Module | None = None, cache: Path | None = None
+) -> dict[str, tuple[Any, Any]]:
+    """Train and test features by stage, from one pass over the images, or from the folder ``cache`` where they lie."""
+    found = []
+    for split in ("train", "test"):
+        if cache is None:
+            extract = build.library("evaluation.features").extract
+            found.append(extract(backbone, data.eval_dataloader(split), stages=stages, head=head))
+        else:
+            kept = build.library("evaluation.cache").FeatureCache(cache)
+            found.append(kept.extract(backbone, data, split, stages=stages, head=head))
+    return {stage: (found[0][stage], found[1][stage]) for stage in stages}
 
 
 def numbers(evaluators: Mapping[str, Any], train: Any, test: Any) -> dict[str, Any]:

@@ -202,12 +202,17 @@ def curve(series: Mapping[str, Sequence[tuple[int, float]]], column: str, guess:
             made.add_trace(go.Scatter(x=x, y=y, mode="lines+markers" if len(x) < 40 else "lines", name=name))
     if guess is not None:
         made.add_hline(
-            y=guess, line_dash="dot", line_color="#98a1ad", annotation_text="guessing", annotation_font_color="#707b8a"
+            y=guess,
+            line_dash="dot",
+            line_color="#98a1ad",
+            annotation_text="guessing",
+            annotation_font_color="#707b8a",
+            annotation_position="bottom right",
         )
     made.update_layout(title=TITLES.get(column, column.replace("_", " ")), showlegend=len(series) > 1)
     made.update_xaxes(title="epoch", rangemode="nonnegative")
     if column.endswith(SHARES):
-        made.update_yaxes(tickformat=".0%")
+        made.update_yaxes(tickformat=".2~%")
     return made
 
 

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from selfsight.batch import Batch
 from selfsight.optim.groups import ParamGroup, decayed_and_plain
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Clock
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Rows of images in which a method shows what it does.
+
+    Attributes:
+        title, note: a heading, and one sentence on what to see.
+        images: ``[rows, columns, 3, H, W]``, normalised as the views are.
+        captions: a word below each image, ``""`` for none; empty for no captions at all.
+        right: ``[rows, columns]`` bool, images marked as mistaken where it is False; None where nothing can be.
+    """
+
+    title: str
+    note: str
+    images: Tensor
+    captions: Sequence[Sequence[str]] = ()
+    right: Tensor | None = None
 
 
 class Method(LightningModule):
@@ -60,6 +80,15 @@ class Method(LightningModule):
     def classifiers(self) -> dict[str, nn.Module]:
         """Networks that give class scores ``[B, K]`` of images, by name; none where classes are not learned."""
         return {}
+
+    def galleries(self, batch: Batch, classes: Sequence[str]) -> list[Gallery]:
+        """Pictures of what this method does with some images, for the report; called in eval mode without gradient.
+
+        Args:
+            batch: the un-augmented images as view 0, then views as in training, all with their boxes.
+            classes: names of the classes; empty without.
+        """
+        return []
 
     def param_groups(self) -> list[ParamGroup]:
         """Parameters in groups. Default: biases and normalisation excluded from weight decay and layer adaptation."""

@@ -7,6 +7,7 @@ view and one or more strong ones. Its pseudo-labels come from the weak view, its
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from selfsight.batch import Batch, SemiBatch
 from selfsight.errors import UserError
-from selfsight.methods.base import Method
+from selfsight.methods.base import Gallery, Method
 from selfsight.nn.distributed import all_reduce_sum, exchange, world_size
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.heads import mlp
@@ -105,6 +106,16 @@ class SemiMethod(Method):
     def logits(self, images: Tensor, teacher: bool = False) -> Tensor:
         """``[B, C]`` class scores by the student, or by its average. Call ``eval()`` first to measure."""
         return (self.teacher if teacher else self.student)(images)[0]
+
+    def galleries(self, batch: Batch, classes: Sequence[str]) -> list[Gallery]:
+        x = batch.views[0][:24]
+        x = x[: len(x) // 8 * 8 or len(x)]
+        confidence, guess = self.logits(x, teacher=True).softmax(1).max(1)
+        said = [f"{classes[int(c)]} {p:.0%}" for p, c in zip(confidence, guess, strict=True)]
+        right = None if batch.labels is None else (guess == batch.labels[: len(x)]).view(-1, min(8, len(x))).cpu()
+        note = "Unlabelled images with the class the averaged network gives them, and how sure it is."
+        rows = [said[i : i + 8] for i in range(0, len(said), 8)]
+        return [Gallery("Pseudo-labels", note, x.unflatten(0, (-1, min(8, len(x)))), rows, right)]
 
     def end_step(self) -> None:
         self.teacher.update(self.student, self.scheduled["teacher_momentum"])

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from selfsight.batch import Batch
 from selfsight.errors import UserError
 from selfsight.losses.swav import sinkhorn, swapped_prediction
-from selfsight.methods.base import Method
+from selfsight.methods.base import Gallery, Method
 from selfsight.nn.distributed import all_reduce_sum, gather_without_grad, rank, world_size
 from selfsight.nn.heads import mlp
 from selfsight.nn.multicrop import multi_crop
@@ -161,6 +161,17 @@ class SwAV(Method):
         found = {name: torch.special.entr(p).sum(-1).mean() / math.log(K) for name, p in entropies.items()}
         live = (self.usage > 0.1 / K).to(self.usage.dtype).mean()
         return {**found, "live_prototypes": live}
+
+    def galleries(self, batch: Batch, classes: Sequence[str]) -> list[Gallery]:
+        x = batch.views[0]
+        scores = self.prototypes(self.embed(self.backbone(x)))  # [B, K]
+        used = scores.argmax(1).bincount(minlength=scores.shape[1]).topk(min(8, scores.shape[1])).indices
+        nearest = scores[:, used].topk(min(8, len(x)), dim=0).indices.T  # [8, 8]
+        note = (
+            "A row for each of the prototypes nearest to most images, with the images closest to it and their cosine."
+        )
+        captions = [[f"{scores[i, k]:.2f}" for i in row] for k, row in zip(used, nearest, strict=True)]
+        return [Gallery("Prototypes", note, x[nearest], captions)]
 
     def check_assignable(self, batch: Batch) -> None:
         if min(self.A, default=-1) < 0 or max(self.A) >= len(batch.views) or len(set(self.A)) < len(self.A):

@@ -1,0 +1,144 @@
+"""Rows of images for the report: nearest neighbours, views with their crops, and what the method itself shows."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfsight.batch import Batch
+from selfsight.jobs.build import library
+from selfsight.jobs.embedding_map import Facts, palette
+from selfsight.jobs.measure import class_name
+from selfsight.jobs.thumbnails import data_url, denormalised, fitted, thumbnail
+from selfsight.methods.base import Gallery, Method
+
+NEIGHBOURS = 8
+VIEWED = 3  # images whose views are shown
+SHOWN = 128  # images a method makes its pictures from
+
+
+def neighbours(data: Any, train: Any, test: Any, known: Facts, rows: int = 8) -> str:
+    """For some test images, and for those the kNN gets most wrong, the training images closest to them by cosine."""
+    order = np.argsort(known.rows)
+    spread = order[np.linspace(0, len(order) - 1, min(rows, len(order))).astype(int)]
+    if known.labels is not None:
+        order = order[np.argsort(known.labels[order], kind="stable")]
+        spread = order[np.linspace(0, len(order) - 1, min(rows, len(order))).astype(int)]
+    parts = ["<h2 id='neighbours'>Nearest neighbours</h2>"]
+    parts.append("<p class='soft'>A test image, then the training images closest to it.")
+    parts.append(" A red frame marks a neighbour of another class.</p>" if known.labels is not None else "</p>")
+    parts.append("<div class='columns'>")
+    parts += [_with_neighbours(data, train, test, int(known.rows[i])) for i in spread]
+    parts.append("</div>")
+    if known.loss is not None and known.labels is not None:
+        worst = np.argsort(-known.loss)[:rows]
+        worst = worst[known.predictions[worst] != known.labels[worst]] if known.predictions is not None else worst
+        if len(worst):
+            parts.append("<h3>The worst ones</h3><p class='soft'>Test images whose neighbours disagree most with their "
+                         "class: hard images, or wrong labels.</p><div class='columns'>")  # fmt: skip
+            parts += [_with_neighbours(data, train, test, int(known.rows[i])) for i in worst]
+            parts.append("</div>")
+    return "".join(parts)
+
+
+def _with_neighbours(data: Any, train: Any, test: Any, row: int) -> str:
+    similarity = F.normalize(test.x[row], dim=0) @ F.normalize(train.x, dim=1).T
+    best = similarity.topk(min(NEIGHBOURS, len(train))).indices.tolist()
+    label = None if test.labels is None else int(test.labels[row])
+    query = _image(data.data.split("test").read(int(test.indices[row])), _class(data, label), "query")
+    found = []
+    for other in best:
+        theirs = None if train.labels is None else int(train.labels[other])
+        wrong = label is not None and theirs is not None and theirs != label
+        picture = data.data.split("train").read(int(train.indices[other]))
+        found.append(_image(picture, _class(data, theirs) if wrong else "", "wrong" if wrong else ""))
+    return f"<div class='row'>{query}{''.join(found)}</div>"
+
+
+def _class(data: Any, label: int | None) -> str:
+    return "" if label is None else class_name(data.data, label)
+
+
+def _image(image: np.ndarray, caption: str, kind: str = "") -> str:
+    text = html.escape(caption)
+    below = f"<figcaption>{text}</figcaption>" if caption else ""
+    return f"<figure class='{kind}'><img alt='{text}' src='{thumbnail(image)}'>{below}</figure>"
+
+
+def viewed_batch(data: Any) -> tuple[Batch, Any]:
+    """Some of the images to learn from: un-augmented, then in the views of training, with boxes; and the images."""
+    source = data.data.everything()
+    rows = torch.linspace(0, len(source) - 1, min(SHOWN, len(source))).long()
+    images = source.select(rows)
+    plain = library("evaluation.views").plain_view(data)
+    module = library("datamodules").ImageDataModule(
+        replace(data.data, train=images, unlabelled=None),
+        [plain, *data.views],
+        batch_size=len(rows),
+        num_workers=0,
+        engine="auto",
+        seed=0,
+        device="cpu",
+    )
+    return next(iter(module.train_dataloader())), images
+
+
+def views(batch: Batch, images: Any, mean: Sequence[float], std: Sequence[float]) -> str:
+    """Images with the boxes their views were cut from, and these views in the same colours."""
+    if batch.boxes is None or len(batch.views) < 2:
+        return ""
+    colours = palette(len(batch.views) - 1)
+    rows = []
+    for i in range(min(VIEWED, len(batch))):
+        image = images.read(int(batch.indices[i]))
+        drawn = _boxed(image, [boxes[i] for boxes in batch.boxes[1:]], colours)
+        cells = [f"<figure><img class='source' alt='image with boxes' src='{data_url(drawn)}'></figure>"]
+        for view, colour in zip(batch.views[1:], colours, strict=True):
+            picture = thumbnail(denormalised(view[i], mean, std))
+            cells.append(f"<figure><img alt='view' style='border-color:{colour}' src='{picture}'></figure>")
+        rows.append(f"<div class='row views'>{''.join(cells)}</div>")
+    about = "<p class='soft'>What the network learns from: each frame is where a view was cut.</p>"
+    return f"<h2 id='views'>Views</h2>{about}<div class='columns'>{''.join(rows)}</div>"
+
+
+def _boxed(image: np.ndarray, boxes: Sequence[Tensor], colours: Sequence[str], side: int = 192) -> Any:
+    """The image at ``side`` pixels with each box ``(top, left, height, width, H, W, ...)`` as a frame."""
+    from PIL import ImageDraw
+
+    picture = fitted(image, side)
+    pen = ImageDraw.Draw(picture)
+    for box, colour in zip(boxes, colours, strict=True):
+        top, left, height, width, whole_height, whole_width = (float(v) for v in box[:6])
+        down, right = picture.height / whole_height, picture.width / whole_width
+        corners = (left * right, top * down, (left + width) * right - 1, (top + height) * down - 1)
+        pen.rectangle(corners, outline=colour, width=3)
+    return picture
+
+
+def galleries(method: Method, batch: Batch, data: Any) -> str:
+    """What the method shows of itself."""
+    view = data.views[0]
+    mean, std = (view.mean, view.std) if view.mean is not None else ((0.0,) * 3, (1.0,) * 3)
+    method.eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        found = method.galleries(batch, data.data.classes)
+    return "".join(_gallery(one, mean, std) for one in found)
+
+
+def _gallery(gallery: Gallery, mean: Sequence[float], std: Sequence[float]) -> str:
+    rows = []
+    for r, images in enumerate(denormalised(gallery.images, mean, std)):
+        captions = gallery.captions[r] if gallery.captions else [""] * len(images)
+        right = [True] * len(images) if gallery.right is None else gallery.right[r].tolist()
+        cells = [_image(x, c, "" if ok else "wrong") for x, c, ok in zip(images, captions, right, strict=True)]
+        rows.append(f"<div class='row'>{''.join(cells)}</div>")
+    note = html.escape(gallery.note) + (" Mistakes have a red frame." if gallery.right is not None else "")
+    return f"<h2>{html.escape(gallery.title)}</h2><p class='soft'>{note}</p><div class='columns'>{''.join(rows)}</div>"
