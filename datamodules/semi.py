@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 
-from selfsight.batch import Batch, SemiBatch
+from selfsight.batch import SemiBatch
 from selfsight.errors import UserError
 
 from .dataset import ImageData
@@ -24,7 +24,8 @@ class SemiDataModule(LightningDataModule):
     """`SemiBatch` es: ``batch_size`` labelled and ``mu * batch_size`` unlabelled images a step.
 
     The few labelled images come again and again in fresh orders, so that both streams last one epoch. The labels of the
-    unlabelled images, where they are known, are not handed out.
+    unlabelled images, where they are known (else -1, or None), come along for the figure that says how many
+    pseudo-labels are right; no method learns from them.
 
     Args:
         data: its training images have labels, most of which are hidden.
@@ -82,7 +83,7 @@ class SemiDataModule(LightningDataModule):
         self.few = replace(self.data, unlabelled=None)
         if not include_labelled and self.data.unlabelled is None:
             raise UserError("every image keeps its label, so that none is left to learn from without: keep fewer.")
-        hidden = data if include_labelled else replace(self.data, train=self.data.split("unlabelled"), unlabelled=None)
+        hidden = data if include_labelled else _without(data, self.split)
         steps = steps_per_epoch or len(hidden.everything()) // (mu * batch_size)
         shared: dict[str, Any] = {
             "num_workers": num_workers, "engine": engine, "replacement": replacement, "channels_last": channels_last,
@@ -139,7 +140,7 @@ class SemiDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if not isinstance(batch, RawSemiBatch):
             return batch
-        return SemiBatch(self.labelled.finish(batch.labelled), _unlabelled(self.unlabelled.finish(batch.unlabelled)))
+        return SemiBatch(self.labelled.finish(batch.labelled), self.unlabelled.finish(batch.unlabelled))
 
 
 @dataclass
@@ -165,7 +166,7 @@ class SemiLoader:
             if isinstance(labelled, RawBatch):
                 yield RawSemiBatch(labelled, unlabelled)
             else:
-                yield SemiBatch(labelled, _unlabelled(unlabelled))
+                yield SemiBatch(labelled, unlabelled)
 
     def state_dict(self) -> dict[str, int]:
         return self.unlabelled.state_dict()
@@ -180,8 +181,11 @@ class SemiLoader:
         return self
 
 
-def _unlabelled(batch: Batch) -> Batch:
-    return replace(batch, labels=None)
+def _without(data: ImageData, split: LabelSplit) -> ImageData:
+    """All images to learn from but those of the split, as the training images of a set."""
+    rest = torch.ones(len(data.everything()), dtype=torch.bool)
+    rest[split.tensor()] = False
+    return replace(data, train=data.everything().select(rest.nonzero().flatten()), unlabelled=None)
 
 
 class LabelledDataModule(ImageDataModule):
