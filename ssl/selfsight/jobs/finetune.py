@@ -68,7 +68,7 @@ def pretrained(source: RunFolder, cfg: DictConfig) -> tuple[nn.Module, Projectio
     pretraining is the same image here.
     """
     of_source = source.config()
-    backbone = selfsight.load(source.path).requires_grad_(True)
+    backbone = selfsight.load(source.path).requires_grad_(True).train()
     spec: Any = backbone.spec
     state = read_checkpoint(source.checkpoint)["state_dict"] if source.checkpoint.is_file() else {}
     cfg.backbone = OmegaConf.create({"_target_": "selfsight.backbones.registry.create", **spec["backbone"]})

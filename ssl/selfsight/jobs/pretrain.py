@@ -32,16 +32,32 @@ def run(cfg: DictConfig) -> None:
         cfg = resumed.config()
         if resumed.labels.is_file():
             cfg.datamodule.labels = {"split": str(resumed.labels)}
+        if "then" in cfg and resumed.summary.is_file():
+            return follow(cfg, resumed)
     build.device(cfg.trainer.accelerator)
     seed_everything(cfg.seed, workers=True, verbose=False)
     data = build.datamodule(cfg)
     method = build.method(cfg, data)
     check_views(method, data)
     check_sizes(method, data)
+    if "then" in cfg:  # what later steps would refuse is refused now
+        build.library("datamodules.splits").chosen_labels(
+            data.data.train, build.resolved(cfg.labels), data.data.classes
+        )
     folder = resumed or RunFolder.create(cfg, stem=f"{method_name(cfg)}-{cfg.dataset.name}")
     seconds = fit("pretrain", cfg, folder, method, data, console, resumed is not None)
     if seconds is not None:
         conclude(console, cfg, folder, method, data, seconds)
+        if "then" in cfg:
+            follow(cfg, folder)
+    return None
+
+
+def follow(cfg: DictConfig, folder: RunFolder) -> None:
+    """The steps a recipe has after pretraining."""
+    from selfsight.jobs import steps
+
+    steps.follow(cfg, folder)
 
 
 def fit(

@@ -95,6 +95,7 @@ class FineTune(Method):
             module.requires_grad_(False)
         self._kept = frozen if frozen_statistics or frozen == [backbone] else []
         self.average = EMATeacher(self.network, ema, "ema") if ema else None
+        self.train()
 
     @property
     def network(self) -> nn.Sequential:

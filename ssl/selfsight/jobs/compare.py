@@ -1,0 +1,192 @@
+"""`selfsight compare`: approaches x labels per class x seeds on one data set, as a table, a picture and a CSV."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from selfsight.errors import UserError, nearest
+from selfsight.jobs.console import make_console, quiet
+from selfsight.jobs.report import STYLE, figure_html
+from selfsight.jobs.run_folder import RunFolder, write_atomically
+from selfsight.jobs.steps import SOURCE, perform
+
+COLUMNS = ("approach", "labels_per_class", "seed", "accuracy")
+#: keys in which the same command may differ from the one that began the comparison: they only add rows
+GROWING = ("seeds", "labels_per_class", "approaches", "name", "runs")
+
+Row = tuple[str, int, int, float]
+
+
+def run(cfg: DictConfig) -> None:
+    """Every row that is not there yet; the same command goes on where it was stopped, by SIGKILL, too."""
+    quiet()
+    console = make_console()
+    if not cfg.get("steps"):
+        raise UserError("say what is to be compared: recipe=digits/few_labels, or a recipe of your own with `steps`.")
+    for name in cfg.approaches:
+        if name not in cfg.steps:
+            raise UserError(f"approach '{name}' is none of the steps.{nearest(name, map(str, cfg.steps))}")
+    folder = opened(cfg)
+    table = folder.path / "comparison.csv"
+    rows = read(table)
+    wanted = [
+        (str(name), int(labels), seed)
+        for seed in range(cfg.seeds)
+        for labels in cfg.labels_per_class
+        for name in cfg.approaches
+    ]
+    known = {row[:3] for row in rows}
+    for number, key in enumerate(wanted, 1):
+        if key in known:
+            continue
+        name, labels, seed = key
+        rows.append((*key, accuracy(cfg, folder, name, labels, seed)))
+        write(table, rows)
+        console.print(f"{number}/{len(wanted)}  {name}, {labels} a class, seed {seed}: {rows[-1][3]:.1%}")
+    shown = [row for row in rows if row[:3] in set(wanted)]
+    show(console, shown, cfg)
+    path = folder.path / "comparison.html"
+    write_atomically(path, page(shown, cfg))
+    console.print(f"{table}\n{path}")
+
+
+def opened(cfg: DictConfig) -> RunFolder:
+    """The comparison's folder, made now or found as the same command has left it.
+
+    Raises:
+        UserError: it holds a comparison with other settings.
+    """
+    path = Path(cfg.runs).expanduser() / str(cfg.name or f"compare-{cfg.dataset.name}")
+    folder = RunFolder(path)
+    if (path / "config.yaml").is_file():
+        old, new = folder.config(), OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True))
+        assert isinstance(new, DictConfig)
+        other = [str(key) for key in {*old, *new} if key not in GROWING and old.get(key) != new.get(key)]
+        if other:
+            raise UserError(f"'{path}' holds a comparison with another {min(other)}; give this one a name: name=NAME.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be made ({error.strerror}); name a folder you may write: runs=DIR.") from None
+    folder.write_config(cfg)
+    return folder
+
+
+def accuracy(cfg: DictConfig, folder: RunFolder, name: str, labels: int, seed: int) -> float:
+    """Test accuracy after the last epoch of a step, and of the steps it needs before it."""
+    summary, _ = perform_step(cfg, folder, name, labels, seed)
+    figures = summary["classifiers"]
+    measured = cfg.steps[name].get("measured", "student")
+    return float(figures[measured]["top1"])
+
+
+def perform_step(cfg: DictConfig, folder: RunFolder, name: str, labels: int, seed: int) -> tuple[dict[str, Any], Path]:
+    """Summary and folder of a step. One that uses no labels is shared by all numbers of them."""
+    step = cfg.steps[name]
+    settings: dict[str, Any] = {"dataset": cfg.dataset, "seed": seed, "report": False}
+    labelled = step.get("labelled", True)
+    if labelled:
+        settings["labels.per_class"] = labels
+    if step.get("after") is not None:
+        _, source = perform_step(cfg, folder, str(step.after), labels, seed)
+        settings[SOURCE[step.job]] = str(source)
+    else:
+        settings["backbone"] = cfg.backbone
+    if step.job == "pretrain":
+        settings["evaluator.final"] = {}
+    place = folder.path / "runs" / (f"{name}-{labels}-{seed}" if labelled else f"{name}-{seed}")
+    words = [*([f"dataset={choice(cfg.dataset)}"] if step.job == "pretrain" else []), *step.words, *cfg.words]
+    log = folder.path / "logs" / f"{place.name}.txt"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("a") as file, contextlib.redirect_stdout(file):
+        return perform(step.job, words, place, settings), place
+
+
+def choice(dataset: DictConfig) -> str:
+    """``digits`` out of ``selfsight.datamodules.digits``: what the data set is called on the command line."""
+    return str(dataset._target_).rsplit(".", 1)[-1]
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a comparison that are finished."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        found = csv.DictReader(file)
+        return [(r["approach"], int(r["labels_per_class"]), int(r["seed"]), float(r["accuracy"])) for r in found]
+
+
+def write(path: Path, rows: Sequence[Row]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator=os.linesep)
+    writer.writerow(COLUMNS)
+    writer.writerows((*row[:3], f"{row[3]:.6f}") for row in rows)
+    write_atomically(path, text.getvalue())
+
+
+def cells(rows: Sequence[Row], name: str, labels: int) -> tuple[float, float, int]:
+    """Mean and standard deviation over seeds of a cell of the table, and how many there are."""
+    found = [row[3] for row in rows if row[:2] == (name, labels)]
+    return statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0, len(found)
+
+
+def cell_text(rows: Sequence[Row], name: str, labels: int) -> str:
+    mean, spread, count = cells(rows, name, labels)
+    return f"{100 * mean:.1f} ± {100 * spread:.1f} %" if count > 1 else f"{100 * mean:.1f} %"
+
+
+def title(labels: int) -> str:
+    return f"{labels} label{'s' * (labels != 1)} a class"
+
+
+def show(console: Console, rows: Sequence[Row], cfg: DictConfig) -> None:
+    table = Table("", *[title(labels) for labels in cfg.labels_per_class])
+    for name in cfg.approaches:
+        table.add_row(str(name), *[cell_text(rows, name, labels) for labels in cfg.labels_per_class])
+    console.print(table)
+    console.print(f"test accuracy after the last epoch, mean and standard deviation of {cfg.seeds} seeds", style="dim")
+
+
+def page(rows: Sequence[Row], cfg: DictConfig) -> str:
+    """The comparison as one self-contained page: picture with error bars, table, settings."""
+    import html
+
+    import plotly.graph_objects as go
+    from plotly.offline import get_plotlyjs
+
+    figure = go.Figure()
+    for name in cfg.approaches:
+        found = [cells(rows, name, labels) for labels in cfg.labels_per_class]
+        spread = {"type": "data", "array": [s for _, s, _ in found], "visible": cfg.seeds > 1}
+        means = [mean for mean, _, _ in found]
+        figure.add_scatter(x=list(cfg.labels_per_class), y=means, error_y=spread, mode="lines+markers", name=str(name))
+    figure.update_xaxes(type="log", title="labels a class", tickvals=list(cfg.labels_per_class))
+    figure.update_yaxes(title="test accuracy", tickformat=".0%")
+    head = "".join(f"<th>{title(labels)}</th>" for labels in cfg.labels_per_class)
+    body = "".join(
+        f"<tr><td>{html.escape(str(name))}</td>"
+        + "".join(f"<td>{cell_text(rows, name, labels)}</td>" for labels in cfg.labels_per_class)
+        + "</tr>"
+        for name in cfg.approaches
+    )
+    settings = html.escape(OmegaConf.to_yaml(cfg, resolve=True))
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>few labels</title>'
+        f"<style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>"
+        f"<h1>Few labels on {html.escape(str(cfg.dataset.name))}</h1>"
+        f"<p class='soft'>Test accuracy after the last epoch, mean and standard deviation of {cfg.seeds} seeds; the "
+        "labels differ from seed to seed and are the same for all approaches.</p>"
+        f"{figure_html(figure, 480)}<div class='wide'><table><tr><th></th>{head}</tr>{body}</table></div>"
+        f"<details><summary>configuration</summary><pre>{settings}</pre></details></body></html>"
+    )
