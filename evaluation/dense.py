@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from selfsight.errors import UserError
 
 from .dilation import dilated
-from .features import FINAL, Device, frozen, home, stage_names, tapped
+from .features import FINAL, Device, frozen, home, large_enough, stage_names, tapped
 from .knn import neighbours
 from .segmentation import VOID, Masked, SegmentationData
 
@@ -196,7 +196,8 @@ def maps(
             for start in range(0, len(part), 32):
                 pairs = part[start : start + 32]
                 images = torch.stack([_square(image, size) for image, _ in pairs]).to(device)
-                final = backbone.forward_features((images / 255 - mean) / std)  # type: ignore[operator]
+                with large_enough(images):
+                    final = backbone.forward_features((images / 255 - mean) / std)  # type: ignore[operator]
                 kept.append(caught.get(stage, final).float().cpu())
                 masks += [torch.from_numpy(mask) for _, mask in pairs]
             _check_masks(masks, part, data.classes)

@@ -165,7 +165,8 @@ def extract(
             if not len(batch):  # every file of it was unreadable
                 continue
             images = batch.views[0].to(device, dtype, non_blocking=True)
-            caught[FINAL] = pooled(backbone(images))
+            with large_enough(images):
+                caught[FINAL] = pooled(backbone(images))
             if head is not None:
                 caught[PROJECTION] = head(caught[FINAL])
             for stage, parts in made_of.items():
@@ -197,6 +198,20 @@ def tapped(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def large_enough(images: Tensor) -> Iterator[None]:
+    """Turns the many ways in which networks fail on images ``[B, 3, H, W]`` too small for them into one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in ("Output size is too small", "Kernel size can't be greater")):
+            raise
+        raise UserError(
+            f"Images of {images.shape[3]} x {images.shape[2]} pixels are too small for this network, whose maps shrink "
+            "to nothing: raise dataset.image_size, or take a network with stem=cifar."
+        ) from None
 
 
 def pooled(x: Tensor) -> Tensor:

@@ -73,6 +73,13 @@ def test_a_network_that_will_not_leave_training_mode_is_refused(backbone: TinyBa
     assert backbone.training
 
 
+def test_images_too_small_for_the_network() -> None:
+    pools = nn.Sequential(nn.Conv2d(3, 4, 11, stride=4), nn.MaxPool2d(3, 2), nn.MaxPool2d(3, 2), nn.Flatten())
+    for network in (pools, nn.Sequential(nn.Conv2d(3, 4, 31))):
+        with pytest.raises(UserError, match="Images of 30 x 30 pixels are too small"):
+            extract(network, [Batch([torch.zeros(2, 3, 30, 30)], torch.arange(2))])
+
+
 def test_frozen_restores_after_an_error(backbone: TinyBackbone) -> None:
     backbone.train()
     with pytest.raises(ZeroDivisionError), frozen(backbone):
