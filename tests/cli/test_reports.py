@@ -1,0 +1,163 @@
+"""Evaluation of a finished run, its report, and several runs side by side."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from selfsight import cli
+from selfsight.batch import Batch
+from selfsight.datamodules import digits
+from selfsight.evaluation import cache
+from selfsight.evaluation.features import Features
+from selfsight.jobs import compare_runs, embedding_map, report
+from selfsight.jobs.run_folder import RunFolder
+from selfsight.jobs.thumbnails import denormalised
+
+from ..small import SmallNet
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for name, *words in (("a",), ("b", "seed=1"), ("c", "method=swav")):
+        cli.main(["pretrain", "debug=smoke", "report=false", f"runs={folder}", f"name={name}", *words])
+    return folder
+
+
+def record(run: Path, name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "eval" / f"{name}.json").read_text())
+    return content
+
+
+def test_every_stage_from_one_pass(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cli.main(["retrieval", f"run={runs / 'a'}", "stage=all"])
+    found = record(runs / "a", "retrieval-all")
+    assert list(found["result"]) == ["act1", "layer1", "layer2", "layer3", "layer4", "final", "projection"]
+    assert found["result"]["layer4"] == found["result"]["final"] != found["result"]["projection"]
+    assert "cosine" in found["protocol"]
+    assert found["data"].startswith("digits (1,437")
+
+    def twice(*_: object, **__: object) -> None:
+        raise AssertionError("features that lie in the run folder were extracted again")
+
+    monkeypatch.setattr(cache, "extract", twice)
+    cli.main(["knn", f"run={runs / 'a'}", "stage=layer2"])
+    cli.main(["cluster", f"run={runs / 'a'}"])
+    assert {"nmi", "ari", "cluster_accuracy"} == set(record(runs / "a", "clustering")["result"])
+    with (runs / "a" / "metrics.csv").open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert float(last["clustering/nmi"]) == pytest.approx(record(runs / "a", "clustering")["result"]["nmi"], rel=1e-5)
+
+
+def test_published_protocols_by_name(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["linear", f"run={runs / 'a'}", "linear.protocol=supcon", "linear.epochs=1"])
+    protocol = record(runs / "a", "linear-supcon")["protocol"]
+    assert "augmented images, SGD" in protocol
+    assert "epochs 1 for 100" in protocol
+    for name, told in (("spark-finetune", "selfsight finetune"), ("supconn", "Did you mean 'supcon'")):
+        with pytest.raises(SystemExit):
+            cli.main(["linear", f"run={runs / 'a'}", f"linear.protocol={name}"])
+        assert told in capsys.readouterr().err
+
+
+def test_report_needs_no_network(runs: Path) -> None:
+    cli.main(["diagnostics", f"run={runs / 'c'}"])
+    cli.main(["report", f"run={runs / 'c'}", "projection=pca"])
+    page = (runs / "c" / "report.html").read_text()
+    outside = re.sub(r"<script>.*?</script>", "", page, flags=re.S)
+    assert not re.search(r"(src|href)=['\"]?(https?:)?//", outside)
+    for part in ("Prototypes", "Nearest neighbours", "Views", "Embedding map", "diagnostics", "seed: 0"):
+        assert part in outside, part
+    assert outside.count("class='source'") == 3
+    assert "guessing" in page
+
+
+def test_a_map_of_a_hundred_thousand_points() -> None:
+    """Each point is drawn once a colouring, pictures stay few, and the whole fits into a page."""
+    n = 100_000
+    x = torch.randn(n, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(n) % 10
+    data = Data(digits(image_size=8, mean=(0.3,) * 3, std=(0.3,) * 3, test_fraction=0.2, seed=0, name="digits"))
+    test = Features(x, labels, torch.arange(n) % len(data.data.test))
+    train = Features(x[:500], labels[:500], torch.arange(500))
+    known = embedding_map.facts(train, test, "pca")
+    made = embedding_map.figure(data, test, known)
+    shown = [trace for trace in made.data if trace.visible]
+    assert {trace.type for trace in made.data} == {"scattergl"}
+    assert sum(len(trace.x) for trace in shown) == n
+    assert sum(len(trace.x) for trace in made.data) == 5 * n  # class, prediction, right or wrong, cluster, loss
+    assert len(made.layout.images) <= embedding_map.FRAMED
+    size = len(report.figure_html(made, name="map")) + len(embedding_map.hover_card(data, test, known, "map"))
+    assert size < 30_000_000
+
+
+class Data:
+    """As much of a datamodule as the map asks for."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+
+def test_neighbours_vote() -> None:
+    """By hand: two classes on two axes, one test image on the other class's axis."""
+    train = Features(torch.eye(2).repeat(10, 1), torch.tensor([0, 1]).repeat(10), torch.arange(20))
+    test = Features(torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 0.0]]), torch.tensor([0, 1, 1]), torch.arange(3))
+    answers, loss = embedding_map.votes(train, test)
+    assert answers.tolist() == [0, 1, 0]
+    assert loss[:2].max() < 1e-4 < 6 < loss[2]
+
+
+def test_points_beyond_the_fitted_ones_stand_beside_their_twins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding_map, "FITTED", 60)
+    x = np.random.default_rng(0).normal(size=(60, 16)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    flat = embedding_map.flatten(np.concatenate([x, x[:5]]), "tsne")
+    nearest = np.linalg.norm(flat[60:, None] - flat[None, :60], axis=2).argmin(1)
+    assert nearest.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_images_come_back_out_of_normalised_tensors() -> None:
+    pixels = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    x = (pixels / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    assert np.array_equal(denormalised(x, mean, std), pixels.permute(0, 2, 3, 1).numpy())
+
+
+def test_rotation_shows_what_it_sees() -> None:
+    from selfsight.methods.rotation import Rotation
+
+    method = Rotation(SmallNet(), hidden_dims=(), map_side=None, decay="all").eval()
+    x = torch.randn(8, 3, 16, 16)
+    with torch.no_grad():
+        (gallery,) = method.galleries(Batch([x], torch.arange(8)), ())
+        seen = method.logits(gallery.images.flatten(0, 1)).argmax(1).view(-1, 4)
+    assert gallery.right is not None
+    assert torch.equal(gallery.images[:, 0], x[:6])
+    assert torch.equal(gallery.right, seen == torch.arange(4))
+    assert [[int(c.split("°")[0]) // 90 for c in row] for row in gallery.captions] == seen.tolist()
+
+
+def test_compare_runs(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["a", "b", "c"]
+    cli.main(["compare-runs", *(str(runs / name) for name in names), f"out={tmp_path / 'page.html'}", "features=true"])
+    told = capsys.readouterr().out
+    assert "mean of 2 seeds" in told  # a and b; c is another method
+    folders = [RunFolder.open(runs / name) for name in names]
+    changed = {row[0]: row[1:] for row in compare_runs.differences(folders)}
+    assert changed["seed"] == ["0", "1", "0"]
+    assert changed["method._target_"][2] == "selfsight.methods.swav.SwAV"
+    assert "dataset.name" not in changed
+    assert [row[0] for row in compare_runs.alike([folders[0], folders[0]], "cpu")] == ["a and a"]
+    assert compare_runs.alike([folders[0], folders[0]], "cpu")[0][1:] == ["1.000", "100.0%"]
+    assert "What differs in the configuration" in (tmp_path / "page.html").read_text()
+    with pytest.raises(SystemExit):
+        cli.main(["compare-runs", str(runs / "a")])
+    assert "two run folders" in capsys.readouterr().err
