@@ -303,7 +303,8 @@ def walk(case: Case, method: SimMatchV2, rank: int | None = None) -> dict[str, A
     """Train on the recorded batches; the losses of every iteration and everything at the end."""
     module = method if rank is None else DistributedDataParallel(method)
     optimizer = method.configure_optimizers()
-    names = ["x", "targets_x", "index", "u_weak", *sorted(n for n in case.inp if n.startswith("u_strong"))]
+    strong = sorted((n for n in case.inp if n.startswith("u_strong")), key=lambda n: int(n.removeprefix("u_strong")))
+    names = ["x", "targets_x", "index", "u_weak", *strong]
     data = {name: case.tensor(name) if rank is None else case.tensor(name)[:, rank] for name in names}
     seen: dict[str, list[Any]] = {name: [] for name in (*LOSSES, "loss_total", "lr")}
     for i in range(len(data["x"])):
