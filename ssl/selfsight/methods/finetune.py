@@ -23,7 +23,14 @@ from torch import Tensor, nn
 
 from selfsight.batch import Batch
 from selfsight.errors import UserError
-from selfsight.losses.mixing import cutmix, cutmix_box, even_batch, mixed_targets, mixup
+from selfsight.losses.mixing import (
+    cutmix,
+    cutmix_box,
+    even_batch,
+    mixed_targets,
+    mixup,
+    soft_binary_cross_entropy,
+)
 from selfsight.methods.base import Method
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.simclr_head import ProjectionHead
@@ -45,6 +52,7 @@ class FineTune(Method):
         layer_decay: below 1 every layer learns more slowly than the one above it, by this factor.
         mixup, cutmix: parameter of the Beta distribution that mixes pairs of images; with both, one of them by turns
             of a coin. label_smoothing: share of the target spread over all classes.
+        binary: every class is a question of its own (binary cross-entropy) instead of one among all.
         ema: momentum of an averaged model, which is evaluated beside the network; 0 for none.
 
     Raises:
@@ -68,6 +76,7 @@ class FineTune(Method):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         label_smoothing: float = 0.0,
+        binary: bool = False,
         ema: float = 0.0,
     ) -> None:
         super().__init__(backbone)
@@ -81,6 +90,7 @@ class FineTune(Method):
             )
         self.projector, self.layer, self.classifier_decay = projector, layer, classifier_decay
         self.layer_decay, self.mixup, self.cutmix, self.smoothing = layer_decay, mixup, cutmix, label_smoothing
+        self.binary = binary
         width: int = backbone.num_features  # type: ignore[assignment]
         if projector is not None:
             width = projector.widths[layer]
@@ -125,7 +135,8 @@ class FineTune(Method):
         assert batch.labels is not None, "fine-tuning needs labels"
         x, targets = self.mixed(batch.views[0], batch.labels)
         logits = self(x)  # [B, K]
-        loss = F.cross_entropy(logits, targets) + l2_penalty([self.classifier.weight], self.classifier_decay)
+        loss = soft_binary_cross_entropy(logits, targets) if self.binary else F.cross_entropy(logits, targets)
+        loss = loss + l2_penalty([self.classifier.weight], self.classifier_decay)
         if targets.ndim == 2:
             return {"loss": loss}
         accuracy = (logits.detach().argmax(1) == batch.labels).float().mean()
@@ -133,7 +144,7 @@ class FineTune(Method):
 
     def mixed(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Images and classes ``[B]`` as they are; or mixed in pairs, with target distributions ``[B, K]``."""
-        if not (self.mixup or self.cutmix or self.smoothing):
+        if not (self.mixup or self.cutmix or self.smoothing or self.binary):
             return x, y
         x, y = even_batch(x, y)
         weight = 1.0
