@@ -1,7 +1,7 @@
 """Throughput on a GPU: views and training step from resident uint8 images, against a plain float32 loop.
 
-Ours: views on the device, channels last, bfloat16 autocast, backbone and views compiled, fused optimiser. The plain loop
-is the same method as written first: eager, float32, contiguous, views uncompiled.
+Ours: views on the device, channels last, bfloat16 autocast, backbone and views compiled, fused optimiser. The plain
+loop is the same method as written first: eager, float32, contiguous, views uncompiled.
 """
 
 from __future__ import annotations

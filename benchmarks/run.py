@@ -160,8 +160,8 @@ def table(found: dict[str, dict], threads: int) -> str:
         wall = f"{row['wall_ratio']:.2f}" if row.get("wall_ratio") else ""
         goal = row.get("target") or ""
         lines.append(
-            f"| {name} | {row['ours']:.3f} {row['unit']} | {row['peer']:.3f} {row['unit']} | {row['ratio']:.2f}{spread} "
-            f"| {wall} | {goal} | {memory} |"
+            f"| {name} | {row['ours']:.3f} {row['unit']} | {row['peer']:.3f} {row['unit']} "
+            f"| {row['ratio']:.2f}{spread} | {wall} | {goal} | {memory} |"
         )
     lines += ["", "What was checked before timing:", ""]
     lines += [f"- {name}: {row['check']}" for name, row in found.items()]

@@ -1,4 +1,4 @@
-"""What the trainer adds to a training step: SimCLR under `selfsight`'s Trainer against the same method in a plain loop."""
+"""What the trainer adds to a training step: SimCLR under the Trainer against the same in a plain loop."""
 
 from __future__ import annotations
 

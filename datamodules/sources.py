@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import io
 import pickle
 from collections.abc import Callable, Sequence
@@ -31,9 +32,12 @@ def digits(
 
     ``test_fraction`` of every class is held out, chosen by ``seed``: 0.2 leaves 1,437 to learn from and 360 to test.
     """
-    from sklearn.datasets import load_digits
-
-    grey, labels = load_digits(return_X_y=True)
+    # read where it lies: importing scikit-learn for one small table would take longer than the first training step
+    home = importlib.util.find_spec("sklearn")
+    assert home is not None
+    assert home.submodule_search_locations is not None
+    rows = np.loadtxt(Path(home.submodule_search_locations[0], "datasets", "data", "digits.csv.gz"), delimiter=",")
+    grey, labels = rows[:, :-1], rows[:, -1]
     levels = (grey.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
     side = (image_size, image_size)
     enlarged = np.stack([cv2.resize(image, side, interpolation=cv2.INTER_CUBIC) for image in levels])

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from selfsight.errors import UserError
 from selfsight.jobs.run_folder import RunFolder
 from selfsight.jobs.saving import AtomicCheckpoints, RandomState, checkpointing
+from selfsight.jobs.speed import wanted
 from selfsight.methods.base import Method
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Clock
@@ -47,7 +48,10 @@ def views(cfg: DictConfig) -> dict[str, Any]:
 
 def datamodule(cfg: DictConfig) -> Any:
     """The LightningDataModule of a run: data set and views, batched."""
-    return build(cfg.datamodule, data=images(cfg), views=views(cfg))
+    here = device(cfg.trainer.accelerator, strict=False)
+    asked = inspect.signature(get_class(cfg.datamodule._target_)).parameters
+    fast = {name: wanted(cfg.trainer[name], here) for name in ("compile", "channels_last") if name in asked}
+    return build(cfg.datamodule, data=images(cfg), views=views(cfg), **fast)
 
 
 def images(cfg: DictConfig) -> Any:
@@ -66,6 +70,9 @@ def recipe(cfg: DictConfig) -> OptimizationRecipe:
         schedules=schedules,
         scaling=cfg.schedule.scaling,
         reference_batch=cfg.schedule.reference_batch,
+        # float16's scaled gradients cannot be clipped before a fused optimiser
+        fused=device(cfg.trainer.accelerator, strict=False).type == "cuda"
+        and not (str(cfg.trainer.precision).startswith("16") and cfg.trainer.clip_norm),
     )
 
 
@@ -83,13 +90,13 @@ def method(cfg: DictConfig, data: Any) -> Method:
     return made
 
 
-def device(name: str) -> torch.device:
+def device(name: str, *, strict: bool = True) -> torch.device:
     """``auto``, ``cpu``, ``gpu`` or ``cuda`` as a device.
 
     Raises:
-        UserError: a GPU was asked for and there is none.
+        UserError: a GPU was asked for and there is none; without ``strict`` it is the CPU then.
     """
-    if name in ("gpu", "cuda") and not torch.cuda.is_available():
+    if strict and name in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(
             f"trainer.accelerator={name} asks for a GPU and PyTorch sees none; use trainer.accelerator=cpu or auto."
         )

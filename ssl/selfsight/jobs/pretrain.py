@@ -18,6 +18,7 @@ from selfsight.jobs.console import clock_text, make_console, quiet
 from selfsight.jobs.monitor import Monitor
 from selfsight.jobs.run_folder import RunFolder
 from selfsight.jobs.saving import GracefulInterrupt, Interrupted, read_checkpoint
+from selfsight.jobs.speed import quicken
 from selfsight.methods.base import Method
 from selfsight.optim.schedule import Clock
 
@@ -70,6 +71,7 @@ def fit(
     """
     clock = build.clock(cfg, data)
     method.configure(build.recipe(cfg), clock)
+    quicken(method, cfg.trainer, build.device(cfg.trainer.accelerator))
     data.data.unreadable.write_to(folder.path / "unreadable.txt")
     evaluation = build.build(cfg.evaluator.online)
     callbacks = [GracefulInterrupt(folder.checkpoint), evaluation, Monitor(folder, console, evaluation)]

@@ -54,6 +54,8 @@ class Method(LightningModule):
 
     #: views the method needs, for the sentence that refuses others: (fewest, most or None)
     n_views: tuple[int, int | None] = (1, None)
+    #: parts that `trainer.compile` leaves alone, by attribute
+    uncompiled: tuple[str, ...] = ()
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()

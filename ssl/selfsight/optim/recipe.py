@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ class OptimizationRecipe:
         schedules: by name. ``lr`` is a multiple of the peak rate; every other one gives the value itself.
             ``weight_decay`` reaches the optimiser; the rest is for the method (``self.scheduled[name]``).
         scaling: ``linear`` (lr B / reference), ``sqrt`` (lr sqrt(B)) or ``none``.
+        fused: one kernel for all parameters, where the optimiser has such a thing.
     """
 
     optimizer: Callable[..., Optimizer]
@@ -32,6 +34,7 @@ class OptimizationRecipe:
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     scaling: str = "none"
     reference_batch: int = 256
+    fused: bool = False
 
     def __post_init__(self) -> None:
         if self.scaling not in SCALINGS:
@@ -48,7 +51,8 @@ class OptimizationRecipe:
         return self.lr
 
     def build(self, groups: list[ParamGroup], clock: Clock) -> Optimizer:
-        optimizer = self.optimizer(groups, lr=self.peak_lr(clock.batch_size))
+        options = {"fused": True} if self.fused and "fused" in inspect.signature(self.optimizer).parameters else {}
+        optimizer = self.optimizer(groups, lr=self.peak_lr(clock.batch_size), **options)
         self.apply(optimizer, self.values(0, clock))
         return optimizer
 

@@ -1,0 +1,128 @@
+"""Switches that make a run faster leave what it learns alone."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from selfsight import cli
+from selfsight.batch import Batch
+from selfsight.errors import UserError
+from selfsight.jobs import build, speed
+from selfsight.methods.base import Method
+from selfsight.optim.recipe import OptimizationRecipe
+from selfsight.optim.schedule import Clock
+
+
+class Small(Method):
+    uncompiled = ("aside",)
+
+    def __init__(self) -> None:
+        super().__init__(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()))
+        self.head = nn.Linear(4 * 36, 2)
+        self.aside = nn.Identity()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
+        return {"loss": self.aside(self.head(self.backbone(batch.views[0]))).square().mean()}
+
+
+def gradients(method: Method) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    method.training_step(Batch([torch.randn(4, 3, 8, 8)], torch.arange(4)), 0)["loss"].backward()
+    return {name: p.grad for name, p in method.named_parameters()}
+
+
+def trainer(*words: str) -> object:
+    return cli.compose("pretrain", list(words)).trainer
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """torch.compile traces but generates no code, which would take a minute; what it was asked for is listed."""
+    asked: list[object] = []
+    real = functools.partial(torch.compile, backend="eager")
+
+    def compile(function: object, **options: object) -> object:
+        asked.append(function)
+        return real(function, **options)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    return asked
+
+
+def test_compiled_and_channels_last_give_the_same_gradients(eager: list[object]) -> None:
+    plain = Small()
+    fast = copy.deepcopy(plain)
+    speed.quicken(fast, trainer("trainer.compile=true", "trainer.channels_last=true"), torch.device("cpu"))
+    assert fast.backbone[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert len(eager) == 2, "backbone and head, and not what the method wants left alone"
+    assert fast.state_dict().keys() == plain.state_dict().keys()
+    expected, got = gradients(plain), gradients(fast)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, msg=name)
+    copy.deepcopy(fast).backbone(torch.randn(1, 3, 8, 8))  # an average network is made by copying
+
+
+def test_compiling_that_fails_is_told_once_and_gone_round(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(function: object, **options: object) -> object:
+        def call(*args: object) -> object:
+            raise RuntimeError("no C compiler found")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    plain = Small()
+    fast = speed.quicken(copy.deepcopy(plain), trainer("trainer.compile=true"), torch.device("cpu"))
+    with caplog.at_level(logging.WARNING, "selfsight"):
+        got = gradients(fast)
+        fast.zero_grad()
+        gradients(fast)
+    assert len([r for r in caplog.records if "no C compiler found" in r.getMessage()]) == 1
+    torch.testing.assert_close(got, gradients(plain))
+
+
+def test_auto_means_on_a_gpu(eager: list[object]) -> None:
+    method = speed.quicken(Small(), trainer(), torch.device("cpu"))
+    assert not eager
+    assert method.backbone[0].weight.is_contiguous()
+    assert speed.wanted("auto", torch.device("cuda"))
+    assert not speed.wanted("auto", torch.device("cpu"))
+
+
+def test_the_switches_reach_the_views(eager: list[object]) -> None:
+    cfg = cli.compose("pretrain", ["trainer.compile=true", "trainer.channels_last=true", "trainer.accelerator=cpu"])
+    data = build.datamodule(cfg)
+    assert eager, "views are compiled"
+    assert data.channels_last
+
+
+def test_activations_are_recomputed_where_the_backbone_can(tmp_path: Path) -> None:
+    from selfsight.backbones.registry import create
+
+    method = Small()
+    with pytest.raises(UserError, match="cannot recompute"):
+        speed.quicken(method, trainer("trainer.checkpoint_activations=true"), torch.device("cpu"))
+    method.backbone = create("resnet18", stem="cifar")
+    method.head = nn.Linear(512, 2)
+    plain = copy.deepcopy(method)
+    speed.quicken(method, trainer("trainer.checkpoint_activations=true"), torch.device("cpu"))
+    assert method.backbone.grad_checkpointing
+    torch.testing.assert_close(gradients(method), gradients(plain))
+
+
+def test_fused_only_where_the_optimiser_knows_it() -> None:
+    from selfsight.optim import LARS
+
+    clock = Clock(examples=4, batch_size=4, epochs=1, steps_per_epoch=1)
+    groups = [{"params": [nn.Parameter(torch.ones(2))]}]
+    for optimizer in (torch.optim.SGD, functools.partial(torch.optim.AdamW, eps=1e-6)):
+        assert OptimizationRecipe(optimizer, lr=0.1, fused=True).build(groups, clock).defaults["fused"]
+    OptimizationRecipe(functools.partial(LARS, momentum=0.9, weight_decay=0.0), lr=0.1, fused=True).build(groups, clock)
