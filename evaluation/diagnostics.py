@@ -52,6 +52,13 @@ FIGURES: Mapping[str, Figure] = {
         "learning rate, or train with more negatives or a larger batch.",
         below=1.5,
     ),
+    "projection_std": Figure(
+        "the same of PixPro's projections, over all pixels",
+        "0.4 to 1; may dip to 0.1 in the first epochs",
+        "Collapse: all pixels get almost the same projection (spread {value:.3g}; 0 is one point, 1 the whole sphere): "
+        "train with optimizer=lars_pixpro and keep method.transform_layers=1.",
+        below=0.05,
+    ),
     "rank_share": Figure(
         "effective rank divided by the number of dimensions, or of images where these are fewer",
         "0.05 to 0.7 for trained backbones; falling while training goes on is dimensional collapse",

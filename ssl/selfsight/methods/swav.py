@@ -60,6 +60,7 @@ class SwAV(Method):
     """
 
     n_views = (2, None)
+    uncompiled = ("prototypes", "queues")  # how many rows they get changes when the queue is full
     usage: Tensor
 
     def __init__(
