@@ -24,6 +24,10 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest
 
+# Runs every notebook in a clean kernel and keeps the outputs in it.
+notebooks: setup
+	cd notebooks && PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=2 jupyter execute --inplace *.ipynb
+
 # The peers have an environment of their own. It sees the project's packages, so only what they add is installed.
 BENCH := .venv-bench
 PEERS := lightly kornia albumentations scikit-learn simplejpeg

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .features import FINAL, Device, Features, extract
+from .features import FINAL, PROJECTION, Device, Features, extract
 
 log = logging.getLogger("selfsight")
 
@@ -39,21 +39,23 @@ class FeatureCache:
         head: nn.Module | None = None,
     ) -> dict[str, Features]:
         """As `features.extract` on ``datamodule.eval_dataloader(split)``, from disk where it is there."""
-        about = {
-            "weights": weights_digest(backbone, head),
-            "data": data_digest(datamodule.data.split(split)),
-            "view": view_description(datamodule),
+        weights = weights_digest(backbone)
+        about = {"data": data_digest(datamodule.data.split(split)), "view": view_description(datamodule)}
+        # only what the head gives depends on it
+        keys = {
+            stage: {**about, "weights": weights_digest(backbone, head) if stage == PROJECTION else weights}
+            for stage in stages
         }
         paths = {
-            stage: self.folder / f"{_digest([json.dumps({**about, 'stage': stage}).encode()])}.safetensors"
-            for stage in stages
+            stage: self.folder / f"{_digest([json.dumps({**key, 'stage': stage}).encode()])}.safetensors"
+            for stage, key in keys.items()
         }
         found = {stage: features for stage, path in paths.items() if (features := _read(path)) is not None}
         missing = [stage for stage in stages if stage not in found]
         if missing:
             made = extract(backbone, datamodule.eval_dataloader(split), device, missing, head=head)
             for stage, features in made.items():
-                _write(paths[stage], features, {**about, "stage": stage})
+                _write(paths[stage], features, {**keys[stage], "stage": stage})
             found |= made
         return {stage: found[stage] for stage in stages}
 

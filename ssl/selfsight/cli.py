@@ -35,7 +35,10 @@ JOBS = {
     "diagnostics": ("evaluate", "collapse and quality without labels"),
     "embed": ("embed", "write the features of every image to a file"),
     "report": ("report", "write report.html of a run again"),
+    "explore": ("explore", "the embedding of a run in a browser: lasso, neighbours, search by image, export"),
     "compare-runs": ("compare_runs", "several runs side by side: table, curves, differences of configuration"),
+    "prepare": ("prepare", "make a folder of images fast to read, once for all runs"),
+    "profile": ("profile", "where the time of a training step goes, and what holds it up"),
     "doctor": ("doctor", "say what works on this machine and what to install for the rest"),
 }
 

@@ -21,7 +21,7 @@ from selfsight.jobs.run_folder import RunFolder, write_atomically
 
 FIGURES = {"knn_top1": "kNN", "linear_top1": "linear probe", "rank": "rank"}
 #: what may differ between repetitions of one run
-OF_A_REPETITION = ("seed", "name", "runs", "resume")
+OF_A_REPETITION = ("seed", "datamodule.seed", "name", "runs", "resume")
 
 
 def run(cfg: DictConfig) -> None:
@@ -95,11 +95,7 @@ def repetitions(folders: Sequence[RunFolder]) -> list[list[int]]:
     """Groups of runs whose configurations differ by the seed alone, each of two or more."""
     groups: dict[str, list[int]] = {}
     for i, folder in enumerate(folders):
-        cfg = folder.config()
-        seed = cfg.seed
-        # the seed of the run is copied into other keys, which change along with it
-        flat = {k: v for k, v in flattened(folder).items() if k not in OF_A_REPETITION}
-        key = repr({k: "seed" if k.endswith("seed") and v == str(seed) else v for k, v in flat.items()})
+        key = repr({k: v for k, v in flattened(folder).items() if k not in OF_A_REPETITION})
         groups.setdefault(key, []).append(i)
     return [group for group in groups.values() if len(group) > 1]
 

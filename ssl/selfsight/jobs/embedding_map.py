@@ -51,7 +51,7 @@ def facts(train: Any, test: Any, projection: str = "tsne", most: int = MAPPED) -
     clusters = library("evaluation.clustering").kmeans(x, x, min(classes or 10, len(x)), 20, 1, 0)[1]
     if train.labels is None or test.labels is None:
         return Facts(rows, flat, clusters)
-    predictions, loss = votes(train, test.take(torch.from_numpy(rows)))
+    predictions, loss = votes(train, test.take(torch.from_numpy(rows)), itself=train is test)
     return Facts(rows, flat, clusters, test.labels[rows].numpy(), predictions.numpy(), loss.numpy())
 
 
@@ -89,10 +89,14 @@ def flatten(x: np.ndarray, projection: str) -> np.ndarray:
     return np.concatenate([flat, placed.numpy()])
 
 
-def votes(train: Any, test: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Class ``[N]`` that the weighted nearest training images vote for, and the log loss of the true class ``[N]``."""
+def votes(train: Any, test: Any, itself: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Class ``[N]`` that the weighted nearest training images vote for, and the log loss of the true class ``[N]``.
+
+    With ``itself`` the images are among the training images, and their nearest one, themselves, has no vote.
+    """
     bank, queries = F.normalize(train.x, dim=1), F.normalize(test.x, dim=1)
-    similarity, index = library("evaluation.knn").neighbours(queries, bank, min(VOTERS, len(bank)))
+    similarity, index = library("evaluation.knn").neighbours(queries, bank, min(VOTERS + itself, len(bank)))
+    similarity, index = similarity[:, int(itself) :], index[:, int(itself) :]
     classes = max(train.classes, test.classes)
     answers, losses = [], []
     for s, i, y in zip(similarity.split(4096), index.split(4096), test.labels.split(4096), strict=True):
