@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import torch
 
 from selfsight import cli
 from selfsight.errors import UserError
-from selfsight.jobs import pretrain
+from selfsight.jobs import compare, distill, pretrain
 from selfsight.jobs.run_folder import RUN_VARIABLE
 
 SMOKE = ["debug=smoke", "report=false", "seed=0"]
@@ -142,8 +145,6 @@ def test_three_steps_in_one_command(runs: Path, monkeypatch: pytest.MonkeyPatch)
     smoke = "['debug=smoke','report=false']"
     words = [*SMOKE, "recipe=simclrv2_3step", "labels.per_class=1", f"then.finetune.words={smoke}"]
     words += [f"then.distill.words={smoke}", f"runs={runs}", "name=steps"]
-    from selfsight.jobs import distill
-
     with monkeypatch.context() as patch:
         patch.setattr(distill, "fit", lambda *args: (_ for _ in ()).throw(Stop))
         with pytest.raises(Stop):
@@ -159,15 +160,13 @@ def test_three_steps_in_one_command(runs: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_comparison_goes_on_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["compare", "recipe=digits/few_labels", "approaches=[linear_probe,fixmatch]", "labels_per_class=[1]"]
-    words += ["words=['debug=smoke']", f"runs={tmp_path}"]
-    from selfsight.jobs import compare
-
+    words += ["workers=1", "words=['debug=smoke']", f"runs={tmp_path}"]
     true = compare.accuracy
     calls: list[tuple[str, int]] = []
 
     def counted(cfg: Any, folder: Any, name: str, labels: int, seed: int) -> float:
         calls.append((name, seed))
-        if len(calls) == 2:
+        if len(calls) == 3:
             raise Stop
         return true(cfg, folder, name, labels, seed)
 
@@ -180,7 +179,7 @@ def test_comparison_goes_on_row_by_row(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(first.splitlines()) == 2
     go(*words, "seeds=1")
     assert table.read_text().startswith(first)
-    assert calls == [("linear_probe", 0), ("fixmatch", 0), ("fixmatch", 0)]
+    assert [name for name, _ in calls] == ["simclrv2", "fixmatch", "linear_probe", "simclrv2", "linear_probe"]
     page = (tmp_path / "compare-digits" / "comparison.html").read_text()
     assert "error_y" in page
     assert "linear_probe" in page
@@ -294,3 +293,32 @@ def test_distill_from_a_run_that_classifies_nothing(runs: Path) -> None:
 def test_a_layer_the_head_has_not(runs: Path) -> None:
     with pytest.raises(UserError, match=r"layer 7 .* head has 2 layers"):
         go("finetune", *SMOKE, f"run={runs}/simclr", "layer=7", "labels.per_class=1", f"runs={runs}")
+
+
+def test_comparison_survives_being_killed(tmp_path: Path) -> None:
+    """SIGKILL with two workers at it: they go, too, and the same command ends with the rows of one that ran through."""
+    words = [
+        "compare",
+        "recipe=digits/few_labels",
+        "approaches=[supervised,finetune]",
+        "labels_per_class=[1,2]",
+        "seeds=1",
+    ]
+    words += ["words=['debug=smoke','trainer.max_epochs=2']", "workers=2"]
+    command = [sys.executable, "-m", "selfsight.cli", *words, f"runs={tmp_path / 'killed'}"]
+    table = tmp_path / "killed" / "compare-digits" / "comparison.csv"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not table.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert table.exists()
+    before = compare.read(table)
+    time.sleep(1.5)  # for the workers to notice
+    subprocess.run(command, check=True, capture_output=True)
+    go(*words[:-1], "workers=1", f"runs={tmp_path / 'whole'}")
+    killed, whole = compare.read(table), compare.read(tmp_path / "whole" / "compare-digits" / "comparison.csv")
+    assert killed[: len(before)] == before
+    assert sorted(killed) == sorted(whole)
+    assert len(whole) == 4

@@ -5,12 +5,18 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import math
+import multiprocessing
 import os
 import statistics
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -23,9 +29,11 @@ from selfsight.jobs.steps import SOURCE, perform
 
 COLUMNS = ("approach", "labels_per_class", "seed", "accuracy")
 #: keys in which the same command may differ from the one that began the comparison: they only add rows
-GROWING = ("seeds", "labels_per_class", "approaches", "name", "runs")
+GROWING = ("seeds", "labels_per_class", "approaches", "name", "runs", "workers")
 
 Row = tuple[str, int, int, float]
+#: step, labels a class (0 where the step uses none), seed
+Task = tuple[str, int, int]
 
 
 def run(cfg: DictConfig) -> None:
@@ -40,25 +48,82 @@ def run(cfg: DictConfig) -> None:
     folder = opened(cfg)
     table = folder.path / "comparison.csv"
     rows = read(table)
-    wanted = [
+    wanted = {
         (str(name), int(labels), seed)
         for seed in range(cfg.seeds)
         for labels in cfg.labels_per_class
         for name in cfg.approaches
-    ]
+    }
     known = {row[:3] for row in rows}
-    for number, key in enumerate(wanted, 1):
-        if key in known:
-            continue
-        name, labels, seed = key
-        rows.append((*key, accuracy(cfg, folder, name, labels, seed)))
-        write(table, rows)
-        console.print(f"{number}/{len(wanted)}  {name}, {labels} a class, seed {seed}: {rows[-1][3]:.1%}")
-    shown = [row for row in rows if row[:3] in set(wanted)]
+    for task, found in done(cfg, folder, waves(cfg, wanted - known)):
+        if task in wanted:
+            rows.append((*task, found))
+            write(table, rows)
+            number = sum(row[:3] in wanted for row in rows)
+            console.print(f"{number}/{len(wanted)}  {task[0]}, {title(task[1])}, seed {task[2]}: {found:.1%}")
+    shown = [row for row in rows if row[:3] in wanted]
     show(console, shown, cfg)
     path = folder.path / "comparison.html"
     write_atomically(path, page(shown, cfg))
     console.print(f"{table}\n{path}")
+
+
+def waves(cfg: DictConfig, wanted: Collection[Task]) -> list[list[Task]]:
+    """Everything that has to be done for the wanted rows, in groups whose tasks need only what stands before them."""
+    found: dict[Task, int] = {}
+
+    def add(task: Task) -> int:
+        name, labels, seed = task
+        step = cfg.steps[name]
+        before = -1 if step.get("after") is None else add((str(step.after), labels, seed))
+        key = task if step.get("labelled", True) else (name, 0, seed)
+        found[key] = before + 1
+        return found[key]
+
+    order = list(cfg.approaches)
+    for task in sorted(wanted, key=lambda task: (task[2], task[1], order.index(task[0]))):
+        add(task)
+    return [[task for task, depth in found.items() if depth == d] for d in sorted(set(found.values()))]
+
+
+def done(cfg: DictConfig, folder: RunFolder, groups: Iterable[Sequence[Task]]) -> Iterator[tuple[Task, float]]:
+    """Each task with its accuracy as it comes to its end; several at a time, each on its share of the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = (1 if torch.cuda.is_available() else cores) if cfg.workers == "auto" else int(cfg.workers)
+    if workers == 1:
+        for task in (task for group in groups for task in group):
+            yield task, accuracy(cfg, folder, *task)
+        return
+    plain = OmegaConf.to_yaml(cfg, resolve=True)
+    begin = (os.getpid(), max(1, cores // workers))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin_worker, begin) as pool:
+        for group in groups:
+            running = {pool.submit(in_worker, plain, folder.path, task): task for task in group}
+            try:
+                for future in as_completed(running):
+                    yield running[future], future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def begin_worker(parent: int, threads: int) -> None:
+    """A worker outlives its parent by a second at most: what it would write belongs to the next command."""
+    torch.set_num_threads(threads)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def in_worker(plain: str, folder: Path, task: Task) -> float:
+    quiet()
+    cfg = OmegaConf.create(plain)
+    assert isinstance(cfg, DictConfig)
+    return accuracy(cfg, RunFolder(folder), *task)
 
 
 def opened(cfg: DictConfig) -> RunFolder:
@@ -84,11 +149,10 @@ def opened(cfg: DictConfig) -> RunFolder:
 
 
 def accuracy(cfg: DictConfig, folder: RunFolder, name: str, labels: int, seed: int) -> float:
-    """Test accuracy after the last epoch of a step, and of the steps it needs before it."""
+    """Test accuracy of a step after its last epoch, not a number where it learns no class."""
     summary, _ = perform_step(cfg, folder, name, labels, seed)
-    figures = summary["classifiers"]
     measured = cfg.steps[name].get("measured", "student")
-    return float(figures[measured]["top1"])
+    return float(summary.get("classifiers", {}).get(measured, {}).get("top1", math.nan))
 
 
 def perform_step(cfg: DictConfig, folder: RunFolder, name: str, labels: int, seed: int) -> tuple[dict[str, Any], Path]:
@@ -109,7 +173,7 @@ def perform_step(cfg: DictConfig, folder: RunFolder, name: str, labels: int, see
     words = [*([f"dataset={choice(cfg.dataset)}"] if step.job == "pretrain" else []), *step.words, *cfg.words]
     log = folder.path / "logs" / f"{place.name}.txt"
     log.parent.mkdir(exist_ok=True)
-    with log.open("a") as file, contextlib.redirect_stdout(file):
+    with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         return perform(step.job, words, place, settings), place
 
 
