@@ -21,8 +21,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy ssl datamodules evaluation
 
+# One thread a process, a process a core.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 # Runs every notebook in a clean kernel and keeps the outputs in it.
 notebooks: setup
