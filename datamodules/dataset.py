@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from selfsight.errors import UserError, nearest
 from .decode import Unreadable
 from .images import ArrayImages, DecodedImages, FileImages, ImageSet, join, taken
 from .memory import fits_in_memory
+from .prepared import ShardImages
 
 log = logging.getLogger("selfsight")
 
@@ -80,6 +82,7 @@ class ImageData:
         eval_resize: shorter side before the central square of ``image_size`` is cut out for evaluation; None:
             ``image_size`` itself.
         unreadable: files that cannot be read, which are skipped.
+        prepared: how the folder was re-encoded, where it was (see `prepared.record`).
     """
 
     name: str
@@ -92,6 +95,7 @@ class ImageData:
     unlabelled: ImageSet | None = None
     eval_resize: int | None = None
     unreadable: UnreadableFiles = field(default_factory=lambda: UnreadableFiles(0.0))
+    prepared: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self._leaks: int | None = None
@@ -177,7 +181,7 @@ def _digests(images: ImageSet) -> Iterable[bytes]:
             continue
 
 
-def keep_in_memory(images: FileImages, resident: bool | str, bad: UnreadableFiles) -> ImageSet:
+def keep_in_memory(images: FileImages | ShardImages, resident: bool | str, bad: UnreadableFiles) -> ImageSet:
     """The same images decoded once and for all, where asked for and where they fit.
 
     ``resident`` is True, False, or ``auto``: when they take less than `SMALL` bytes. Files that cannot be read are left
@@ -188,7 +192,7 @@ def keep_in_memory(images: FileImages, resident: bool | str, bad: UnreadableFile
     probe = [_try_to_read(images, i) for i in range(0, len(images), max(1, len(images) // 16))]
     sizes = [image.nbytes for image in probe if isinstance(image, np.ndarray)]
     expected = int(np.mean(sizes) * len(images)) if sizes else 0
-    if resident == "auto" and expected > SMALL:
+    if resident == "auto" and (expected > SMALL or isinstance(images, ShardImages)):
         return images
     if not fits_in_memory(2 * expected, f"the decoded images of {images.root}"):
         return images

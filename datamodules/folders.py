@@ -16,6 +16,7 @@ from selfsight.errors import UserError
 from .dataset import ImageData, UnreadableFiles, keep_in_memory
 from .decode import EXTENSIONS, Unreadable, looks_whole, read_image
 from .images import FileImages, ImageSet, join
+from .prepared import Shards, record
 from .splits import hold_out
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
@@ -64,20 +65,23 @@ def folder(
         train_top = top if test_top is None else top / "train"
     extra_top = None if unlabelled is None else _existing(top / unlabelled, "dataset.unlabelled")
 
+    shards = Shards.of(top)
+    find = find_images if shards is None else shards.below
+    images_of = FileImages if shards is None else shards.images
     bad = UnreadableFiles(max_unreadable)
     aside = [place for place in (test_top, extra_top) if place is not None]
-    paths = find_images(train_top, aside)
+    paths = find(train_top, aside)
     if not paths:
         raise UserError(f"'{train_top}' holds no image: none of its files ends in {', '.join(sorted(EXTENSIONS))}.")
-    test_paths = [] if test_top is None else find_images(test_top, [])
+    test_paths = [] if test_top is None else find(test_top, [])
     if test_top is not None and not test_paths:
         raise UserError(f"the test folder '{test_top}' holds no image.")
-    extra_paths = [] if extra_top is None else find_images(extra_top, [])
+    extra_paths = [] if extra_top is None else find(extra_top, [])
     if extra_top is not None and not extra_paths:
         raise UserError(f"the folder of unlabelled images '{extra_top}' holds no image.")
 
     bad.files = len(paths) + len(test_paths) + len(extra_paths)
-    if bad.files <= CHECKED:
+    if shards is None and bad.files <= CHECKED:
         paths = _without_damaged(train_top, paths, bad)
         test_paths = [] if test_top is None else _without_damaged(test_top, test_paths, bad)
         extra_paths = [] if extra_top is None else _without_damaged(extra_top, extra_paths, bad)
@@ -85,18 +89,18 @@ def folder(
         raise UserError(f"'{train_top}' holds {len(paths)} image; there has to be more than one to learn from.")
 
     known = label(train_top, paths, labels)
-    images = keep_in_memory(FileImages(train_top, paths, known.labels), resident, bad)
+    images = keep_in_memory(images_of(train_top, paths, known.labels), resident, bad)
     further: list[ImageSet] = []
     if images.labels is not None and bool((images.labels < 0).any()):
         further.append(images.select((images.labels < 0).nonzero().flatten()))
         images = images.select((images.labels >= 0).nonzero().flatten())
     if extra_top is not None:
-        further.append(keep_in_memory(FileImages(extra_top, extra_paths), resident, bad))
+        further.append(keep_in_memory(images_of(extra_top, extra_paths), resident, bad))
 
     held: ImageSet | None = None
     if test_top is not None:
         test_labels = label(test_top, test_paths, labels, known.classes).labels if known.classes else None
-        held = keep_in_memory(FileImages(test_top, test_paths, test_labels), resident, bad)
+        held = keep_in_memory(images_of(test_top, test_paths, test_labels), resident, bad)
     elif test_fraction:
         kept, chosen = hold_out(images.labels, len(images), test_fraction, seed)
         images, held = images.select(kept), images.select(chosen)
@@ -106,7 +110,17 @@ def folder(
         more = join(*further)
         more.labels = None
     data = ImageData(
-        name, images, held, known.classes, image_size, tuple(mean), tuple(std), more, eval_resize, unreadable=bad
+        name,
+        images,
+        held,
+        known.classes,
+        image_size,
+        tuple(mean),
+        tuple(std),
+        more,
+        eval_resize,
+        unreadable=bad,
+        prepared=record(top),
     )
     data.warn_of_leaks()
     return data

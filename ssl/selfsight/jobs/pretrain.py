@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import time
 from typing import Any
 
@@ -16,7 +17,7 @@ from selfsight.errors import UserError
 from selfsight.jobs import build, classified, measure, report
 from selfsight.jobs.console import clock_text, make_console, quiet
 from selfsight.jobs.monitor import Monitor
-from selfsight.jobs.run_folder import RunFolder
+from selfsight.jobs.run_folder import RunFolder, write_atomically
 from selfsight.jobs.saving import GracefulInterrupt, Interrupted, read_checkpoint
 from selfsight.jobs.speed import quicken
 from selfsight.methods.base import Method
@@ -73,6 +74,8 @@ def fit(
     method.configure(build.recipe(cfg), clock)
     quicken(method, cfg.trainer, build.device(cfg.trainer.accelerator))
     data.data.unreadable.write_to(folder.path / "unreadable.txt")
+    if data.data.prepared is not None:  # what the images had gone through is part of the run
+        write_atomically(folder.path / "prepared.json", json.dumps(data.data.prepared, indent=2) + "\n")
     evaluation = build.build(cfg.evaluator.online)
     callbacks = [GracefulInterrupt(folder.checkpoint), evaluation, Monitor(folder, console, evaluation)]
     trainer = build.trainer(cfg, folder, callbacks)

@@ -36,7 +36,7 @@ def quicken(method: Method, trainer: DictConfig, device: torch.device) -> Method
             )
         turn_on(True)
     if wanted(trainer.channels_last, device):
-        method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        method.to(memory_format=torch.channels_last)
     if wanted(trainer.compile, device):
         compile_networks(method)
     return method
@@ -50,7 +50,8 @@ def compile_networks(method: Method) -> None:
     told: list[str] = []
     for name, network in method.named_children():
         if name not in method.uncompiled:
-            inner = network.module if isinstance(getattr(network, "module", None), nn.Module) else network
+            within = getattr(network, "module", None)  # a teacher's network is below it
+            inner = within if isinstance(within, nn.Module) else network
             inner._compiled_call_impl = _OrPlain(inner, name, told)  # the slot that nn.Module.compile fills
 
 

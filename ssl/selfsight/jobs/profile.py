@@ -1,0 +1,182 @@
+"""`selfsight profile`: where the time of a training step goes, and what holds it up."""
+
+from __future__ import annotations
+
+import io
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from lightning import seed_everything
+from lightning.pytorch import Callback
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from selfsight.jobs import build
+from selfsight.jobs.console import make_console, quiet
+from selfsight.jobs.monitor import Monitor
+from selfsight.jobs.pretrain import check_sizes, check_views
+from selfsight.jobs.run_folder import RunFolder
+from selfsight.jobs.speed import quicken
+
+#: parts of a step in their order
+PARTS = {
+    "data": "waiting for data",
+    "views": "making views",
+    "forward": "forward",
+    "backward": "backward",
+    "optimiser": "optimiser",
+    "log": "logging",
+    "rest": "trainer and the rest",
+}
+
+
+def run(cfg: DictConfig) -> None:
+    """Train some steps as `pretrain` would, and say what they were spent on. Nothing is kept."""
+    quiet()
+    console = make_console()
+    device = build.device(cfg.trainer.accelerator)
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    data = build.datamodule(cfg)
+    method = build.method(cfg, data)
+    check_views(method, data)
+    check_sizes(method, data)
+    method.configure(build.recipe(cfg), build.clock(cfg, data))
+    quicken(method, cfg.trainer, device)
+
+    epochs = math.ceil((cfg.warmup + cfg.steps) / data.steps_per_epoch)
+    cfg.trainer.update({"max_epochs": epochs, "limit_batches": None, "checkpoint_every": epochs})
+    cfg.trainer.limit_batches = min(data.steps_per_epoch, cfg.warmup + cfg.steps)
+    cfg.logger = None
+    watch = Stopwatch(cfg.warmup, cfg.steps, synchronise=device.type == "cuda")
+    data.on_after_batch_transfer = watch.around(data.on_after_batch_transfer)
+    with tempfile.TemporaryDirectory() as place:
+        folder = RunFolder(Path(place))
+        silent = Console(file=io.StringIO())
+        monitor = Monitor(folder, silent, SimpleNamespace(results=[]))
+        trainer = build.trainer(cfg, folder, [First(watch), monitor, Last(watch)])
+        trainer.fit(method, datamodule=data)
+    tell(console, watch.seconds, watch.counted, cfg, device)
+
+
+class Stopwatch:
+    """Adds the time since the last `mark` to the part that ends now; the first steps do not count."""
+
+    def __init__(self, warmup: int, steps: int, *, synchronise: bool) -> None:
+        self.warmup, self.steps, self.synchronise = warmup, steps, synchronise
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.step = 0
+        self.last = time.perf_counter()
+
+    @property
+    def counted(self) -> int:
+        return max(0, min(self.step - self.warmup, self.steps))
+
+    def mark(self, part: str | None) -> None:
+        """``part`` ends here; None: what went on until here is nobody's."""
+        if self.synchronise:
+            torch.cuda.synchronize()  # otherwise the time would go to whoever waits next
+        now = time.perf_counter()
+        if part is not None and self.warmup <= self.step < self.warmup + self.steps:
+            self.seconds[part] += now - self.last
+        self.last = now
+
+    def around(self, make: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
+        """The hook that makes the views, timed."""
+
+        def timed(batch: Any, dataloader_idx: int) -> Any:
+            self.mark("data")
+            made = make(batch, dataloader_idx)
+            self.mark("views")
+            return made
+
+        return timed
+
+
+class First(Callback):
+    """Stands before all others."""
+
+    def __init__(self, watch: Stopwatch) -> None:
+        self.watch = watch
+
+    def on_train_epoch_start(self, *args: Any) -> None:
+        self.watch.mark(None)
+
+    def on_before_zero_grad(self, *args: Any) -> None:
+        self.watch.mark("forward")
+
+    def on_before_backward(self, *args: Any) -> None:
+        self.watch.mark("forward")
+
+    def on_after_backward(self, *args: Any) -> None:
+        self.watch.mark("backward")
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.watch.mark("rest")
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.watch.mark("optimiser")
+
+
+class Last(Callback):
+    """Stands behind all others."""
+
+    def __init__(self, watch: Stopwatch) -> None:
+        self.watch = watch
+
+    def on_train_epoch_start(self, *args: Any) -> None:
+        self.watch.mark(None)
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.watch.mark("rest")
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.watch.mark("log")
+        self.watch.step += 1
+
+
+def tell(console: Console, seconds: Mapping[str, float], steps: int, cfg: DictConfig, device: torch.device) -> None:
+    """Table, speed, and the bottleneck in one sentence."""
+    whole = sum(seconds.values())
+    table = Table("part", "ms a step", "share")
+    for part, label in PARTS.items():
+        table.add_row(label, f"{1000 * seconds[part] / steps:.1f}", f"{seconds[part] / whole:.0%}")
+    table.add_row("whole step", f"{1000 * whole / steps:.1f}", "100%", style="bold")
+    console.print(table)
+    console.print(
+        f"{cfg.batch_size * steps / whole:,.0f} images/s on {device.type}, {steps} steps of {cfg.batch_size} images"
+    )
+    console.print(bottleneck({part: spent / whole for part, spent in seconds.items()}, device.type, cfg))
+
+
+def bottleneck(shares: Mapping[str, float], device: str, cfg: DictConfig) -> str:
+    """What to change first, from the share of each part."""
+    network = shares["forward"] + shares["backward"]
+    if shares["data"] > 0.1 and shares["data"] >= shares["views"]:
+        return (
+            f"The step waits for data {shares['data']:.0%} of its time: give more readers (num_workers, now "
+            f"{cfg.num_workers}), or smaller files once and for all: selfsight prepare."
+        )
+    if shares["views"] > 0.25:
+        remedy = "trainer.compile=true" if device == "cuda" else "a GPU, smaller images or fewer views"
+        return f"Making views takes {shares['views']:.0%} of a step: {remedy} would help."
+    if shares["optimiser"] > 0.25:
+        return (
+            f"The optimiser takes {shares['optimiser']:.0%} of a step: a larger batch or trainer.accumulate makes its "
+            "steps fewer."
+        )
+    if shares["log"] + shares["rest"] > 0.25:
+        return (
+            f"The step is so short that the trainer's own work is {shares['log'] + shares['rest']:.0%} of it: a larger "
+            "batch_size hides that."
+        )
+    remedy = (
+        "precision, compilation and a larger batch are what is left" if device == "cuda" else "a GPU is what is left"
+    )
+    return f"The network is the bottleneck, as it should be ({network:.0%} in forward and backward): {remedy}."
