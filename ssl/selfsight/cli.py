@@ -39,8 +39,6 @@ JOBS = {
     "compare-runs": ("compare_runs", "several runs side by side: table, curves, differences of configuration"),
     "prepare": ("prepare", "make a folder of images fast to read, once for all runs"),
     "profile": ("profile", "where the time of a training step goes, and what holds it up"),
-    "prepare": ("prepare", "make a folder of images fast to read, once for all runs"),
-    "profile": ("profile", "where the time of a training step goes, and what holds it up"),
     "doctor": ("doctor", "say what works on this machine and what to install for the rest"),
 }
 
