@@ -295,6 +295,7 @@ def test_a_layer_the_head_has_not(runs: Path) -> None:
         go("finetune", *SMOKE, f"run={runs}/simclr", "layer=7", "labels.per_class=1", f"runs={runs}")
 
 
+@pytest.mark.slow
 def test_comparison_survives_being_killed(tmp_path: Path) -> None:
     """SIGKILL with two workers at it: they go, too, and the same command ends with the rows of one that ran through."""
     words = [
