@@ -37,7 +37,6 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["pretrain", "method=simclrv2,swav"], "-m runs every combination"),
         (["pretrain", "--fast"], "is no option"),
         (["pretrain", "epochs"], "not of the form key=value"),
-        (["pretrain", "dataset=folder"], "dataset.root has to be given"),
         (["knn"], "run=runs/NAME"),
     ],
 )
