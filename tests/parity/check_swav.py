@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,7 @@ from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Clock, Cosine, Warmup
 
 from ..distributed.spawn import run_on
-from .harness import Case, family
+from .harness import Case, family, load_file
 
 TOLERANCE = 1e-9
 
@@ -50,9 +51,15 @@ def sinkhorn_on(rank: int, scores: Tensor, options: dict[str, Any]) -> Tensor:
 
 @family("swav", "sinkhorn_2rank")
 def codes_on_processes(case: Case) -> None:
+    case.compare("codes", torch.stack(codes_of_processes(case.file, case.name)), TOLERANCE)
+
+
+@functools.cache  # starting processes takes most of the time
+def codes_of_processes(file: str, name: str) -> list[Tensor]:
+    case = Case(file, name, load_file(file)[name])
     scores = case.tensor("scores")
     options = {"epsilon": case.number("epsilon"), "iterations": case.number("iterations")}
-    case.compare("codes", torch.stack(run_on(len(scores), sinkhorn_on, scores, options)), TOLERANCE)
+    return run_on(len(scores), sinkhorn_on, scores, options)
 
 
 class NoBackbone(nn.Module):
@@ -153,10 +160,16 @@ def loss_on(rank: int, hp: dict[str, Any], arrays: dict[str, Tensor]) -> dict[st
 
 @family("swav", "loss_2rank", "queueloss_2rank")
 def loss_on_processes(case: Case) -> None:
-    hp = hyperparameters(case)
-    ranks = run_on(hp["world_size"], loss_on, hp, {name: case.tensor(name) for name in case.inp})
+    ranks = losses_of_processes(case.file, case.name)
     for name in case.out:
         case.compare(name, torch.stack([found[name] for found in ranks]), TOLERANCE)
+
+
+@functools.cache
+def losses_of_processes(file: str, name: str) -> list[dict[str, Tensor]]:
+    case = Case(file, name, load_file(file)[name])
+    hp = hyperparameters(case)
+    return run_on(hp["world_size"], loss_on, hp, {name: case.tensor(name) for name in case.inp})
 
 
 @family("swav", "queue_roll")
@@ -227,7 +240,8 @@ class TinyNet(nn.Module):
 
 def tiny(case: Case, **options: Any) -> SwAV:
     """The method on the network that several cases share, its weights read as the authors' checkpoints are."""
-    net = case.sibling("tinynet")
+    shared = [name for name in load_file(case.file) if name.startswith("tinynet")]
+    net = case.sibling(next((name for name in shared if case.name.endswith(name.removeprefix("tinynet"))), shared[0]))
     hp = {name: net.number(name) for name in net.hp}
     backbone = TinyNet(hp["base_width"], hp["blocks_per_stage"], bool(hp["block"]))
     sizes = {"hidden_dim": hp["hidden"], "dim": hp["out_dim"], "num_prototypes": hp["nmb_prototypes"]}
