@@ -270,7 +270,7 @@ def test_chance_is_the_loss_of_collapsed_embeddings() -> None:
     result = made.training_step(data[0], 0)
     assert float(result["loss"].detach()) == pytest.approx(made.chance_loss(), rel=1e-5)
     assert float(result["loss"].detach()) == pytest.approx(0.1 / 0.07 * math.log(3 * 4 - 1), rel=1e-5)
-    assert float(result["projection_std"]) < 1e-3
+    assert float(result["embedding_std"]) < 1e-3
     assert method(denominator="only_negatives").chance_loss() is None
     assert method(positives_cap=2).chance_loss() is None
 
@@ -288,7 +288,7 @@ def test_monitors() -> None:
     assert float(found["positives"]) == 0
     assert float(found["nearest_agrees"]) == 0.75
     sphere = F.normalize(torch.randn(4000, 1, 6, dtype=torch.float64), dim=-1)
-    assert float(made.monitors(sphere, None)["projection_std"]) == pytest.approx(1, abs=0.02)
+    assert float(made.monitors(sphere, None)["embedding_std"]) == pytest.approx(1, abs=0.02)
 
 
 def test_it_learns_the_classes() -> None:

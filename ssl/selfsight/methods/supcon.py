@@ -121,7 +121,7 @@ class SupCon(Method):
         """What the loss does not tell, of the first view of every image.
 
         ``positives``: mean number of other images that belong to it; 0 makes this SimCLR. ``nearest_agrees``: share of
-        images whose nearest other embedding among all views belongs to it. ``projection_std``: spread of the
+        images whose nearest other embedding among all views belongs to it. ``embedding_std``: spread of the
         embeddings, 1 on the whole sphere, near 0 when all have collapsed.
         """
         B, V, D = z.shape
@@ -135,7 +135,7 @@ class SupCon(Method):
         return {
             "positives": same.sum(1).to(z.dtype).mean() - 1,
             "nearest_agrees": same.gather(1, nearest[:, None]).to(z.dtype).mean(),
-            "projection_std": keys.flatten(0, 1).std(dim=0, correction=0).mean() * D**0.5,
+            "embedding_std": keys.flatten(0, 1).std(dim=0, correction=0).mean() * D**0.5,
         }
 
 
