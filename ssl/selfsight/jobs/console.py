@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 
 from rich.console import Console
 
 
 def make_console() -> Console:
-    console = Console(highlight=False, soft_wrap=True)
+    # a notebook asks for colours, FORCE_COLOR, where there is no terminal to move a progress bar on
+    console = Console(highlight=False, soft_wrap=True, force_terminal=sys.stdout.isatty())
     if not console.is_terminal:
         console.width = 120  # a file or a pipe has no width of its own
     return console
