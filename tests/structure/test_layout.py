@@ -21,7 +21,7 @@ FLOORS = {
     "checkpoints": 4,
     "methods": 5, "datamodules": 5,
     "evaluation": 6,
-    "jobs": 7, "cli": 8,
+    "jobs": 7, "cli": 7,
 }  # fmt: skip
 SOURCES = {
     "selfsight": ROOT / "ssl" / "selfsight",
@@ -65,7 +65,8 @@ def imported(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize(("part", "path"), [pytest.param(p, f, id=str(f.relative_to(ROOT))) for p, f in files()])
 def test_imports_go_down(part: str, path: Path) -> None:
     for other in imported(path):
-        assert other == part or FLOORS[other] < FLOORS[part], f"{path} imports {other}"
+        allowed = other == part or FLOORS[other] < FLOORS[part] or {other, part} == {"jobs", "cli"}
+        assert allowed, f"{path} imports {other}"
 
 
 def test_the_core_never_imports_the_folders_beside_it() -> None:
