@@ -278,6 +278,7 @@ def small_model(case: Case, engine: Engine) -> SparK:
         densify_norm=case.number("densify_norm"),
         levels=sum(n.startswith("mask_tokens.") for n in state),
         normalise_pixels=True,
+        decoder_precision="auto",
         engine=engine,
         sync_batchnorm=True,
     ).double()
@@ -371,6 +372,7 @@ def checkpoint(case: Case) -> None:
             densify_norm="auto",
             levels=4,
             normalise_pixels=True,
+            decoder_precision="auto",
             engine="dense",
             sync_batchnorm=True,
         )

@@ -15,8 +15,9 @@ hidden cells instead of computing and erasing them (``encoder``), which changes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +26,13 @@ from torch.nn.init import trunc_normal_
 from selfsight.batch import Batch
 from selfsight.errors import UserError, nearest
 from selfsight.losses.spark import fill_hidden, masked_patch_loss
-from selfsight.methods.base import Method
+from selfsight.methods.base import Gallery, Method
 from selfsight.nn.light_decoder import LightDecoder
 from selfsight.nn.sparse import Mask, MaskedBatchNorm2d, visible_cells, visible_count
 from selfsight.nn.sparse_encoder import Engine, Level, SparseEncoder
 from selfsight.optim.groups import ParamGroup
 
+DECODER_PRECISIONS = ("auto", "bf16")
 DENSIFY_NORMS = ("auto", "bn", "ln", "none")
 #: parameters without weight decay and layer adaptation, besides the one-dimensional ones (authors' ``lr_control.py``)
 PLAIN = ("mask_tokens", "gamma", "cls_token", "pos_embed")
@@ -60,11 +62,14 @@ class SparK(Method):
         densify_norm: of the maps before densifying: ``bn``, ``ln``, ``none``, or ``auto`` (what the backbone uses).
         levels: how many maps the decoder sees at most.
         normalise_pixels: predict pixels normalised per cell (the paper's target) or the pixels themselves.
+        decoder_precision: ``bf16`` runs densify and decoder, the larger part of the work, in bfloat16 and leaves the
+            encoder as it is; ``auto`` leaves both to the trainer.
         engine: ``dense``, ``packed`` or ``auto``, see `selfsight.nn.sparse_encoder.SparseEncoder`.
         sync_batchnorm: BatchNorm statistics of all processes, in encoder, densify and decoder.
     """
 
     n_views = (1, 1)
+    uncompiled = ("backbone", "encoder")  # how many cells are visible differs, and hooks read the maps
 
     def __init__(
         self,
@@ -75,6 +80,7 @@ class SparK(Method):
         densify_norm: Literal["auto", "bn", "ln", "none"],
         levels: int,
         normalise_pixels: bool,
+        decoder_precision: Literal["auto", "bf16"],
         engine: Engine,
         sync_batchnorm: bool,
     ) -> None:
@@ -86,7 +92,13 @@ class SparK(Method):
                 f"SparK's densify_norm is '{densify_norm}'; one of {', '.join(DENSIFY_NORMS)}."
                 f"{nearest(densify_norm, DENSIFY_NORMS)}"
             )
+        if decoder_precision not in DECODER_PRECISIONS:
+            raise UserError(
+                f"SparK's decoder_precision is '{decoder_precision}'; one of {', '.join(DECODER_PRECISIONS)}."
+                f"{nearest(decoder_precision, DECODER_PRECISIONS)}"
+            )
         self.mask_ratio, self.normalise_pixels = mask_ratio, normalise_pixels
+        self.decoder_precision = decoder_precision
         self.encoder = SparseEncoder(backbone, engine=engine, most_levels=levels, sync=sync_batchnorm)
         kind = _norm_of(backbone) if densify_norm == "auto" else densify_norm
 
@@ -100,6 +112,8 @@ class SparK(Method):
         self.mask_tokens = nn.ParameterList(torch.zeros(1, level.channels, 1, 1) for _, level in present)
         for token in self.mask_tokens:
             trunc_normal_(token, mean=0, std=0.02, a=-0.02, b=0.02)
+        if self.encoder.packs:  # packed maps lie channels last, and leave the densify step so
+            self.dense_decoder.to(memory_format=torch.channels_last)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
         x = batch.views[0]  # [B, 3, H, W]
@@ -111,8 +125,13 @@ class SparK(Method):
         """The masked forward. ``active`` (bool ``[B, 1, f_h, f_w]``) replaces the random mask."""
         mask = self.draw_mask(x) if active is None else self.encoder.mask(active)  # A [B, 1, f_h, f_w]
         maps = self.encoder(x, mask)  # [B, e_i, s_i f_h, s_i f_w], smallest first
-        inputs = self.densify(maps, mask)  # [B, D / 2^i, s_i f_h, s_i f_w]
-        return Reconstruction(maps, inputs, self.dense_decoder(inputs), mask)  # image [B, 3, H, W]
+        with self._decoder_autocast(x.device.type):
+            inputs = self.densify(maps, mask)  # [B, D / 2^i, s_i f_h, s_i f_w]
+            image = self.dense_decoder(inputs)  # [B, 3, H, W]
+        return Reconstruction(maps, inputs, image, mask)
+
+    def _decoder_autocast(self, device: str) -> AbstractContextManager[object]:
+        return torch.autocast(device, torch.bfloat16) if self.decoder_precision == "bf16" else nullcontext()
 
     def draw_mask(self, x: Tensor, generator: torch.Generator | None = None) -> Mask:
         """A random mask with the same number of visible cells in every image."""
@@ -137,7 +156,7 @@ class SparK(Method):
             self.positions, self.densify_norms, self.mask_tokens, self.densify_projs, strict=True
         ):
             z = norm(cast(Tensor, maps[i]), mask)
-            inputs[i] = projection(mask.fill(z, token))
+            inputs[i] = mask.project(z, token, projection)
         return inputs
 
     def param_groups(self) -> list[ParamGroup]:
@@ -154,25 +173,17 @@ class SparK(Method):
         ]
         return [group for group in groups if group["params"]]
 
-    @torch.no_grad()
-    def pictures(self, x: Tensor, mean: Any, std: Any, active: Tensor | None = None) -> Tensor:
-        """Input, masked input and reconstruction side by side.
+    def galleries(self, batch: Batch, classes: Sequence[str]) -> list[Gallery]:
+        note = "Image, what the encoder sees of it, and what the decoder makes of the hidden cells"
+        note += ", each given its true mean and contrast." if self.normalise_pixels else "."
+        return [Gallery("Reconstructions", note, self.panels(batch.views[0][:8]))]
 
-        Args:
-            x: normalised images ``[B, 3, H, W]``.
-            mean, std: of the data set, per channel; undone here.
-        Returns:
-            ``[B, 3, 3, H, W]`` (image, panel, channel, ...) in [0, 1].
-        """
-        training = self.training
-        self.eval()
+    def panels(self, x: Tensor, active: Tensor | None = None) -> Tensor:
+        """Input, masked input and reconstruction ``[B, 3, 3, H, W]`` (image, panel, channel, ...), all normalised."""
         result = self.reconstruct(x, active)
-        self.train(training)
         visible = result.mask.at(x.shape[2], x.shape[3], x.dtype)
         filled = fill_hidden(result.image.to(x.dtype), x, result.mask.active, normalised=self.normalise_pixels)
-        panels = torch.stack([x, x * visible, filled], dim=1)
-        m, s = (torch.as_tensor(v, dtype=x.dtype, device=x.device).view(1, 1, -1, 1, 1) for v in (mean, std))
-        return (panels * s + m).clamp(0, 1)
+        return torch.stack([x, x * visible, filled], dim=1)
 
 
 def _norm_of(backbone: nn.Module) -> str:

@@ -88,6 +88,10 @@ class Mask:
         """A map of the encoder, ``[B, C, h, w]``, with ``token`` (C values, or 1) in its hidden positions."""
         return torch.where(self.at(x.shape[2], x.shape[3]), x, token.to(x.dtype).view(1, -1, 1, 1))
 
+    def project(self, x: Tensor, token: Tensor, projection: nn.Module) -> Tensor:
+        """``projection`` of `fill`: dense, ``[B, C', h, w]``."""
+        return projection(self.fill(x, token))
+
     def dense(self, x: Tensor) -> Tensor:
         """A map of the encoder as ``[B, C, h, w]`` with zeros in its hidden positions."""
         return x
@@ -316,17 +320,12 @@ class MaskedGroupNorm(nn.GroupNorm):
         return _rest_of(self, y)
 
 
-#: Layers after which hidden positions are set back to zero, by the layout of their maps.
-_CHANNELS_FIRST = (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d)
+#: Layers that read neighbours, by class and (those of timm and of our backbones) by name.
+SPATIAL = (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d)
+SPATIAL_NAMES = ("BlurPool2d", "AvgPool2dSame", "MaxPool2dSame", "SamePool", "ShortcutPool")
+#: Layers of one position that add a bias, on maps with the channels last and with the channels first.
 _CHANNELS_LAST = (nn.LayerNorm, nn.Linear)
-_CHANNELS_FIRST_NAMES = (
-    "LayerNorm2d",
-    "LayerNormAct2d",
-    "LayerNormExp2d",
-    "BlurPool2d",
-    "AvgPool2dSame",
-    "MaxPool2dSame",
-)
+_NORMS_CHANNELS_FIRST = ("LayerNorm2d", "LayerNormAct2d", "LayerNormExp2d")
 #: ``x gate(mean of x)``: squeeze-and-excitation and its kin. Fed ``s x``, then divided by s, they see s times the mean.
 _GATED = ("SEModule", "SqueezeExcite", "SqueezeExcitation", "EffectiveSEModule", "EcaModule", "CecaModule", "EseModule")
 #: ``attention(mean of x)``, not multiplied by ``x``, and global average pooling within the trunk.
@@ -352,7 +351,7 @@ def convert(module: nn.Module, scope: MaskScope, *, sync: bool = False) -> None:
     elif name == "GlobalResponseNorm":
         # Zeros add nothing to its norm over positions: only its bias has to go.
         module.register_forward_hook(partial(_hide, scope, getattr(module, "channel_dim", 1) == -1))
-    elif isinstance(module, _CHANNELS_FIRST) or name.startswith(_CHANNELS_FIRST_NAMES):
+    elif isinstance(module, SPATIAL) or name.startswith((*SPATIAL_NAMES, *_NORMS_CHANNELS_FIRST)):
         module.register_forward_hook(partial(_hide, scope, False))
     elif isinstance(module, _CHANNELS_LAST):
         module.register_forward_hook(partial(_hide, scope, True))

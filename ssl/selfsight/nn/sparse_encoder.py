@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
@@ -80,7 +81,8 @@ class SparseEncoder:
     ) -> None:
         if engine not in ENGINES:
             raise UserError(f"SparK's engine is '{engine}'; one of {', '.join(ENGINES)}.{nearest(engine, ENGINES)}")
-        self.backbone, self.scope, self.packs = backbone, MaskScope(), False
+        self.backbone, self.scope = backbone, MaskScope()
+        self.forms = {"dense"}
         self.levels = levels_of(backbone, most_levels)
         self.stride = cast(Level, self.levels[0]).stride
         first = next((m for m in backbone.modules() if isinstance(m, nn.Conv2d)), None)
@@ -95,7 +97,10 @@ class SparseEncoder:
                 raise UserError(
                     f"SparK cannot use {type(backbone).__name__}: it has no module '{name}' that gives a map."
                 )
-            modules[name].register_forward_hook(partial(_tap, self.scope, name))
+            module = modules[name]
+            while isinstance(module, nn.Sequential):  # which checkpointing takes apart
+                module = module[-1]
+            module.register_forward_hook(partial(_tap, self.scope, name))
         if engine != "dense":
             convert_packed(backbone, self.scope)
         if not any(p.is_meta for p in backbone.parameters()):
@@ -114,8 +119,18 @@ class SparseEncoder:
             counts = active.sum((1, 2, 3))
             keep = int(counts[0])
             if keep == 0 or bool((counts != keep).any()):
+                if "dense" not in self.forms:
+                    raise UserError(
+                        f"SparK got a mask with unequal numbers of visible cells, and {type(self.backbone).__name__} "
+                        "needs the same number in every image."
+                    )
                 return Mask(active)
         return PackedMask(active, keep)
+
+    @property
+    def packs(self) -> bool:
+        """Whether masks with the same number of visible cells in every image travel packed."""
+        return "packed" in self.forms
 
     def grid(self, images: Tensor) -> tuple[int, int]:
         """Cells per column and row.
@@ -145,19 +160,21 @@ class SparseEncoder:
                 expected = mask.shape(len(images), level.channels, h // level.stride, w // level.stride)
                 if not isinstance(x, Tensor) or tuple(x.shape) != expected:
                     got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                    name = level.module or "forward_features"
                     raise UserError(
-                        f"SparK cannot use {type(self.backbone).__name__}: '{level.module or 'forward_features'}' "
-                        f"gives {got} where a map of {list(expected)} belongs."
+                        f"SparK cannot use the maps of {type(self.backbone).__name__}: '{name}' gives {got} where a "
+                        f"map of {list(expected)} belongs."
                     )
             maps.append(x)
         self.scope.recall_in_backward(mask, [x for x in maps if x is not None])
         return maps
 
     def _examine(self, engine: Engine) -> None:
-        """See that hidden cells have no influence, that packing changes nothing, and freeze what no map depends on.
+        """Find out in which forms the backbone is blind to hidden cells, and freeze what no map depends on.
 
-        The same visible cells are shown among few hidden ones and among more of them. A layer that looks at hidden
-        cells, or counts them, answers differently.
+        The same visible cells are shown among few hidden ones and among more of them; a layer that looks at hidden
+        cells, or counts them, answers differently. Packed maps have to equal the erased ones. Where those are no
+        standard (attention over pooled maps), they have to equal the plain network's when nothing is hidden.
         """
         twin = copy.deepcopy(self)
         generator = torch.Generator().manual_seed(0)
@@ -166,55 +183,62 @@ class SparseEncoder:
                 if parameter.ndim <= 1 or not parameter.any():  # zero-initialised branches would hide what they do
                     parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter))
         twin.backbone.eval()  # batch statistics of a handful of positions would amplify rounding
-        reference = next(twin.backbone.parameters())
-        height, width = 3 * self.stride, 4 * self.stride
-        image = torch.randn(1, self.in_channels, height, width, generator=generator)
-        active = torch.zeros(1, 1, 3, 4, dtype=torch.bool)
-        active[:, :, 1, 1:3] = True
-        trials = []
-        for more in (0, 1):
-            mask = Mask(F.pad(active, (0, more)).to(reference.device))
-            canvas = F.pad(image, (0, more * self.stride)).to(reference)
-            try:
-                maps, seen = twin._watched(canvas, mask)
-            except (RuntimeError, AssertionError, AttributeError, ValueError, TypeError) as error:
-                raise UserError(
-                    f"SparK cannot use {type(self.backbone).__name__}: its masked forward fails on images of "
-                    f"{height} x {width} ({_first_line(error)})."
-                ) from error
-            trials.append((maps, seen, mask))
-        (maps, seen, small), (larger_maps, larger_seen, large) = trials
-        if any(_differ(a, small, b, large) for a, b in zip(maps, larger_maps, strict=True)):
-            shared = (name for name in seen if name in larger_seen)
-            culprit = next((n for n in shared if _differ(seen[n], small, larger_seen[n], large)), "")
-            kind = type(twin.backbone.get_submodule(culprit)).__name__
-            raise UserError(
-                f"SparK cannot use {type(self.backbone).__name__}: its module '{culprit}' ({kind}) mixes hidden cells "
-                "with visible ones. It takes CNNs of convolutions, normalisations, pooling and squeeze-and-excitation."
-            )
+        like = next(twin.backbone.parameters())
+        image = torch.randn(1, self.in_channels, 3 * self.stride, 4 * self.stride, generator=generator).to(like)
+        canvas = F.pad(image, (0, self.stride))
+        few = F.pad(torch.ones(1, 1, 1, 2, dtype=torch.bool, device=like.device), (1, 1, 1, 1))
+        more = F.pad(few, (0, 1))
+        everything = torch.ones_like(few)
+
+        maps, problem = twin._blind([(image, Mask(few)), (canvas, Mask(more))])
+        problems = {"dense": problem}
         if engine != "dense":
-            problem = ""
-            try:
-                packed = PackedMask(small.active, 2)
-                fast = [packed.dense(x) for x in twin(image.to(reference), packed) if x is not None]
-                if any(_differ(a, small, b, small) for a, b in zip(maps, fast, strict=True)):
-                    problem = "the results differ"
-            except (RuntimeError, AssertionError, AttributeError, ValueError, TypeError, UserError) as error:
-                problem = _first_line(error)
-            self.packs = not problem
-            if problem and engine == "packed":
-                raise UserError(
-                    f"SparK cannot pack the visible cells of {type(self.backbone).__name__} ({problem}): "
-                    "use engine=dense."
-                )
+            packed = [(image, PackedMask(few, 2)), (canvas, PackedMask(more, 2))]
+            fast, problem = twin._blind(packed[:1] if not problems["dense"] else packed)
+            if not problem and not problems["dense"] and _any_differ(maps, fast, Mask(few)):
+                problem = "packed and erased maps differ"
+            if not problem and problems["dense"]:
+                plain, problem = twin._blind([(image, Mask(everything))])
+                whole, problem = twin._blind([(image, PackedMask(everything, everything.numel()))])
+                if not problem and _any_differ(plain, whole, Mask(everything)):
+                    problem = "packed maps differ from plain ones"
+                maps = fast
+            problems["packed"] = problem
+        self.forms = {form for form, problem in problems.items() if not problem}
+        if not self.forms or engine not in ("auto", *self.forms):
+            raise UserError(
+                f"SparK cannot use {type(self.backbone).__name__}: {problems.get(engine) or problems['dense']}. "
+                "It takes CNNs of convolutions, normalisations, pooling and squeeze-and-excitation."
+            )
         names, parameters = zip(*((n, p) for n, p in twin.backbone.named_parameters() if p.requires_grad), strict=True)
         gradients = torch.autograd.grad([x.square().sum() for x in maps], parameters, allow_unused=True)
         for name, gradient in zip(names, gradients, strict=True):
             if gradient is None:
                 self.backbone.get_parameter(name).requires_grad_(False)
 
+    def _blind(self, trials: Sequence[tuple[Tensor, Mask]]) -> tuple[list[Tensor], str]:
+        """The maps (dense) of the first trial, and what is wrong if the others give visible cells other values."""
+        results = []
+        for images, mask in trials:
+            try:
+                maps, seen = self._watched(images, mask)
+            except UserError as error:
+                return [], str(error).split(": ", 1)[-1].rstrip(".")
+            except (RuntimeError, AssertionError, AttributeError, ValueError, TypeError, IndexError) as error:
+                size = " x ".join(str(side) for side in images.shape[-2:])
+                return [], f"its masked forward fails on images of {size} ({_first_line(error)})"
+            results.append((maps, seen, mask))
+        maps, seen, mask = results[0]
+        for other_maps, other_seen, other in results[1:]:
+            if any(_differ(a, mask, b, other) for a, b in zip(maps, other_maps, strict=True)):
+                names = (name for name in seen if name in other_seen)
+                culprit = next((n for n in names if _differ(seen[n], mask, other_seen[n], other)), "")
+                kind = type(self.backbone.get_submodule(culprit)).__name__
+                return maps, f"its module '{culprit}' ({kind}) mixes hidden cells with visible ones"
+        return maps, ""
+
     def _watched(self, images: Tensor, mask: Mask) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The maps of ``images``, and what every module gave on the way, in the order of their end."""
+        """The dense maps of ``images``, and what every module gave on the way, in the order of their end."""
         seen: dict[str, Tensor] = {}
 
         def record(name: str, module: nn.Module, args: Any, output: Any) -> None:
@@ -222,9 +246,11 @@ class SparseEncoder:
                 seen[name] = output.detach().clone()
 
         handles = [m.register_forward_hook(partial(record, n)) for n, m in self.backbone.named_modules()]
-        maps = [x for x in self(images, mask) if x is not None]
-        for handle in handles:
-            handle.remove()
+        try:
+            maps = [mask.dense(x) for x in self(images, mask) if x is not None]
+        finally:
+            for handle in handles:
+                handle.remove()
         return maps, seen
 
 
@@ -243,6 +269,10 @@ def _differ(a: Tensor, mask_a: Mask, b: Tensor, mask_b: Mask) -> bool:
     return rows_a.shape != rows_b.shape or bool(
         torch.maximum((rows_a - rows_b).abs().max(), leak) > 2e-4 * rows_a.abs().max()
     )
+
+
+def _any_differ(a: list[Tensor], b: list[Tensor], mask: Mask) -> bool:
+    return any(_differ(x, mask, y, mask) for x, y in zip(a, b, strict=True))
 
 
 def _first_line(error: Exception) -> str:
