@@ -20,7 +20,7 @@ MAPPED = 100_000  # points at most
 FITTED = 1500  # of them t-SNE is computed for; the others are placed between their neighbours among these
 PICTURED = 3000  # of them have a picture that shows on hovering
 TILE = 32  # its side in pixels
-FRAMED = 300  # pictures on the map, at most
+FRAMED = 200  # pictures on the map, at most
 VOTERS, TEMPERATURE = 20, 0.07  # of the kNN that predicts
 
 
@@ -200,17 +200,13 @@ def cloud(go: Any, known: Facts, inside: np.ndarray, size: int, name: str, marke
 
 
 def pictures(data: Any, test: Any, known: Facts) -> list[dict[str, Any]]:
-    """Images laid on the map, framed in their colours: at most one a cell of a grid, near its middle, so that none
-    hides another."""
-    low, high = known.flat[:PICTURED].min(0), known.flat[:PICTURED].max(0)
-    across = max(1, round(np.sqrt(FRAMED)))
-    step = float((high - low).max()) / across or 1.0
-    cells: dict[tuple[int, int], tuple[float, int]] = {}
-    for i, place in enumerate((known.flat[:PICTURED] - low) / step):
-        cell = (int(place[0]), int(place[1]))
-        off_centre = float(np.abs(place % 1 - 0.5).max())
-        if off_centre < 0.22:
-            cells[cell] = min(cells.get(cell, (9.0, -1)), (off_centre, i))
+    """Images laid on the map, framed in their colours, as many as fit without hiding one another."""
+    flat = known.flat[:PICTURED]
+    side = 0.9 * float((flat.max(0) - flat.min(0)).max() or 1.0) / np.clip(1.6 * np.sqrt(len(flat)), 12, 28)
+    placed: list[int] = []
+    for i, place in enumerate(flat):
+        if len(placed) < FRAMED and (not placed or float(np.abs(flat[placed] - place).max(1).min()) > side):
+            placed.append(i)
     values = known.labels if known.labels is not None else known.clusters
     colours = palette(int(values.max()) + 1)
     images = data.data.split("test")
@@ -222,9 +218,9 @@ def pictures(data: Any, test: Any, known: Facts) -> list[dict[str, Any]]:
         {
             "source": source(i),
             "x": float(known.flat[i, 0]), "y": float(known.flat[i, 1]), "xref": "x", "yref": "y",
-            "sizex": 0.56 * step, "sizey": 0.56 * step, "xanchor": "center", "yanchor": "middle", "layer": "above",
+            "sizex": side, "sizey": side, "xanchor": "center", "yanchor": "middle", "layer": "above",
         }
-        for _, i in sorted(cells.values())
+        for i in placed
     ]  # fmt: skip
 
 

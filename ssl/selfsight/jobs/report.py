@@ -33,7 +33,7 @@ pre { background: #f5f7fa; padding: 12px; border-radius: 6px; overflow-x: auto; 
 summary { cursor: pointer; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 8px 18px; }
 .grid > div { min-width: 0; }
-.columns { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(540px, 100%), 1fr)); gap: 4px 24px; }
+.columns { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(500px, 100%), 1fr)); gap: 4px 24px; }
 .row { display: flex; gap: 4px; align-items: flex-start; margin: 4px 0; flex-wrap: wrap; }
 figure { margin: 0; width: 56px; text-align: center; }
 figure img { width: 56px; height: 56px; object-fit: contain; image-rendering: pixelated; display: block;
