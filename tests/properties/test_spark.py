@@ -252,7 +252,7 @@ def test_bf16_decoder_leaves_the_encoder_alone_and_the_loss_close() -> None:
         if name.startswith("backbone."):
             assert torch.equal(other_buffers[name], buffer), name
     a, b = (torch.cat([g.flatten() for n, g in gs.items() if "backbone" in n]) for gs in (gradients, other_gradients))
-    assert F.cosine_similarity(a, b, dim=0) > 0.99
+    assert F.cosine_similarity(a, b, dim=0) > 0.95
 
 
 def test_pictures_show_the_visible_cells_as_they_are() -> None:
