@@ -17,6 +17,7 @@ from selfsight.datamodules.cpu_views import CpuViews
 from selfsight.datamodules.device_views import DeviceViews
 from selfsight.datamodules.views import View, expand
 from selfsight.errors import UserError
+from selfsight.jobs.finetune import fill_views
 
 RECIPES = sorted((Path(selfsight.conf.__path__[0]) / "views").glob("*.yaml"))
 
@@ -24,6 +25,7 @@ RECIPES = sorted((Path(selfsight.conf.__path__[0]) / "views").glob("*.yaml"))
 def recipe(path: Path, size: int) -> list[View]:
     data = {"image_size": size, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
     cfg = OmegaConf.create({"dataset": data, "views": OmegaConf.load(path)})
+    fill_views(cfg, OmegaConf.create({}))  # as the jobs fill what a recipe leaves open
     return [instantiate(node) for name, node in cfg.views.items() if name != "engine"]
 
 
