@@ -49,6 +49,7 @@ class ViewQuality:
     images: int = 1024
     views: int = 8
     seed: int = 0
+    needs_labels = False
 
     @property
     def protocol(self) -> str:
@@ -75,6 +76,7 @@ class Invariance:
     operations: tuple[str, ...] | None = None
     images: int = 1024
     seed: int = 0
+    needs_labels = False
 
     def __post_init__(self) -> None:
         for name in self.operations or ():

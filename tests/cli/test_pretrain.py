@@ -67,7 +67,7 @@ def test_a_run_leaves_everything_behind(tmp_path: Path, capsys: pytest.CaptureFi
         assert 0 <= summary[row]["linear_top1"] <= 1
         assert summary[row]["few_shot"]["1"].keys() == {"mean", "std"}
     told = capsys.readouterr().out
-    assert re.search(r"epoch 1/1 +loss [\d.]+ .*rank [\d.]+.*kNN [\d.]+%.*images/s +0:00 left", told)
+    assert re.search(r"epoch 1/1 +loss [\d.]+ .*kNN [\d.]+%.*rank [\d.]+.*images/s +0:00 left", told)
     assert "report:" in told
     report = (folder / "report.html").read_text()
     assert "http://" not in re.sub(r"<script>.*?</script>", "", report, flags=re.S)
@@ -158,9 +158,13 @@ def test_a_folder_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[s
     pretrain(
         "debug=smoke", "dataset=folder", f"dataset.root={root}", "dataset.image_size=32", f"runs={tmp_path / 'runs'}"
     )
-    assert "kNN of views" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert re.search(r"epoch 1/1 .*kNN of views [\d.]+%", told)
+    assert "logistic" not in told, "a protocol of what was not measured"
     summary = json.loads((tmp_path / "runs" / "simclrv2-folder-1" / "summary.json").read_text())
     assert "knn_top1" not in summary["pretrained"]
+    assert set(summary["protocols"]) == {"diagnostics", "view_quality"}
+    assert all(0 <= summary[row]["view_knn_top1"] <= 1 for row in ("pixels", "untrained", "pretrained"))
 
 
 def test_not_a_number_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from selfsight import cli
+from selfsight.jobs import measure, monitor
 
 
 def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -86,3 +89,23 @@ def test_every_choice_composes() -> None:
 def test_conf_travels_with_the_package() -> None:
     assert (cli.conf_dir() / "pretrain.yaml").is_file()
     assert Path(cli.__file__).parent.name == "selfsight"
+
+
+def test_what_a_run_tells_fits_into_eighty_columns() -> None:
+    """Each number whole, each epoch and each row of the table in one line."""
+    figures = {"loss": 13.10005, "knn_top1": 0.987, "view_knn_top1": 0.5, "rank": 512.04, "feature_std": 0.3}
+    told = monitor.line(1000, 1000, figures, 12345.6, 3723)
+    assert told == "epoch 1000/1000  loss 13.10  kNN 98.7%  rank 512.0  12346 images/s  1:02:03 left"
+    assert len(told) == 80
+    told = monitor.line(7, 200, {"loss": 0.012345, "rank": 3, "view_knn_top1": 0.25}, 98.7, 59)
+    assert told == "epoch   7/200  loss 0.01235  rank 3.0  kNN of views 25.0%  99 images/s  0:59 left"
+
+    shots = {k: {"mean": 0.6571, "std": 0.1234} for k in ("1", "5", "20")}
+    row = {"knn_top1": 1.0, "linear_top1": 1.0, "rank": 512.04, "few_shot": shots}
+    console = Console(file=io.StringIO(), width=80)
+    measure.show(console, dict.fromkeys(measure.ROWS, row), {})
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= 80
+    for label in measure.ROWS.values():
+        (told,) = (line for line in lines if line.startswith(label))
+        assert told.removeprefix(label).split() == ["100.0%", "100.0%", "512.0", *["65.7", "±", "12.3%"] * 3]

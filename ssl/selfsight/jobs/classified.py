@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from selfsight.jobs import build
+from selfsight.jobs.console import make_table
 from selfsight.jobs.run_folder import RunFolder, write_atomically
 from selfsight.methods.base import Method
 
@@ -36,7 +36,7 @@ def record(console: Console, folder: RunFolder, method: Method, data: Any) -> di
         found[name] = {**figures, **over_epochs(folder.read_metrics(), f"{name}_top1")}
     content = {"classes": list(data.data.classes), "classifiers": found}
     write_atomically(folder.path / FILE, json.dumps(content, indent=2) + "\n")
-    table = Table("", "top-1", "best", f"median of last {LAST}", "top-5", "calibration error")
+    table = make_table("", "top-1", "best", f"median of last {LAST}", "top-5", "calibration error")
     for name, row in found.items():
         table.add_row(name, *(percent(row.get(key)) for key in ("top1", "best_top1", "median_top1", "top5", "ece")))
     console.print(table)

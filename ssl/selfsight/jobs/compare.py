@@ -19,10 +19,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
 
 from selfsight.errors import UserError, nearest
-from selfsight.jobs.console import make_console, quiet
+from selfsight.jobs.console import make_console, make_table, quiet
 from selfsight.jobs.report import STYLE, figure_html
 from selfsight.jobs.run_folder import RunFolder, write_atomically
 from selfsight.jobs.steps import SOURCE, perform
@@ -215,7 +214,7 @@ def title(labels: int) -> str:
 
 
 def show(console: Console, rows: Sequence[Row], cfg: DictConfig) -> None:
-    table = Table("", *[title(labels) for labels in cfg.labels_per_class])
+    table = make_table("", *[title(labels) for labels in cfg.labels_per_class])
     for name in cfg.approaches:
         table.add_row(str(name), *[cell_text(rows, name, labels) for labels in cfg.labels_per_class])
     console.print(table)

@@ -12,11 +12,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from selfsight.errors import UserError
 from selfsight.jobs import report
-from selfsight.jobs.console import clock_text, make_console, quiet
+from selfsight.jobs.console import clock_text, make_console, make_table, quiet
 from selfsight.jobs.run_folder import RunFolder, write_atomically
 
 FIGURES = {"knn_top1": "kNN", "linear_top1": "linear probe", "rank": "rank"}
@@ -31,7 +30,7 @@ def run(cfg: DictConfig) -> None:
         raise UserError("compare-runs takes two run folders or more: selfsight compare-runs runs/A runs/B.", status=2)
     folders = [RunFolder.open(path) for path in cfg.runs]
     titles, rows = table(folders)
-    shown = Table(*titles)
+    shown = make_table(*titles)
     for row in rows:
         shown.add_row(*row)
     console.print(shown)
@@ -127,7 +126,7 @@ def tell_differences(console: Console, folders: Sequence[RunFolder], changed: Se
     if not changed:
         console.print("The configurations are the same.")
         return
-    shown = Table("configuration", *(folder.name for folder in folders))
+    shown = make_table("configuration", *(folder.name for folder in folders))
     for row in changed:
         shown.add_row(*(escape(cell) for cell in row))
     console.print(shown)

@@ -7,7 +7,9 @@ import os
 import sys
 import warnings
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 
 def make_console() -> Console:
@@ -16,6 +18,14 @@ def make_console() -> Console:
     if not console.is_terminal:
         console.width = 120  # a file or a pipe has no width of its own
     return console
+
+
+def make_table(*titles: str) -> Table:
+    """An empty table: words to the left in the first column, numbers to the right in the others."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for i, title in enumerate(titles):
+        table.add_column(title, justify="right" if i else "left")
+    return table
 
 
 def quiet() -> None:

@@ -15,7 +15,7 @@ from torch import nn
 import selfsight
 from selfsight.errors import UserError
 from selfsight.jobs import build, measure
-from selfsight.jobs.console import make_console, quiet
+from selfsight.jobs.console import make_console, make_table, quiet
 from selfsight.jobs.run_folder import RunFolder, write_atomically
 from selfsight.jobs.saving import read_checkpoint
 
@@ -159,7 +159,7 @@ def note_in_metrics(folder: RunFolder, name: str, result: Mapping[str, Any]) -> 
 def show(console: Console, result: Mapping[str, Any]) -> None:
     """A table of the figures; beside those that have one, what is normal. The alarm, where one rings."""
     diagnostics = build.library("evaluation.diagnostics")
-    table = Table(show_header=False)
+    table = Table(show_header=False, box=None)
     for name, value in result.items():
         normal = [diagnostics.FIGURES[name].normal] if name in diagnostics.FIGURES else []
         for key, sub in lines(value).items():
@@ -174,7 +174,7 @@ def show_stages(console: Console, results: Mapping[str, Mapping[str, Any]]) -> N
     """A row for each stage; of the figures those that are one number, the kNN of every k left out."""
     first = next(iter(results.values()))
     names = [name for name, value in first.items() if isinstance(value, float) and not name.startswith("knn_k")]
-    table = Table("stage", *names)
+    table = make_table("stage", *names)
     for stage, result in results.items():
         table.add_row(stage, *(number(result[name]) for name in names))
     console.print(table)

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from selfsight.jobs import build
+from selfsight.jobs.console import make_table
 
 #: rows of the table, from nothing learnt to what was learnt here
-ROWS = {"pixels": "raw pixels", "untrained": "untrained network", "pretrained": "pretrained"}
+ROWS = {"pixels": "raw pixels", "untrained": "untrained", "pretrained": "pretrained"}
 
 
 def features(backbone: nn.Module, data: Any, stage: str = "final") -> tuple[Any, Any]:
@@ -37,12 +37,18 @@ def staged_features(
     return {stage: (found[0][stage], found[1][stage]) for stage in stages}
 
 
-def numbers(evaluators: Mapping[str, Any], train: Any, test: Any) -> dict[str, Any]:
-    """Everything the evaluators say of a pair of feature sets; those that need labels are silent without them."""
+def applicable(evaluators: Mapping[str, Any], labelled: bool) -> dict[str, Any]:
+    """Evaluators of the table: without labels those that need none; with labels those that features are enough for."""
+    if labelled:
+        return {name: one for name, one in evaluators.items() if not hasattr(one, "on_images")}
+    return {name: one for name, one in evaluators.items() if not one.needs_labels}
+
+
+def numbers(evaluators: Mapping[str, Any], backbone: nn.Module, data: Any, pair: tuple[Any, Any]) -> dict[str, Any]:
+    """Everything the evaluators say of a backbone and of its train and test features."""
     found: dict[str, Any] = {}
     for evaluator in evaluators.values():
-        if not (evaluator.needs_labels and train.labels is None):
-            found.update(evaluator(train, test))
+        found |= evaluator.on_images(backbone, data) if hasattr(evaluator, "on_images") else evaluator(*pair)
     return found
 
 
@@ -60,7 +66,7 @@ def show(console: Console, summary: Mapping[str, Any], protocols: Mapping[str, s
         )
         if any(key in summary[row] for row in rows)
     ]
-    table = Table("", *[title for _, title in singles], *[f"{k}/class" for k in shots])
+    table = make_table("", *[title for _, title in singles], *[f"{k}/class" for k in shots])
     for row, label in rows.items():
         values = summary[row]
         cells = [
@@ -69,20 +75,18 @@ def show(console: Console, summary: Mapping[str, Any], protocols: Mapping[str, s
         ]
         for k in shots:
             shot = values.get("few_shot", {}).get(k)
-            cells.append("" if shot is None else f"{100 * shot['mean']:.1f} ± {100 * shot['std']:.1f} %")
+            cells.append("" if shot is None else f"{100 * shot['mean']:.1f} ± {100 * shot['std']:.1f}%")
         table.add_row(label, *cells)
     console.print(table)
     for name, protocol in protocols.items():
         console.print(f"  {name}: {protocol}", style="dim", highlight=False)
 
 
-def pixels(data: Any) -> tuple[Any, Any]:
-    """The images themselves as features: what can be said without a network."""
-    return features(_Flatten(), data)
+class Pixels(nn.Module):
+    """The images themselves as features, ``[B, 3, H, W]`` to ``[B, 3 H W]``: what can be said without a network.
 
-
-class _Flatten(nn.Module):
-    """``[B, 3, H, W]`` -> ``[B, 3 H W]``; one unused parameter, since extraction asks a network where it lives."""
+    It has one unused parameter, since extraction asks a network where it lives.
+    """
 
     def __init__(self) -> None:
         super().__init__()

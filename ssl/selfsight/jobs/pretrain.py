@@ -141,9 +141,9 @@ def introduce(
     peak = build.recipe(cfg).peak_lr(clock.batch_size)
     console.print(
         f"{method_name(cfg)} · {backbone} ({millions:.2f} M parameters) · {measure.describe(data.data)}\n"
-        f"batch {clock.batch_size} ({processes} × {clock.batch_size // processes}), "
-        f"{clock.steps_per_epoch} steps an epoch, {clock.epochs} epochs · "
-        f"learning rate {cfg.optimizer.lr:g} → {peak:g} ({cfg.schedule.scaling} scaling)\n"
+        f"batch {clock.batch_size} ({processes} × {clock.batch_size // processes}) · "
+        f"{clock.epochs} epochs of {clock.steps_per_epoch} steps · "
+        f"lr {cfg.optimizer.lr:g} → {peak:.4g} ({cfg.schedule.scaling} scaling)\n"
         f"{folder.path}"
     )
 
@@ -166,12 +166,10 @@ def conclude(console: Console, cfg: DictConfig, folder: RunFolder, method: Metho
     evaluators = {name: build.build(node) for name, node in cfg.evaluator.final.items()}
     seed_everything(cfg.seed, workers=True, verbose=False)
     untrained = build.build(cfg.backbone).to(method.device)
-    pairs = {
-        "pixels": measure.pixels(data),
-        "untrained": measure.features(untrained, data),
-        "pretrained": measure.features(method.backbone, data),
-    }
-    summary = {name: measure.numbers(evaluators, *pair) for name, pair in pairs.items()}
+    networks = {"pixels": measure.Pixels(), "untrained": untrained, "pretrained": method.backbone}
+    pairs = {name: measure.features(network, data) for name, network in networks.items()}
+    evaluators = measure.applicable(evaluators, labelled=pairs["pixels"][0].labels is not None)
+    summary = {name: measure.numbers(evaluators, networks[name], data, pair) for name, pair in pairs.items()}
     protocols = {name: evaluator.protocol for name, evaluator in evaluators.items()}
     measure.show(console, summary, protocols)
     classifiers = classified.record(console, folder, method, data)

@@ -16,10 +16,9 @@ from lightning import seed_everything
 from lightning.pytorch import Callback
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
 
 from selfsight.jobs import build
-from selfsight.jobs.console import make_console, quiet
+from selfsight.jobs.console import make_console, make_table, quiet
 from selfsight.jobs.monitor import Monitor
 from selfsight.jobs.pretrain import check_sizes, check_views
 from selfsight.jobs.run_folder import RunFolder
@@ -144,7 +143,7 @@ class Last(Callback):
 def tell(console: Console, seconds: Mapping[str, float], steps: int, cfg: DictConfig, device: torch.device) -> None:
     """Table, speed, and the bottleneck in one sentence."""
     whole = sum(seconds.values())
-    table = Table("part", "ms a step", "share")
+    table = make_table("part", "ms a step", "share")
     for part, label in PARTS.items():
         table.add_row(label, f"{1000 * seconds[part] / steps:.1f}", f"{seconds[part] / whole:.0%}")
     table.add_row("whole step", f"{1000 * whole / steps:.1f}", "100%", style="bold")
