@@ -164,10 +164,14 @@ class FewShot:
         return {"few_shot": results}
 
     def _draw(self, train: Features, test: Features, shots: int, seed: int) -> float:
-        rows = per_class(train.known_labels, shots, seed)
-        standardise = Standardise.of(train.x[rows])
-        head = fit_lbfgs(standardise(train.x[rows]), train.known_labels[rows], train.classes, [self.penalty])
-        return accuracies(head, standardise(test.x), test.known_labels)["linear_top1"]
+        return self.fit(train.take(per_class(train.known_labels, shots, seed)), test)["linear_top1"]
+
+    def fit(self, few: Features, test: Features) -> dict[str, float]:
+        """`accuracies` on ``test`` of the regression on all of ``few``."""
+        few, test = checked(few, test)
+        standardise = Standardise.of(few.x)
+        head = fit_lbfgs(standardise(few.x), few.known_labels, few.classes, [self.penalty])
+        return accuracies(head, standardise(test.x), test.known_labels)
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ def test_three_steps_in_one_command(runs: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_comparison_goes_on_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["compare", "recipe=digits/few_labels", "approaches=[linear_probe,fixmatch]", "labels_per_class=[1]"]
+    words = ["compare", "recipe=digits/few_labels", "approaches=[linear_simclrv2,fixmatch]", "labels_per_class=[1]"]
     words += ["workers=1", "words=['debug=smoke']", f"runs={tmp_path}"]
     true = compare.accuracy
     calls: list[tuple[str, int]] = []
@@ -179,10 +179,10 @@ def test_comparison_goes_on_row_by_row(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(first.splitlines()) == 2
     go(*words, "seeds=1")
     assert table.read_text().startswith(first)
-    assert [name for name, _ in calls] == ["simclrv2", "fixmatch", "linear_probe", "simclrv2", "linear_probe"]
+    assert [name for name, _ in calls] == ["simclrv2", "fixmatch", "linear_simclrv2", "simclrv2", "linear_simclrv2"]
     page = (tmp_path / "compare-digits" / "comparison.html").read_text()
     assert "error_y" in page
-    assert "linear_probe" in page
+    assert "linear_simclrv2" in page
     with pytest.raises(UserError, match="another words; give this one a name"):
         go(*words[:-2], "words=['debug=smoke','batch_size=4']", words[-1])
 
@@ -276,6 +276,8 @@ def test_a_teacher_of_other_classes(runs: Path, photos: Path, tmp_path: Path) ->
         (["compare"], "recipe=digits/few_labels"),
         (["pretrain", "recipe=digits/few_labels"], "one for `selfsight compare`"),
         (["compare", "recipe=digits/few_labels", "approaches=[fixmach]"], "Did you mean 'fixmatch'?"),
+        (["compare", "recipe=digits/few_labels", "steps.linear_swav.after=swaf"], "Did you mean 'swav'?"),
+        (["compare", "recipe=digits/few_labels", "steps.linear_swav.after=null"], "name it with `after`"),
         (["distill"], "teacher has to be given"),
     ],
 )

@@ -11,8 +11,8 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+import selfsight
 from selfsight.errors import UserError, nearest
+from selfsight.jobs import build, measure
 from selfsight.jobs.console import make_console, make_table, quiet
 from selfsight.jobs.report import STYLE, figure_html
 from selfsight.jobs.run_folder import RunFolder, write_atomically
@@ -29,6 +31,9 @@ from selfsight.jobs.steps import SOURCE, perform
 COLUMNS = ("approach", "labels_per_class", "seed", "accuracy")
 #: keys in which the same command may differ from the one that began the comparison: they only add rows
 GROWING = ("seeds", "labels_per_class", "approaches", "name", "runs", "workers")
+
+#: the step that is no run of its own: a linear probe on the features of the run before it
+PROBE = "linear"
 
 Row = tuple[str, int, int, float]
 #: step, labels a class (0 where the step uses none), seed
@@ -39,11 +44,7 @@ def run(cfg: DictConfig) -> None:
     """Every row that is not there yet; the same command goes on where it was stopped, by SIGKILL, too."""
     quiet()
     console = make_console()
-    if not cfg.get("steps"):
-        raise UserError("say what is to be compared: recipe=digits/few_labels, or a recipe of your own with `steps`.")
-    for name in cfg.approaches:
-        if name not in cfg.steps:
-            raise UserError(f"approach '{name}' is none of the steps.{nearest(name, map(str, cfg.steps))}")
+    check(cfg)
     folder = opened(cfg)
     table = folder.path / "comparison.csv"
     rows = read(table)
@@ -54,7 +55,7 @@ def run(cfg: DictConfig) -> None:
         for name in cfg.approaches
     }
     known = {row[:3] for row in rows}
-    for task, found in done(cfg, folder, waves(cfg, wanted - known)):
+    for task, found in done(cfg, folder, plan(cfg, wanted - known)):
         if task in wanted:
             rows.append((*task, found))
             write(table, rows)
@@ -67,43 +68,76 @@ def run(cfg: DictConfig) -> None:
     console.print(f"{table}\n{path}")
 
 
-def waves(cfg: DictConfig, wanted: Collection[Task]) -> list[list[Task]]:
-    """Everything that has to be done for the wanted rows, in groups whose tasks need only what stands before them."""
-    found: dict[Task, int] = {}
+def check(cfg: DictConfig) -> None:
+    """Refuse a comparison without steps, and approaches and steps that start from what is none of them.
 
-    def add(task: Task) -> int:
-        name, labels, seed = task
+    Raises:
+        UserError: naming the word.
+    """
+    if not cfg.get("steps"):
+        raise UserError("say what is to be compared: recipe=digits/few_labels, or a recipe of your own with `steps`.")
+    for name in cfg.approaches:
+        if name not in cfg.steps:
+            raise UserError(f"approach '{name}' is none of the steps.{nearest(str(name), map(str, cfg.steps))}")
+    for name, step in cfg.steps.items():
+        source = step.get("after")
+        if source is None and step.job in (PROBE, "distill"):
+            raise UserError(f"the step '{name}' ({step.job}) starts from another one: name it with `after`.")
+        if source is not None and source not in cfg.steps:
+            raise UserError(
+                f"the step '{name}' comes after '{source}', which is none of the steps."
+                f"{nearest(str(source), map(str, cfg.steps))}"
+            )
+
+
+def plan(cfg: DictConfig, wanted: Collection[Task]) -> dict[Task, Task | None]:
+    """Everything that has to be done for the wanted rows, with the task each one starts from.
+
+    In order of urgency: seed by seed, within one as the recipe has the steps.
+    """
+    found: dict[Task, Task | None] = {}
+
+    def add(name: str, labels: int, seed: int) -> Task:
         step = cfg.steps[name]
-        before = -1 if step.get("after") is None else add((str(step.after), labels, seed))
-        key = task if step.get("labelled", True) else (name, 0, seed)
-        found[key] = before + 1
-        return found[key]
+        key = (name, labels if step.get("labelled", True) else 0, seed)
+        found[key] = None if step.get("after") is None else add(str(step.after), labels, seed)
+        return key
 
-    order = list(cfg.approaches)
-    for task in sorted(wanted, key=lambda task: (task[2], task[1], order.index(task[0]))):
-        add(task)
-    return [[task for task, depth in found.items() if depth == d] for d in sorted(set(found.values()))]
+    for task in wanted:
+        add(*task)
+    order = list(cfg.steps)
+    urgency = sorted(found, key=lambda task: (task[2], order.index(task[0]), task[1]))
+    return {task: found[task] for task in urgency}
 
 
-def done(cfg: DictConfig, folder: RunFolder, groups: Iterable[Sequence[Task]]) -> Iterator[tuple[Task, float]]:
+def done(cfg: DictConfig, folder: RunFolder, before: Mapping[Task, Task | None]) -> Iterator[tuple[Task, float]]:
     """Each task with its accuracy as it comes to its end; several at a time, each on its share of the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = (1 if torch.cuda.is_available() else cores) if cfg.workers == "auto" else int(cfg.workers)
+    todo = list(before)
     if workers == 1:
-        for task in (task for group in groups for task in group):
+        while todo:
+            task = next(task for task in todo if before[task] not in todo)
             yield task, accuracy(cfg, folder, *task)
+            todo.remove(task)
         return
     plain = OmegaConf.to_yaml(cfg, resolve=True)
     begin = (os.getpid(), max(1, cores // workers))
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin_worker, begin) as pool:
-        for group in groups:
-            running = {pool.submit(in_worker, plain, folder.path, task): task for task in group}
-            try:
-                for future in as_completed(running):
-                    yield running[future], future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        running: dict[Future[float], Task] = {}
+        try:
+            while todo:
+                busy = running.values()
+                ready = [task for task in todo if task not in busy and before[task] not in todo]
+                for task in ready[: workers - len(running)]:
+                    running[pool.submit(in_worker, plain, folder.path, task)] = task
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    task = running.pop(future)
+                    yield task, future.result()
+                    todo.remove(task)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def begin_worker(parent: int, threads: int) -> None:
@@ -149,9 +183,27 @@ def opened(cfg: DictConfig) -> RunFolder:
 
 def accuracy(cfg: DictConfig, folder: RunFolder, name: str, labels: int, seed: int) -> float:
     """Test accuracy of a step after its last epoch, not a number where it learns no class."""
+    step = cfg.steps[name]
+    if step.job == PROBE:
+        return probe(perform_step(cfg, folder, str(step.after), labels, seed)[1], labels, seed)
     summary, _ = perform_step(cfg, folder, name, labels, seed)
-    measured = cfg.steps[name].get("measured", "student")
-    return float(summary.get("classifiers", {}).get(measured, {}).get("top1", math.nan))
+    return float(summary.get("classifiers", {}).get(step.get("measured", "student"), {}).get("top1", math.nan))
+
+
+def probe(source: Path, labels: int, seed: int) -> float:
+    """Test accuracy of a logistic regression on a run's frozen features of the images that keep their labels.
+
+    They are the images that all other approaches with this seed are given.
+    """
+    cfg = RunFolder(source).config()
+    data = build.datamodule(cfg)
+    backbone = selfsight.load(source).to(build.device(cfg.trainer.accelerator))
+    split = build.library("datamodules").select_labels(
+        data.data.train, per_class=labels, seed=seed, classes=data.data.classes
+    )
+    train, test = measure.features(backbone, data)
+    few = train.take(torch.isin(train.indices, split.tensor()))
+    return float(build.library("evaluation.linear").FewShot().fit(few, test)["linear_top1"])
 
 
 def perform_step(cfg: DictConfig, folder: RunFolder, name: str, labels: int, seed: int) -> tuple[dict[str, Any], Path]:
