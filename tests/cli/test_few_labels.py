@@ -19,7 +19,7 @@ import torch
 from selfsight import cli
 from selfsight.errors import UserError
 from selfsight.jobs import compare, distill, pretrain
-from selfsight.jobs.run_folder import RUN_VARIABLE
+from selfsight.jobs.run_folder import RUN_VARIABLE, RunFolder
 
 SMOKE = ["debug=smoke", "report=false", "seed=0"]
 
@@ -217,6 +217,34 @@ def test_lists_of_names_in_both_published_formats(photos: Path, tmp_path: Path) 
         go(*SCRATCH, *folder_words(photos), *words)
         kept.append(read(tmp_path / kind / "labels.json")["indices"])
     assert kept == [[0, 3, 9, 13]] * 2
+
+
+def test_sparks_recipe_on_the_data_and_network_of_a_run(photos: Path, tmp_path: Path) -> None:
+    """What the recipe says of both stands on top of what the run had."""
+    where = [f"runs={tmp_path}"]
+    go("pretrain", *SMOKE, *folder_words(photos), *where, "name=source")
+    words = ["recipe=imagenet/spark_finetune", f"run={tmp_path}/source", *SMOKE, "dataset.eval_resize=18"]
+    go("finetune", *words, *where, "name=tuned")
+    cfg = RunFolder(tmp_path / "tuned").config()
+    assert (cfg.dataset.root, cfg.dataset.eval_resize) == (f"{photos}/train", 18)
+    assert (cfg.backbone.name, cfg.backbone.drop_path) == ("resnet10_slim", 0.05)
+    assert cfg.method.erasing == 0.25
+    assert read(tmp_path / "tuned" / "classification.json")["classifiers"].keys() == {"student", "teacher"}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["backbone=resnet18"], "leave out backbone="),
+        (["+dataset.eval_resiz=20"], "takes no such value"),
+        (["+dataset.eval_resize=20"], "'digits', which takes no such value"),
+        (["+backbone.drop_pat=0.1"], "cannot be built with these arguments"),
+    ],
+)
+def test_values_that_the_run_cannot_take(runs: Path, words: list[str], expected: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=expected):
+        go("finetune", *SMOKE, f"run={runs}/simclr", "labels.per_class=1", *words, f"runs={tmp_path}/new")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

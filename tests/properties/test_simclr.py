@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,26 @@ def test_a_fresh_classifier_guesses() -> None:
     method = finetune(slim(), ProjectionHead(64, 8, 2))
     batch = Batch([torch.randn(6, 3, 16, 16)], torch.arange(6), torch.arange(6) % 3)
     assert method.training_step(batch, 0)["loss"].item() == pytest.approx(math.log(3))
+
+
+def test_erasing_fills_one_box_of_some_images_with_noise() -> None:
+    random.seed(0)
+    method = finetune(slim(), None, layer=0, erasing=0.25)
+    x = torch.full((400, 3, 24, 24), 7.0)
+    y = method.erased(x)
+    assert (x == 7).all(), "the views themselves stay"
+    new = (y != 7).all(1)  # [B, 24, 24], all channels together
+    assert torch.equal(new, (y != 7).any(1))
+    hit = new.flatten(1).any(1)
+    assert 0.18 < hit.float().mean() < 0.32
+    for box in new[hit]:
+        rows, columns = box.any(1).nonzero().flatten(), box.any(0).nonzero().flatten()
+        assert box.sum() == (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1), "a full rectangle"
+        assert 0.01 < box.float().mean() < 0.36
+    noise = y.permute(0, 2, 3, 1)[new]
+    assert abs(noise.mean()) < 0.05
+    assert abs(noise.std() - 1) < 0.05
+    assert finetune(slim(), None, layer=0).erased(x) is x
 
 
 @pytest.mark.parametrize(("layer", "frozen"), [(0, False), (1, False), (1, True), (2, False)])

@@ -13,7 +13,7 @@ from selfsight.cli import compose, group_choice
 from selfsight.errors import UserError
 from selfsight.jobs import build
 from selfsight.jobs.console import make_console, quiet
-from selfsight.jobs.finetune import classifier_of, conclude, fill_views, reopened
+from selfsight.jobs.finetune import chosen, classifier_of, conclude, fill_views, reopened
 from selfsight.jobs.pretrain import check_sizes, check_views, fit
 from selfsight.jobs.run_folder import RunFolder
 
@@ -51,7 +51,7 @@ def taught_by(source: RunFolder, cfg: DictConfig) -> tuple[nn.Module, list[str]]
     itself = cfg.student == SELF
     if cfg.get("backbone") is None:
         cfg.backbone = of_teacher.backbone if itself else student_backbone(str(cfg.student))
-    cfg.dataset = cfg.get("dataset") or of_teacher.dataset
+    cfg.dataset = chosen(cfg.get("dataset"), of_teacher.dataset)
     if cfg.method.temperature == "auto":
         cfg.method.temperature = 0.1 if itself else 1.0
     if all(cfg.labels.get(key) is None for key in ("per_class", "total", "fraction", "list", "split")):
@@ -70,8 +70,8 @@ def student_backbone(name: str) -> DictConfig:
 
     word = f"backbone={name}"
     override = OverridesParser.create().parse_override(word)
-    chosen: DictConfig = compose("pretrain", group_choice("backbone", word, override)).backbone
-    return chosen
+    backbone: DictConfig = compose("pretrain", group_choice("backbone", word, override)).backbone
+    return backbone
 
 
 def check_classes(teacher: Sequence[str], student: Sequence[str], name: Any) -> None:

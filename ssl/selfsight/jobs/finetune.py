@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
+from hydra.utils import get_object
 from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 import selfsight
 from selfsight.checkpoints.export import export_backbone
-from selfsight.errors import UserError
+from selfsight.errors import UserError, nearest
 from selfsight.jobs import build, classified, measure, report
 from selfsight.jobs.console import clock_text, make_console, quiet
 from selfsight.jobs.pretrain import check_sizes, check_views, fit, method_name
@@ -37,7 +39,7 @@ def run(cfg: DictConfig) -> None:
     elif cfg.run is not None:
         backbone, projector = pretrained(RunFolder.open(cfg.run), cfg)
     else:
-        if cfg.get("backbone") is None or cfg.get("dataset") is None:
+        if not (names(cfg.get("backbone")) and names(cfg.get("dataset"))):
             raise UserError("give a run to fine-tune (run=runs/NAME), or backbone= and dataset= to start from scratch.")
         fill_views(cfg, OmegaConf.create({}))
         backbone, projector = build.build(cfg.backbone), None
@@ -64,17 +66,49 @@ def reopened(path: str) -> tuple[RunFolder, DictConfig, dict[str, Tensor]]:
 def pretrained(source: RunFolder, cfg: DictConfig) -> tuple[nn.Module, ProjectionHead | None]:
     """Backbone and projection head of a finished run; what ``cfg`` leaves open is filled in from that run.
 
-    Open are ``dataset`` and, where null, the crop's scale and the flip of the views: what was the same image to
-    pretraining is the same image here.
+    Open are ``dataset`` and ``backbone`` (values given for them alone stay) and, where null, the crop's scale and the
+    flip of the views: what was the same image to pretraining is the same image here.
     """
     of_source = source.config()
-    backbone = selfsight.load(source.path).requires_grad_(True).train()
-    spec: Any = backbone.spec
-    state = read_checkpoint(source.checkpoint)["state_dict"] if source.checkpoint.is_file() else {}
-    cfg.backbone = OmegaConf.create({"_target_": "selfsight.backbones.registry.create", **spec["backbone"]})
-    cfg.dataset = cfg.get("dataset") or of_source.dataset
+    trained = selfsight.load(source.path)
+    spec: Any = trained.spec
+    if names(cfg.get("backbone")):
+        raise UserError(f"the network is that of '{source.path}': leave out backbone=, or run= to start from scratch.")
+    of_spec = {"_target_": "selfsight.backbones.registry.create", **spec["backbone"], "pretrained": False}
+    cfg.backbone = chosen(cfg.get("backbone"), OmegaConf.create(of_spec))
+    cfg.dataset = chosen(cfg.get("dataset"), of_source.dataset)
     fill_views(cfg, of_source.views)
+    backbone = build.build(cfg.backbone)
+    backbone.load_state_dict(trained.state_dict())
+    state = read_checkpoint(source.checkpoint)["state_dict"] if source.checkpoint.is_file() else {}
     return backbone, projector_of(state)
+
+
+def names(node: DictConfig | None) -> bool:
+    """Whether a node says what it describes, and not only with which values."""
+    return node is not None and "_target_" in node
+
+
+def chosen(node: DictConfig | None, otherwise: DictConfig) -> DictConfig:
+    """A node that names a data set or network as it is; else ``otherwise``, with the node's values in place of its own.
+
+    So ``dataset.eval_resize`` or ``backbone.drop_path`` alone change what the run before had.
+
+    Raises:
+        UserError: a value that this data set or network does not take.
+    """
+    if node is None or names(node):
+        return node or otherwise
+    taken = inspect.signature(get_object(otherwise._target_)).parameters
+    if not any(argument.kind is argument.VAR_KEYWORD for argument in taken.values()):
+        for key in (str(key) for key in node if key not in taken and key not in otherwise):
+            raise UserError(
+                f"{key}={node[key]} was given for '{otherwise.get('name')}', which takes no such value; it takes "
+                f"{', '.join(taken)}.{nearest(key, taken)}"
+            )
+    both = OmegaConf.merge(otherwise, node)
+    assert isinstance(both, DictConfig)
+    return both
 
 
 def fill_views(cfg: DictConfig, pretrained_with: DictConfig) -> None:

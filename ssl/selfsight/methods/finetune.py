@@ -8,8 +8,8 @@ output, the more so the larger the network.
     NeurIPS 2020, arXiv 2006.10029, section 2. Code: google-research/simclr, model.py and tf2/model.py.
 
 The authors' two implementations differ in whether kept layers of the head are trained; ``freeze_projector`` chooses.
-What other recipes of fine-tuning add (SparK's: layer-wise learning rates, mixed images, an averaged model) is off
-unless asked for.
+What other recipes of fine-tuning add (SparK's: layer-wise learning rates, erased and mixed images, an averaged model)
+is off unless asked for.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
 from selfsight.batch import Batch
@@ -53,6 +54,8 @@ class FineTune(Method):
         mixup, cutmix: parameter of the Beta distribution that mixes pairs of images; with both, one of them by turns
             of a coin. label_smoothing: share of the target spread over all classes.
         binary: every class is a question of its own (binary cross-entropy) instead of one among all.
+        erasing: probability that a box of a fiftieth to a third of an image becomes noise (timm's RandomErasing), image
+            by image, before any are mixed.
         ema: momentum of an averaged model, which is evaluated beside the network; 0 for none.
 
     Raises:
@@ -77,6 +80,7 @@ class FineTune(Method):
         cutmix: float = 0.0,
         label_smoothing: float = 0.0,
         binary: bool = False,
+        erasing: float = 0.0,
         ema: float = 0.0,
     ) -> None:
         super().__init__(backbone)
@@ -91,6 +95,8 @@ class FineTune(Method):
         self.projector, self.layer, self.classifier_decay = projector, layer, classifier_decay
         self.layer_decay, self.mixup, self.cutmix, self.smoothing = layer_decay, mixup, cutmix, label_smoothing
         self.binary = binary
+        # on normalised images, where noise of unit variance is what the authors fill with
+        self.erasing = RandomErasing(erasing, mode="pixel", device="cpu") if erasing else None
         width: int = backbone.num_features  # type: ignore[assignment]
         if projector is not None:
             width = projector.widths[layer]
@@ -133,7 +139,7 @@ class FineTune(Method):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
         assert batch.labels is not None, "fine-tuning needs labels"
-        x, targets = self.mixed(batch.views[0], batch.labels)
+        x, targets = self.mixed(self.erased(batch.views[0]), batch.labels)
         logits = self(x)  # [B, K]
         loss = soft_binary_cross_entropy(logits, targets) if self.binary else F.cross_entropy(logits, targets)
         loss = loss + l2_penalty([self.classifier.weight], self.classifier_decay)
@@ -141,6 +147,13 @@ class FineTune(Method):
             return {"loss": loss}
         accuracy = (logits.detach().argmax(1) == batch.labels).float().mean()
         return {"loss": loss, "train_accuracy": accuracy}
+
+    def erased(self, x: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]``, some with a box of noise."""
+        if self.erasing is None:
+            return x
+        self.erasing.device = x.device  # where the noise is made
+        return self.erasing(x.clone())
 
     def mixed(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Images and classes ``[B]`` as they are; or mixed in pairs, with target distributions ``[B, K]``."""
