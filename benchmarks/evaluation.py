@@ -1,4 +1,8 @@
-"""Evaluation on cached features: exact kNN against lightly's, the linear probe against scikit-learn's."""
+"""Evaluation on cached features: exact kNN against lightly's and solo-learn's, the probe against scikit-learn's.
+
+solo-learn is no package to install: what its kNN does (vturrisi/solo-learn 9187ea3, solo/utils/knn.py) is written anew
+in `as_solo_learn`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2)
 
 
 def run(rounds: int) -> list[Comparison]:
-    return [knn(rounds), probe(rounds)]
+    return [*knn(rounds), probe(rounds)]
 
 
 def clouds(count: int, seed: int, *, rotated: bool) -> Features:
@@ -34,7 +38,7 @@ def clouds(count: int, seed: int, *, rotated: bool) -> Features:
     return Features((x @ turn + 0.1).relu(), labels, torch.arange(count))
 
 
-def knn(rounds: int, queries: int = 2048, k: int = 200, temperature: float = 0.07) -> Comparison:
+def knn(rounds: int, queries: int = 2048, k: int = 200, temperature: float = 0.07) -> list[Comparison]:
     from lightly.utils.benchmarking import knn_predict
 
     train, test = clouds(BANK, 1, rotated=False), clouds(queries, 2, rotated=False)
@@ -49,12 +53,36 @@ def knn(rounds: int, queries: int = 2048, k: int = 200, temperature: float = 0.0
         best = [knn_predict(part, columns, train.labels, CLASSES, k, temperature)[:, 0] for part in asked.split(256)]
         return torch.cat(best) == test.labels
 
-    same = (ours() == lightly()).double().mean().item()
-    assert same > 0.999, f"only {same:.2%} of the answers agree"
-    return compare(
-        "knn_lightly", ours, lightly, items=queries, unit="ms/query", rounds=rounds, target=1.15,
-        check=f"{same:.2%} of the answers agree",
-    )  # fmt: skip
+    def solo_learn() -> Tensor:
+        return as_solo_learn(asked, bank, train.labels, k, temperature) == test.labels
+
+    found = []
+    for name, peer, target in (("lightly", lightly, 1.15), ("solo_learn", solo_learn, 1.4)):
+        same = (ours() == peer()).double().mean().item()
+        assert same > 0.999, f"only {same:.2%} of the answers agree"
+        found.append(
+            compare(
+                f"knn_{name}", ours, peer, items=queries, unit="ms/query", rounds=rounds, target=target,
+                check=f"{same:.2%} of the answers agree",
+            )
+        )  # fmt: skip
+    return found
+
+
+def as_solo_learn(queries: Tensor, bank: Tensor, labels: Tensor, k: int, temperature: float) -> Tensor:
+    """The class that wins the vote of each query: neighbours in order, every vote a one-hot row of its own.
+
+    At most five million similarities are held at a time, as by default there.
+    """
+    classes = int(labels.max()) + 1
+    winners = []
+    for part in queries.split(max(1, 5_000_000 // len(bank))):
+        similarity, places = torch.mm(part, bank.T).topk(k, dim=1, largest=True, sorted=True)
+        voters = labels.expand(len(part), -1).gather(1, places)
+        ballots = torch.zeros(len(part) * k, classes).scatter_(1, voters.reshape(-1, 1), 1.0)
+        votes = ballots.view(len(part), k, classes) * (similarity / temperature).exp()[:, :, None]
+        winners.append(votes.sum(dim=1).sort(dim=1, descending=True).indices[:, 0])
+    return torch.cat(winners)
 
 
 def probe(rounds: int) -> Comparison:

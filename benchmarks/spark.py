@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import statistics
-import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from turns import Comparison, compare
 
 from selfsight.backbones.registry import create
 from selfsight.losses.spark import masked_patch_loss
@@ -152,33 +149,18 @@ def spark(backbone: nn.Module, ratio: float, width: int, engine: Any, decoder_pr
     ).train()
 
 
-def interleaved(rounds: int, functions: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median seconds of each function, run in turn."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(rounds + 1):
-        for name, function in functions.items():
-            start = time.process_time()
-            function()
-            if turn:
-                times[name].append(time.process_time() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def run(name: str, stem: str, batch: int, size: int, ratio: float, width: int, rounds: int) -> dict[str, Any]:
-    """CPU seconds of encoder and whole step, forwards and backwards, of the peer and of ours in three forms."""
+def run(name: str, stem: str, batch: int, size: int, ratio: float, width: int, rounds: int) -> list[Comparison]:
+    """Encoder and whole step, forwards and backwards: ours packed and dense, the step with a bfloat16 decoder, too."""
     torch.manual_seed(0)
     plain = create(name, stem=stem)
     with torch.no_grad():  # zero-initialised branches would cost less
         for p in plain.parameters():
             if p.ndim == 1 and not p.any():
                 p.fill_(0.2)
-    ours = {
-        "dense": spark(copy.deepcopy(plain), ratio, width, "dense"),
-        "packed": spark(copy.deepcopy(plain), ratio, width, "packed"),
-        "packed, bf16 decoder": spark(copy.deepcopy(plain), ratio, width, "packed", "bf16"),
-    }
-    packed = ours["packed"]
-    for method in ours.values():
+    dense = spark(copy.deepcopy(plain), ratio, width, "dense")
+    packed = spark(copy.deepcopy(plain), ratio, width, "packed")
+    half = spark(copy.deepcopy(plain), ratio, width, "packed", "bf16")
+    for method in (dense, half):
         method.load_state_dict(packed.state_dict())
     peer = Peer(plain, packed).train()
     x = torch.randn(batch, packed.encoder.in_channels, size, size)
@@ -205,23 +187,24 @@ def run(name: str, stem: str, batch: int, size: int, ratio: float, width: int, r
         peer.zero_grad()
         return loss.detach()
 
-    expected = step_peer()
-    for kind, method in ours.items():
-        loss = step(method)
-        assert torch.allclose(loss, expected, rtol=1e-2 if "bf16" in kind else 1e-4), f"{kind}: {loss}, not {expected}"
-    encoders = {k: partial(encode, ours[k]) for k in ("dense", "packed")}
-    encoder = interleaved(rounds, {"peer": encode_peer, **encoders})
-    whole = interleaved(rounds, {"peer": step_peer, **{k: partial(step, method) for k, method in ours.items()}})
-    return {
-        "backbone": name, "batch": batch, "size": size, "mask_ratio": ratio,
-        "encoder_seconds": encoder, "step_seconds": whole,
-        "spark_encoder": figures(encoder, "packed"), "spark_step": figures(whole, "packed"),
-        "spark_step_bf16_decoder": figures(whole, "packed, bf16 decoder"),
-    }  # fmt: skip
+    def losses_differ(method: SparK, by: float) -> str:
+        ours, theirs = step(method).item(), step_peer().item()
+        assert abs(ours / theirs - 1) < by, f"the loss is {ours}, not {theirs}"
+        return f"losses {ours:.6f} and {theirs:.6f}; {name}, {batch} images of {size} pixels, mask ratio {ratio:g}"
 
-
-def figures(seconds: dict[str, float], kind: str) -> dict[str, Any]:
-    return {"ours": seconds[kind], "peer": seconds["peer"], "ratio": seconds["peer"] / seconds[kind], "unit": "s"}
+    exact = losses_differ(packed, 1e-4)
+    options: dict[str, Any] = {"items": 1, "unit": "s", "rounds": rounds}
+    return [
+        compare("spark_encoder", partial(encode, packed), encode_peer, check=exact, target=2.5, **options),
+        compare(
+            "spark_encoder_dense", partial(encode, dense), encode_peer, check=losses_differ(dense, 1e-4), **options
+        ),
+        compare("spark_step", partial(step, packed), step_peer, check=exact, target=1.4, **options),
+        compare(
+            "spark_step_bf16_decoder", partial(step, half), step_peer, check=losses_differ(half, 1e-2), target=3.0,
+            **options,
+        ),
+    ]  # fmt: skip
 
 
 def main() -> None:
@@ -236,7 +219,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
-    print(json.dumps(run(a.backbone, a.stem, a.batch, a.size, a.ratio, a.width, a.rounds), indent=2))
+    for one in run(a.backbone, a.stem, a.batch, a.size, a.ratio, a.width, a.rounds):
+        print(f"{one.name:<24} {one.ours:.3f} s, peer {one.peer:.3f} s, {one.ratio:.2f} x   {one.check}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Views: from encoded images to what workers hand over, against lightly's transforms and kornia's batches.
+"""Views: from encoded images to what workers hand over, against lightly's, albumentations' and kornia's.
 
 `views_*` ends in normalised floats on the CPU. `worker_*` ends where worker processes end when the device makes colours
 and blur: for us uint8 crops, for lightly, which knows no such division, the finished views.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 
+import cv2
 import numpy as np
 import pictures
 import torch
@@ -51,6 +52,9 @@ def run(images: str | None, rounds: int) -> list[Comparison]:
         options = {"items": len(files), "unit": "ms/image", "rounds": rounds}
         found.append(compare(f"views_{name}_lightly", whole, theirs, check=check, target=targets[0], **options))
         found.append(compare(f"worker_{name}_lightly", crops, theirs, check=check, target=targets[1], **options))
+        arrays = of_arrays(files, views)
+        check = f"it resizes with OpenCV's linear filter; {statistics_agree(whole, arrays)}"
+        found.append(compare(f"views_{name}_albumentations", whole, arrays, check=check, **options))
     return found + cifar(rounds)
 
 
@@ -74,6 +78,42 @@ def of_files(files: Sequence[bytes], transform: Callable) -> Callable[[], list[T
         return [torch.stack(view) for view in zip(*made, strict=True)]
 
     return views
+
+
+def of_arrays(files: Sequence[bytes], views: Sequence[View]) -> Callable[[], list[Tensor]]:
+    """The same recipe in albumentations, on images that it decodes once."""
+    recipes = [by_albumentations(view) for view in views for _ in range(view.count)]
+
+    def made() -> list[Tensor]:
+        images = [
+            cv2.cvtColor(cv2.imdecode(np.frombuffer(d, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) for d in files
+        ]
+        return [torch.stack([recipe(image=image)["image"] for image in images]) for recipe in recipes]
+
+    return made
+
+
+def by_albumentations(view: View) -> Callable[..., dict[str, Tensor]]:
+    import albumentations
+    from albumentations.pytorch import ToTensorV2
+
+    brightness, contrast, saturation, hue = view.jitter
+    blur = albumentations.GaussianBlur(blur_limit=0, sigma_limit=view.blur_sigma, p=view.blur)
+    made: Callable[..., dict[str, Tensor]] = albumentations.Compose(
+        [
+            albumentations.RandomResizedCrop((view.size, view.size), scale=view.scale),
+            albumentations.HorizontalFlip(p=view.hflip),
+            albumentations.ColorJitter(
+                (1 - brightness, 1 + brightness), (1 - contrast, 1 + contrast), (1 - saturation, 1 + saturation),
+                (-hue, hue), p=view.jitter_p,
+            ),
+            albumentations.ToGray(p=view.grayscale),
+            *([blur] if view.blur else []),
+            albumentations.Normalize(view.mean, view.std),
+            ToTensorV2(),
+        ]
+    )  # fmt: skip
+    return made
 
 
 def cifar(rounds: int) -> list[Comparison]:
@@ -100,16 +140,21 @@ def cifar(rounds: int) -> list[Comparison]:
     def by_kornia() -> list[Tensor]:
         return [batched(planes.float() / 255) for _ in range(2)]
 
+    single = by_albumentations(CIFAR[0])
+
+    def albumentations() -> list[Tensor]:
+        return [torch.stack([single(image=image)["image"] for image in pixels]) for _ in range(2)]
+
     cpu, device, epochs = CpuViews(CIFAR), DeviceViews(CIFAR), iter(range(1_000_000))
 
     def ours() -> list[Tensor]:
         return device.normalize(cpu.batch(pixels, range(len(pixels)), next(epochs))[0])
 
     options = {"items": len(pixels), "unit": "ms/image", "rounds": rounds}
-    checks = {"lightly": statistics_agree(ours, lightly), "kornia": statistics_agree(ours, by_kornia)}
+    peers = {"lightly": (lightly, 7.0), "kornia": (by_kornia, 2.5), "albumentations": (albumentations, None)}
     return [
-        compare("cifar_views_lightly", ours, lightly, check=checks["lightly"], target=7.0, **options),
-        compare("cifar_views_kornia", ours, by_kornia, check=checks["kornia"], target=2.5, **options),
+        compare(f"cifar_views_{name}", ours, peer, check=statistics_agree(ours, peer), target=target, **options)
+        for name, (peer, target) in peers.items()
     ]
 
 
