@@ -53,7 +53,7 @@ class ViewQuality:
 
     @property
     def protocol(self) -> str:
-        return f"{self.views} views (crop, flip, colour) each of {self.images} training images, frozen features"
+        return f"{self.views} views (crop, flip, colour) each of at most {self.images} training images, frozen features"
 
     def on_images(self, backbone: nn.Module, datamodule: Any, device: Device = None) -> dict[str, float]:
         """``lidar``, ``alignment``, ``uniformity``, ``view_knn_top1``, the last three of the first two views."""

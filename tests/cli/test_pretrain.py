@@ -170,6 +170,32 @@ def test_a_folder_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_not_a_number_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(capsys, *TINY, "optimizer.lr=1e30", "trainer.max_epochs=3", f"runs={tmp_path}")
     assert "lower optimizer.lr" in told
+    assert "checkpoint" not in told, "none was written"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [(["method=pixpro", "backbone=resnet18"], "feature maps of 1 x 1"), (["trainer.devices=99"], "99 devices")],
+)
+def test_refused_at_the_first_step_leaves_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], expected: str
+) -> None:
+    assert expected in refused(capsys, "debug=smoke", *words, f"runs={tmp_path}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_files_among_good_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = photographs(tmp_path / "photos", 12)
+    whole = (root / "000.jpg").read_bytes()
+    (root / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (root / "text.jpg").write_text("this is no picture")
+    words = ["debug=smoke", "report=false", "dataset=folder", f"dataset.root={root}", "dataset.image_size=32"]
+    words += ["backbone=resnet_digits", f"runs={tmp_path / 'runs'}"]
+    assert "2 of 14 files cannot be read" in refused(capsys, *words)
+    assert not (tmp_path / "runs").exists()
+    pretrain(*words, "dataset.max_unreadable=0.2")
+    named = (tmp_path / "runs" / "simclrv2-folder-1" / "unreadable.txt").read_text()
+    assert [line.split("\t")[0] for line in named.splitlines()] == ["cut.jpg", "text.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +206,8 @@ def test_not_a_number_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["backbone=convnext_tiny", "backbone.stem=cifar"], "stem=cifar is for ResNets"),
         (["views.global.count=3"], "learns from 2 views"),
         (["resume=nowhere"], "is no run folder"),
+        (["trainer.accelerator=tpu"], "auto, cpu, gpu or cuda"),
+        (["method=fixmatch", "labels.fraction=0.001"], "left without any label"),
     ],
 )
 def test_refused_before_anything_is_written(

@@ -77,6 +77,8 @@ def test_report_needs_no_network(runs: Path) -> None:
     for part in ("Prototypes", "Nearest neighbours", "Views", "Embedding map", "diagnostics", "seed: 0"):
         assert part in outside, part
     assert outside.count("class='source'") == 3
+    assert f"selfsight report run={runs / 'c'}" in outside
+    assert "commit" in outside
     assert "guessing" in page
 
 
@@ -143,6 +145,61 @@ def test_rotation_shows_what_it_sees() -> None:
     assert torch.equal(gallery.images[:, 0], x[:6])
     assert torch.equal(gallery.right, seen == torch.arange(4))
     assert [[int(c.split("°")[0]) // 90 for c in row] for row in gallery.captions] == seen.tolist()
+
+
+def test_pixpro_shows_what_it_pairs() -> None:
+    """Of two equal views of one place, every pixel lies where it lies, and its unchanged twin is found there."""
+    from selfsight.methods.pixpro import PixPro
+
+    method = PixPro(
+        SmallNet(), hidden_dim=16, dim=8, loss="pixcontrast", exponent=2, clamp=0, transform_layers=0,
+        normalise_value=True, pos_ratio=0.7, skip_empty=False, temperature=0.3, instance_weight=0, decay="all",
+    ).eval()  # fmt: skip
+    x = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    box = torch.tensor([4.0, 2, 20, 20, 40, 50, 0, 0]).expand(3, 8)
+    whole = torch.tensor([0.0, 0, 40, 50, 40, 50, 0, 0]).expand(3, 8)
+    with torch.no_grad():
+        (gallery,) = method.galleries(Batch([x, x, x], torch.arange(3), boxes=[whole, box, box]), ())
+    assert gallery.points is not None
+    assert gallery.points.shape == (3, 3, 5, 2)
+    assert torch.equal(gallery.points[:, 0], gallery.points[:, 1])
+    assert torch.equal(gallery.points[:, 0], gallery.points[:, 2])
+    assert set(gallery.points.flatten().tolist()) <= {0.125, 0.375, 0.625, 0.875}  # centres of a map of 4 x 4
+
+
+def test_simmatchv2_shows_what_propagation_changes() -> None:
+    from selfsight.losses import simmatchv2
+    from selfsight.methods.simmatchv2 import SimMatchV2
+
+    torch.manual_seed(0)
+    method = SimMatchV2(
+        SmallNet(), labels=torch.tensor([0, 1, 2]), num_classes=3, dim=8, K=16, t=0.1, alpha=0.5, topn=3, tau=0.95,
+        lambda_nn=1, lambda_ee=1, lambda_ne=1, da_m=None, norm_feat=False, eman=True, decay="all",
+    ).eval()  # fmt: skip
+    x = torch.randn(10, 3, 16, 16)
+    with torch.no_grad():
+        labels, propagated = method.galleries(Batch([x], torch.arange(10), torch.full((10,), -1)), ("a", "b", "c"))
+        logits, z = method.teacher(x)
+        p = logits.softmax(1)
+        r = simmatchv2.refine(z, p, method.l_bank, method.l_labels, n=3, t=0.1, alpha=0.5)
+    first = int((r - p).abs().sum(1).argmax())
+    assert torch.equal(propagated.images[0, 0], x[first])
+    before, after = (f"{'abc'[int(row.argmax())]} {row.max():.0%}" for row in (p[first], r[first]))
+    assert propagated.captions[0][0] == f"{before} → {after}"
+    assert propagated.labelled is not None
+    assert sorted(propagated.labelled[0].tolist()) == [0, 1, 2]
+    assert [c.split()[0] for c in propagated.captions[0][1:]] == ["abc"[int(i)] for i in propagated.labelled[0]]
+    assert labels.right is not None
+    assert bool(labels.right.all()), "what is unknown is no mistake"
+
+
+def test_guessing_is_drawn_or_told() -> None:
+    """The line of guessing stands in a chart that it would not flatten, and is told at the edge of others."""
+    near = report.curve({"": [(1, 0.2), (2, 0.6)]}, "knn_top1", 0.1)
+    assert [shape.y0 for shape in near.layout.shapes] == [0.1]
+    far = report.curve({"": [(1, 0.92), (2, 0.97)]}, "knn_top1", 0.1)
+    assert not far.layout.shapes
+    assert [note.text for note in far.layout.annotations] == ["↓ guessing: 10%"]
 
 
 def test_compare_runs(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

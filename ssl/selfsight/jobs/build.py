@@ -94,8 +94,10 @@ def device(name: str, *, strict: bool = True) -> torch.device:
     """``auto``, ``cpu``, ``gpu`` or ``cuda`` as a device.
 
     Raises:
-        UserError: a GPU was asked for and there is none; without ``strict`` it is the CPU then.
+        UserError: another word, or a GPU was asked for and there is none; without ``strict`` it is the CPU then.
     """
+    if name not in ("auto", "cpu", "gpu", "cuda"):
+        raise UserError(f"accelerator is '{name}'; auto, cpu, gpu or cuda was expected.", status=2)
     if strict and name in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(
             f"trainer.accelerator={name} asks for a GPU and PyTorch sees none; use trainer.accelerator=cpu or auto."
@@ -129,6 +131,11 @@ def trainer(cfg: DictConfig, folder: RunFolder, callbacks: list[Callback]) -> Tr
     if devices == "auto":
         devices = torch.cuda.device_count() if where.type == "cuda" else 1
     processes = (devices if isinstance(devices, int) else len(devices)) * options.num_nodes
+    if processes > cfg.batch_size:
+        raise UserError(
+            f"{processes} devices were asked for and batch_size is {cfg.batch_size}: each device needs an image or "
+            "more; choose fewer devices (trainer.devices=) or a larger batch_size."
+        )
     strategy = options.strategy
     if strategy == "auto" and processes > 1:
         strategy = "ddp"

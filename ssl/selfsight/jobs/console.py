@@ -32,6 +32,7 @@ def quiet() -> None:
     """Keep the libraries' notices off the screen; their warnings about our own choices help no user."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.formatwarning = lambda message, *_, **__: f"warning {message}\n"  # where in the code helps no user
     warnings.filterwarnings("ignore", module=r"lightning\..*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -75,18 +75,26 @@ def flatten(x: np.ndarray, projection: str) -> np.ndarray:
             from umap import UMAP
         except ImportError:
             raise UserError("projection=umap needs a package: pip install 'selfsight[umap]'.") from None
-        return UMAP(n_neighbors=min(15, len(x) - 1), metric="cosine", random_state=0).fit_transform(x)
+        return lying(UMAP(n_neighbors=min(15, len(x) - 1), metric="cosine", random_state=0).fit_transform(x))
     from sklearn.manifold import TSNE
 
     some = x[:FITTED]
     perplexity = min(30.0, max(2.0, (len(some) - 1) / 4))
-    flat = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(some)
+    flat = lying(TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(some))
     if len(x) == len(some):
         return flat
     similarity, index = library("evaluation.knn").neighbours(torch.from_numpy(x[FITTED:]), torch.from_numpy(some), 5)
     weight = (similarity / 0.05).softmax(1)[:, :, None]
     placed = (weight * torch.from_numpy(flat)[index]).sum(1)
     return np.concatenate([flat, placed.numpy()])
+
+
+def lying(flat: np.ndarray) -> np.ndarray:
+    """Places ``[N, 2]`` turned so that the longer side lies across, as screens do; distances stay."""
+    from sklearn.decomposition import PCA
+
+    turned: np.ndarray = PCA(2, random_state=0).fit_transform(flat)
+    return turned
 
 
 def votes(train: Any, test: Any, itself: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

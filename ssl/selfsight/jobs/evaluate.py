@@ -16,7 +16,7 @@ import selfsight
 from selfsight.errors import UserError
 from selfsight.jobs import build, measure
 from selfsight.jobs.console import make_console, make_table, quiet
-from selfsight.jobs.run_folder import RunFolder, write_atomically
+from selfsight.jobs.run_folder import RunFolder, command, write_atomically
 from selfsight.jobs.saving import read_checkpoint
 
 ALL, FINAL, PROJECTION = "all", "final", "projection"
@@ -41,6 +41,7 @@ def run(cfg: DictConfig) -> None:
         name = title(cfg)
         record = {
             "protocol": evaluator.protocol,
+            "command": command(),
             "stage": cfg.stage,
             "data": measure.describe(data.data),
             "result": results if len(results) > 1 else next(iter(results.values())),

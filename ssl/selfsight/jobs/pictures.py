@@ -69,12 +69,13 @@ def _class(data: Any, label: int | None) -> str:
 def _image(image: np.ndarray, caption: str, kind: str = "") -> str:
     text = html.escape(caption)
     below = f"<figcaption>{text}</figcaption>" if caption else ""
-    return f"<figure class='{kind}'><img alt='{text}' src='{thumbnail(image)}'>{below}</figure>"
+    source = thumbnail(image, 192) if "large" in kind else thumbnail(image)
+    return f"<figure class='{kind}'><img alt='{text}' src='{source}'>{below}</figure>"
 
 
 def viewed_batch(data: Any) -> tuple[Batch, Any]:
     """Some of the images to learn from: un-augmented, then in the views of training, with boxes; and the images."""
-    source = data.data.everything()
+    source = getattr(data, "unlabelled", data).data.everything()  # with the labels that a semi-supervised run hides
     rows = torch.linspace(0, len(source) - 1, min(SHOWN, len(source))).long()
     images = source.select(rows)
     plain = library("evaluation.views").plain_view(data)
@@ -122,6 +123,21 @@ def _boxed(image: np.ndarray, boxes: Sequence[Tensor], colours: Sequence[str], s
     return picture
 
 
+def _pointed(image: np.ndarray, points: Tensor, side: int = 192) -> np.ndarray:
+    """The image at ``side`` pixels with a disc at each of ``points [n, 2]`` (x, y as shares of its sides).
+
+    Each disc is smaller than the one before, so that of several in one place all are seen.
+    """
+    from PIL import ImageDraw
+
+    picture = fitted(image, side)
+    pen = ImageDraw.Draw(picture)
+    for i, ((x, y), colour) in enumerate(zip(points.tolist(), palette(len(points)), strict=True)):
+        radius = side * (0.08 - 0.06 * i / len(points))
+        pen.circle((x * picture.width, y * picture.height), radius, fill=colour, outline="white", width=2)
+    return np.asarray(picture)
+
+
 def galleries(method: Method, batch: Batch, data: Any) -> str:
     """What the method shows of itself."""
     view = data.views[0]
@@ -130,15 +146,23 @@ def galleries(method: Method, batch: Batch, data: Any) -> str:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         found = method.galleries(batch, data.data.classes)
-    return "".join(_gallery(one, mean, std) for one in found)
+    return "".join(_gallery(one, data, mean, std) for one in found)
 
 
-def _gallery(gallery: Gallery, mean: Sequence[float], std: Sequence[float]) -> str:
+def _gallery(gallery: Gallery, data: Any, mean: Sequence[float], std: Sequence[float]) -> str:
     rows = []
     for r, images in enumerate(denormalised(gallery.images, mean, std)):
-        captions = gallery.captions[r] if gallery.captions else [""] * len(images)
-        right = [True] * len(images) if gallery.right is None else gallery.right[r].tolist()
-        cells = [_image(x, c, "" if ok else "wrong") for x, c, ok in zip(images, captions, right, strict=True)]
+        shown = list(images)
+        if gallery.points is not None:
+            shown = [_pointed(image, p) for image, p in zip(images, gallery.points[r], strict=True)]
+        kinds = ["large" if gallery.points is not None else ""] * len(shown)
+        if gallery.labelled is not None:
+            kinds = ["query"] * len(shown) + [""] * gallery.labelled.shape[1]
+            shown += [data.few.train.read(int(i)) for i in gallery.labelled[r]]
+        if gallery.right is not None:
+            kinds = [kind if ok else f"{kind} wrong" for kind, ok in zip(kinds, gallery.right[r].tolist(), strict=True)]
+        captions = gallery.captions[r] if gallery.captions else [""] * len(shown)
+        cells = [_image(image, c, kind) for image, c, kind in zip(shown, captions, kinds, strict=True)]
         rows.append(f"<div class='row'>{''.join(cells)}</div>")
     note = html.escape(gallery.note) + (" Mistakes have a red frame." if gallery.right is not None else "")
     return f"<h2>{html.escape(gallery.title)}</h2><p class='soft'>{note}</p><div class='columns'>{''.join(rows)}</div>"

@@ -78,17 +78,20 @@ def fit(
         write_atomically(folder.path / "prepared.json", json.dumps(data.data.prepared, indent=2) + "\n")
     evaluation = build.build(cfg.evaluator.online)
     callbacks = [GracefulInterrupt(folder.checkpoint), evaluation, Monitor(folder, console, evaluation)]
-    trainer = build.trainer(cfg, folder, callbacks)
-    if trainer.is_global_zero:
-        if hasattr(data, "split"):
-            data.split.write(folder.labels)
-        introduce(console, cfg, folder, method, data, clock, trainer.world_size)
-    start = time.perf_counter()
     try:
+        trainer = build.trainer(cfg, folder, callbacks)
+        if trainer.is_global_zero:
+            if hasattr(data, "split"):
+                data.split.write(folder.labels)
+            introduce(console, cfg, folder, method, data, clock, trainer.world_size)
+        start = time.perf_counter()
         trainer.fit(method, datamodule=data, ckpt_path=str(folder.checkpoint) if resumed else None, weights_only=True)
     except Interrupted:
         console.print(f"stopped, state saved; go on with: selfsight {job} resume={folder.path}")
         raise SystemExit(130) from None
+    except UserError:
+        folder.drop_unused()
+        raise
     return time.perf_counter() - start if trainer.is_global_zero else None
 
 
@@ -142,7 +145,7 @@ def introduce(
     console.print(
         f"{method_name(cfg)} · {backbone} ({millions:.2f} M parameters) · {measure.describe(data.data)}\n"
         f"batch {clock.batch_size} ({processes} × {clock.batch_size // processes}) · "
-        f"{clock.epochs} epochs of {clock.steps_per_epoch} steps · "
+        f"{clock.epochs} epoch{'s' * (clock.epochs > 1)} of {clock.steps_per_epoch} steps · "
         f"lr {cfg.optimizer.lr:g} → {peak:.4g} ({cfg.schedule.scaling} scaling)\n"
         f"{folder.path}"
     )

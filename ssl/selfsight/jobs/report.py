@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,12 @@ p { margin: 6px 0; } .soft { color: var(--soft); } a { color: var(--accent); }
 nav { margin: 10px 0 0; display: flex; gap: 4px 18px; flex-wrap: wrap; }
 table { border-collapse: collapse; margin: 10px 0; } .wide { overflow-x: auto; }
 th, td { padding: 7px 14px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { font-weight: 500; color: var(--soft); }
+th { font-weight: 500; color: var(--soft); white-space: normal; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; } tr.best td { font-weight: 650; }
 pre { background: #f5f7fa; padding: 12px; border-radius: 6px; overflow-x: auto; font-size: 13px; line-height: 1.45; }
 summary { cursor: pointer; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; color: var(--soft); }
+dd { margin: 0; overflow-wrap: anywhere; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 8px 18px; }
 .grid > div { min-width: 0; }
 .columns { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(500px, 100%), 1fr)); gap: 4px 24px; }
@@ -40,6 +43,7 @@ figure img { width: 56px; height: 56px; object-fit: contain; image-rendering: pi
              border: 3px solid transparent; border-radius: 5px; background: #f1f3f6; }
 figcaption { font-size: 11px; line-height: 1.25; color: var(--soft); overflow: hidden; text-overflow: ellipsis; }
 figure.query { margin-right: 12px; } figure.query img { border-color: var(--accent); }
+figure.large, figure.large img { width: 150px; height: auto; }
 figure.wrong img { border-color: var(--wrong); } figure.wrong figcaption { color: var(--wrong); }
 .views { align-items: center; } figure:has(img.source) { width: 150px; margin-right: 10px; }
 img.source { width: 150px !important; height: 150px !important; border-width: 0 !important; }
@@ -154,6 +158,7 @@ TITLES = {
     "rank": "effective rank",
     "feature_std": "feature spread",
     "lr": "learning rate",
+    "alpha_req": "eigenvalue decay (alpha-ReQ)",
 }
 #: endings of the names of columns that are shares of 1
 SHARES = ("_top1", "_accuracy", "_rate", "_share", "live_prototypes")
@@ -201,14 +206,7 @@ def curve(series: Mapping[str, Sequence[tuple[int, float]]], column: str, guess:
             x, y = zip(*values, strict=True)
             made.add_trace(go.Scatter(x=x, y=y, mode="lines+markers" if len(x) < 40 else "lines", name=name))
     if guess is not None:
-        made.add_hline(
-            y=guess,
-            line_dash="dot",
-            line_color="#98a1ad",
-            annotation_text="guessing",
-            annotation_font_color="#707b8a",
-            annotation_position="bottom right",
-        )
+        mark_chance(made, column, guess, [value for values in series.values() for _, value in values])
     made.update_layout(title=TITLES.get(column, column.replace("_", " ")), showlegend=len(series) > 1)
     made.update_xaxes(title="epoch", rangemode="nonnegative")
     if column.endswith(SHARES):
@@ -216,11 +214,33 @@ def curve(series: Mapping[str, Sequence[tuple[int, float]]], column: str, guess:
     return made
 
 
+def mark_chance(figure: Any, column: str, guess: float, values: Sequence[float]) -> None:
+    """Draw what guessing gives; where the line would flatten the curve, tell it at the edge the line lies beyond."""
+    low, high = min(values), max(values)
+    beyond = max(low - guess, guess - high)
+    if high == low or beyond <= 2 * (high - low):
+        figure.add_hline(
+            y=guess, line_dash="dot", line_color="#98a1ad", annotation_text="guessing",
+            annotation_font_color="#707b8a", annotation_position="bottom right" if guess > low else "top right",
+        )  # fmt: skip
+        return
+    below = guess < low
+    text = f"{guess:.3g}" if not column.endswith(SHARES) else f"{guess:.2g}" if guess > 1 else f"{100 * guess:.3g}%"
+    figure.add_annotation(
+        text=f"{'↓' if below else '↑'} guessing: {text}", font_color="#707b8a", showarrow=False,
+        x=1, xref="paper", xanchor="right", y=0 if below else 1, yref="paper", yanchor="bottom" if below else "top",
+    )  # fmt: skip
+
+
+def records(folder: RunFolder) -> dict[str, dict[str, Any]]:
+    """What stands in ``eval/``, by name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted((folder.path / "eval").glob("*.json"))}
+
+
 def evaluations(folder: RunFolder) -> str:
     """What was measured since: every record in ``eval/``, with its protocol."""
     parts = []
-    for path in sorted((folder.path / "eval").glob("*.json")):
-        record = json.loads(path.read_text())
+    for title, record in records(folder).items():
         body = ""
         for name, value in record["result"].items():
             for key, sub in lines(value).items():
@@ -229,7 +249,7 @@ def evaluations(folder: RunFolder) -> str:
                 ) else number(sub)  # fmt: skip
                 body += f"<tr><td>{html.escape(f'{name} {key}')}</td><td>{html.escape(cells)}</td></tr>"
         parts.append(
-            f"<h3>{html.escape(path.stem)}</h3><p class='soft'>{html.escape(record['data'])}, stage "
+            f"<h3>{html.escape(title)}</h3><p class='soft'>{html.escape(record['data'])}, stage "
             f"{html.escape(record['stage'])}: {html.escape(record['protocol'])}</p>"
             f"<div class='wide'><table>{body}</table></div>"
         )
@@ -269,13 +289,22 @@ def table(summary: Mapping[str, Any]) -> str:
 def reproduce(folder: RunFolder, cfg: DictConfig) -> str:
     path = folder.path / "environment.json"
     environment = json.loads(path.read_text()) if path.is_file() else {}
-    command = " ".join(environment.get("command", []))
+    commands = [shlex.join(environment.get("command", [])), shlex.join(["selfsight", "report", f"run={folder.path}"])]
+    commands[1:1] = [shlex.join(record["command"]) for record in records(folder).values() if "command" in record]
     packages = ", ".join(f"{k} {v}" for k, v in environment.get("packages", {}).items() if v)
+    machine = {
+        "machine": f"{environment.get('platform', '')}, {environment.get('cpus', '?')} cores",
+        "accelerators": ", ".join(environment.get("cuda", [])) or "none",
+        "threads": environment.get("threads"),
+        "Python": environment.get("python"),
+        "packages": packages,
+        "commit": environment.get("commit"),
+    }
+    about = "".join(f"<dt>{name}</dt><dd>{html.escape(str(value))}</dd>" for name, value in machine.items() if value)
     settings = html.escape(OmegaConf.to_yaml(cfg, resolve=True))
     return (
-        f"<h2 id='again'>To do it again</h2><pre>{html.escape(command)}</pre>"
-        f"<p class='soft'>{html.escape(packages)}</p>"
-        f"<details><summary>configuration</summary><pre>{settings}</pre></details>"
+        f"<h2 id='again'>To do it again</h2><pre>{html.escape(chr(10).join(c for c in commands if c))}</pre>"
+        f"<dl>{about}</dl><details><summary>configuration</summary><pre>{settings}</pre></details>"
     )
 
 

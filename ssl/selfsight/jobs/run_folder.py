@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -40,6 +41,11 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(beside, path)
 
 
+def command() -> list[str]:
+    """The words that started this process, as a user types them."""
+    return ["selfsight", *sys.argv[1:]]
+
+
 def environment() -> dict[str, Any]:
     """What has to be known to run the same thing again: command, versions, machine, commit."""
     import torch
@@ -61,7 +67,7 @@ def environment() -> dict[str, Any]:
         return done.stdout.strip() or None
 
     return {
-        "command": ["selfsight", *sys.argv[1:]],
+        "command": command(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
@@ -127,6 +133,11 @@ class RunFolder:
             raise UserError(f"'{folder}' is no run folder (it has no config.yaml).{nearest(str(folder), beside)}")
         return cls(folder)
 
+    def drop_unused(self) -> None:
+        """Remove the folder of a run that was refused before its first epoch ended."""
+        if not self.checkpoint.exists() and not self.metrics.exists():
+            shutil.rmtree(self.path)
+
     @property
     def name(self) -> str:
         return self.path.name
@@ -180,7 +191,7 @@ def _made_by_the_first(runs: Path, name: str | None) -> Path:
 
 
 def _claim(runs: Path, name: str | None, stem: str) -> Path:
-    if name is not None:
+    if name not in (None, ""):
         path = runs / str(name)
         if (path / "config.yaml").exists():
             raise UserError(f"run '{path}' exists already; give another name=, or go on with it: resume={path}.")

@@ -86,11 +86,21 @@ def refine(z: Tensor, p: Tensor, l_bank: Tensor, l_labels: Tensor, *, n: int, t:
     Returns:
         r ``[M, C]``, a distribution per row.
     """
+    nearest, weights = neighbourhood(z, l_bank, n=n, t=t, alpha=alpha)
+    labels = torch.cat([p[:, None], F.one_hot(l_labels[nearest], p.shape[-1]).to(p.dtype)], dim=1)  # [M, n + 1, C]
+    return (weights[:, None] @ labels)[:, 0]
+
+
+@full_precision
+def neighbourhood(z: Tensor, l_bank: Tensor, *, n: int, t: float, alpha: float) -> tuple[Tensor, Tensor]:
+    """The ``n`` nearest labelled embeddings of each sample, and how much its own and their labels count.
+
+    Returns:
+        rows of ``l_bank`` ``[M, n]``, and weights ``[M, n + 1]`` that sum to one, the sample's own in front.
+    """
     nearest = (z @ l_bank.T).topk(n, dim=-1).indices  # [M, n]
     nodes = torch.cat([z[:, None], l_bank[nearest]], dim=1)  # [M, n + 1, D]
-    labels = torch.cat([p[:, None], F.one_hot(l_labels[nearest], p.shape[-1]).to(p.dtype)], dim=1)  # [M, n + 1, C]
-    weights = propagation(graph(nodes, t), alpha)  # [M, n + 1]
-    return (weights[:, None] @ labels)[:, 0]
+    return nearest, propagation(graph(nodes, t), alpha)
 
 
 @full_precision

@@ -25,6 +25,10 @@ class Gallery:
         images: ``[rows, columns, 3, H, W]``, normalised as the views are.
         captions: a word below each image, ``""`` for none; empty for no captions at all.
         right: ``[rows, columns]`` bool, images marked as mistaken where it is False; None where nothing can be.
+        points: ``[rows, columns, n, 2]``, places (x, y) in the images as shares of their sides; the k-th points of a
+            row belong together. None for none.
+        labelled: ``[rows, m]``, positions of labelled images to show behind those of each row; captions go on over
+            them. None for none.
     """
 
     title: str
@@ -32,6 +36,8 @@ class Gallery:
     images: Tensor
     captions: Sequence[Sequence[str]] = ()
     right: Tensor | None = None
+    points: Tensor | None = None
+    labelled: Tensor | None = None
 
 
 class Method(LightningModule):

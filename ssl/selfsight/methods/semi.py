@@ -110,11 +110,14 @@ class SemiMethod(Method):
     def galleries(self, batch: Batch, classes: Sequence[str]) -> list[Gallery]:
         x = batch.views[0][:24]
         x = x[: len(x) // 8 * 8 or len(x)]
-        confidence, guess = self.logits(x, teacher=True).softmax(1).max(1)
-        said = [f"{classes[int(c)]} {p:.0%}" for p, c in zip(confidence, guess, strict=True)]
-        right = None if batch.labels is None else (guess == batch.labels[: len(x)]).view(-1, min(8, len(x))).cpu()
+        p = self.logits(x, teacher=True).softmax(1)
+        right = None
+        if batch.labels is not None:
+            y = batch.labels[: len(x)]
+            right = ((p.argmax(1) == y) | (y < 0)).view(-1, min(8, len(x))).cpu()
+        words = [said(row, classes) for row in p]
         note = "Unlabelled images with the class the averaged network gives them, and how sure it is."
-        rows = [said[i : i + 8] for i in range(0, len(said), 8)]
+        rows = [words[i : i + 8] for i in range(0, len(words), 8)]
         return [Gallery("Pseudo-labels", note, x.unflatten(0, (-1, min(8, len(x)))), rows, right)]
 
     def end_step(self) -> None:
@@ -185,6 +188,11 @@ class SemiMethod(Method):
             right = pseudo_labels.argmax(-1) == unlabelled.labels
             found["pseudo_label_accuracy"] = (known * right).sum() / known.sum().clamp(min=1)
         return found
+
+
+def said(p: Tensor, classes: Sequence[str]) -> str:
+    """``cat 87%``: what a distribution ``[C]`` says."""
+    return f"{classes[int(p.argmax())]} {float(p.max()):.0%}"
 
 
 def mean_over_ranks(x: Tensor) -> Tensor:

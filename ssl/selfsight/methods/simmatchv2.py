@@ -18,18 +18,19 @@ processes follows from the step, so that a resumed run repeats it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selfsight.batch import SemiBatch
+from selfsight.batch import Batch, SemiBatch
 from selfsight.errors import UserError
 from selfsight.losses import simmatchv2 as loss
 from selfsight.losses.semi import cross_entropy
-from selfsight.methods.semi import Heads, SemiMethod, mean_over_ranks, write_rows
+from selfsight.methods.base import Gallery
+from selfsight.methods.semi import Heads, SemiMethod, mean_over_ranks, said, write_rows
 from selfsight.nn.distributed import gather_without_grad
 from selfsight.nn.queue import Queue
 from selfsight.optim.groups import ParamGroup, everything
@@ -155,6 +156,28 @@ class SimMatchV2(SemiMethod):
         write_rows(self.l_bank, gather_without_grad(index), gather_without_grad(z_x))
         self.u_bank.push(gather_without_grad(z_u))
         self.u_labels.push(gather_without_grad(p))
+
+    def galleries(self, batch: Batch, classes: Sequence[str]) -> list[Gallery]:
+        """Pseudo-labels, and those that propagation changes most, with the labelled images that change them."""
+        logits, z = self.teacher(batch.views[0])
+        q = logits.softmax(-1)
+        p = q if self.da_m is None else loss.align(q, self.da)  # [B, C]
+        r = loss.refine(z, p, self.l_bank, self.l_labels, n=self.n, t=self.t, alpha=self.alpha)  # [B, C]
+        changed = (r - p).abs().sum(1).topk(min(8, len(p))).indices
+        nearest, weights = loss.neighbourhood(z[changed], self.l_bank, n=self.n, t=self.t, alpha=self.alpha)
+        heaviest = weights[:, 1:].topk(min(6, self.n)).indices  # [8, 6]
+        captions = []
+        for i, (rows, shares) in enumerate(zip(nearest, weights, strict=True)):
+            of_itself = f"{said(p[changed[i]], classes)} → {said(r[changed[i]], classes)}"
+            others = [f"{classes[int(self.l_labels[rows[j]])]} {float(shares[1 + j]):.1%}" for j in heaviest[i]]
+            captions.append([of_itself, *others])
+        note = (
+            "The images whose label propagation changes most: label before and after, then the labelled images "
+            "nearest to each, with the weight of their label."
+        )
+        x = batch.views[0][changed][:, None]
+        found = Gallery("Propagation", note, x, captions, labelled=nearest.gather(1, heaviest))
+        return [*super().galleries(batch, classes), found]
 
     def param_groups(self) -> list[ParamGroup]:
         return everything(self) if self.decay == "all" else super().param_groups()
