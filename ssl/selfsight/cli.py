@@ -31,9 +31,11 @@ JOBS = {
     "cluster": ("evaluate", "k-means on the features against the labels"),
     "episodes": ("evaluate", "few-shot episodes on the features"),
     "dense": ("evaluate", "segmentation from frozen feature maps"),
+    "detect": ("detect", "fine-tune a detector on a run's backbone: Faster or Mask R-CNN, COCO's AP"),
     "invariance": ("evaluate", "how far each augmentation moves the features"),
     "diagnostics": ("evaluate", "collapse and quality without labels"),
     "embed": ("embed", "write the features of every image to a file"),
+    "export": ("export", "a run's backbone for detectron2, torchvision, timm or ONNX"),
     "report": ("report", "write report.html of a run again"),
     "explore": ("explore", "the embedding of a run in a browser: lasso, neighbours, search by image, export"),
     "compare-runs": ("compare_runs", "several runs side by side: table, curves, differences of configuration"),
@@ -58,6 +60,9 @@ GROUPS = {
 
 #: jobs that take folders without a key, and the key that gets them
 POSITIONAL = {"compare-runs": "runs"}
+
+#: put before a value's key that has the name of a group: Hydra would look for a choice there (knn backbone=DIR)
+ASIDE = "_"
 
 USAGE = 2  # exit status for a wrong word on the command line
 
@@ -170,7 +175,11 @@ def run(words: list[str]) -> None:
 
 
 def start(job: str, cfg: DictConfig) -> None:
-    from omegaconf import OmegaConf
+    from omegaconf import OmegaConf, open_dict
+
+    with open_dict(cfg):
+        for key in [key for key in GROUPS if f"{ASIDE}{key}" in cfg]:
+            cfg[key] = cfg.pop(f"{ASIDE}{key}")
 
     def holder(key: str) -> Any:
         return OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else cfg
@@ -232,7 +241,7 @@ def checked(job: str, overrides: list[str], *, sweep: bool) -> list[str]:
         assert cfg is not None
         if known_key(cfg, key, groups):
             check_type(cfg, key, override)
-            words.append(word)
+            words.append(f"+{ASIDE}{word}" if key in GROUPS else word)
         else:
             words.append(f"+{word}")
     return group_words + words

@@ -1,10 +1,12 @@
-"""A trained backbone carried away: as safetensors with a description, for torchvision and timm, as ONNX."""
+"""A trained backbone carried away: as safetensors with a description, for torchvision, timm, detectron2, as ONNX."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import os
+import pickle
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,47 @@ def to_torchvision(backbone: nn.Module, classifier: nn.Linear | None = None) -> 
     if classifier is not None:
         weights |= {f"fc.{k}": v for k, v in state(classifier).items()}
     return weights
+
+
+def to_detectron2(backbone: nn.Module) -> dict[str, Tensor]:
+    """State dict of a ResNet under detectron2's names: ``stem.conv1.norm.weight``, ``res2.0.shortcut.weight``, ...
+
+    For ``MODEL.RESNETS.DEPTH`` as the network's, ``STRIDE_IN_1X1: False``, ``INPUT.FORMAT: "RGB"``, and the mean and
+    standard deviation the network was trained with, times 255. The same 318 entries for a ResNet-50 as the authors of
+    PixPro make (transfer/detection/convert_pretrain_to_d2.py).
+
+    Raises:
+        UserError: torchvision has no such network, or its first convolution is not 7x7 as detectron2's is.
+    """
+    weights = to_torchvision(backbone)
+    size = tuple(weights["conv1.weight"].shape[2:])
+    if size != (7, 7):
+        raise UserError(
+            f"detectron2's ResNets begin with a 7 x 7 convolution and this one with {size[0]} x {size[1]}: pretrain "
+            "with stem=imagenet to export for detectron2."
+        )
+    return {_detectron2_name(name): value for name, value in weights.items()}
+
+
+def _detectron2_name(name: str) -> str:
+    if not name.startswith("layer"):
+        name = f"stem.{name}"
+    name = re.sub(r"^layer(\d)", lambda stage: f"res{int(stage[1]) + 1}", name)
+    name = re.sub(r"\bbn(\d)\b", r"conv\1.norm", name)
+    return name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+
+
+def export_detectron2(backbone: nn.Module, path: str | Path) -> Path:
+    """Write the backbone as the pickle that ``MODEL.WEIGHTS`` of detectron2 takes; detectron2 need not be installed.
+
+    Raises:
+        UserError: see `to_detectron2`, or ``path`` cannot be written.
+    """
+    arrays = {name: value.numpy() for name, value in to_detectron2(backbone).items()}
+    # matching_heuristics: detectron2 finds by itself under which prefix its model keeps the backbone
+    content = {"model": arrays, "__author__": "selfsight", "matching_heuristics": True}
+    replace(Path(path), lambda target: target.write_bytes(pickle.dumps(content)))
+    return Path(path)
 
 
 def export_onnx(backbone: nn.Module, path: str | Path, image_size: int, in_chans: int = 3) -> Path:

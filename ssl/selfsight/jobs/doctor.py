@@ -25,6 +25,7 @@ OPTIONAL = (
     ("umap", "UMAP embedding maps", "pip install 'selfsight[umap]'"),
     ("bokeh", "the embedding explorer", "pip install 'selfsight[web]'"),
     ("webdataset", "reading tar shards", "pip install 'selfsight[shards]'"),
+    ("pycocotools", "detection", "pip install 'selfsight[detection]'"),
     ("onnx", "ONNX export", "pip install 'selfsight[onnx]'"),
     ("hydra_plugins.hydra_submitit_launcher", "SLURM sweeps", "pip install 'selfsight[slurm]'"),
 )

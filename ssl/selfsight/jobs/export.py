@@ -1,0 +1,75 @@
+"""`selfsight export`: the backbone of a run as a file that another library reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+import selfsight
+from selfsight.checkpoints import export
+from selfsight.errors import UserError, nearest
+from selfsight.jobs.console import make_console, quiet
+from selfsight.jobs.run_folder import RunFolder
+
+#: format: name of its file in the run folder
+FILES = {
+    "torchvision": "backbone.torchvision.pth",
+    "timm": "backbone.timm.safetensors",
+    "detectron2": "backbone.detectron2.pkl",
+    "onnx": "backbone.onnx",
+    "safetensors": "",
+}
+
+
+def run(cfg: DictConfig) -> None:
+    """Write the file and say what its reader has to know."""
+    quiet()
+    if cfg.format not in FILES:
+        raise UserError(
+            f"there is no format '{cfg.format}'; choose from {', '.join(FILES)}.{nearest(str(cfg.format), FILES)}",
+            status=2,
+        )
+    if (cfg.run is None) == (cfg.backbone is None):
+        raise UserError("give either a run folder (run=runs/NAME) or an exported backbone (backbone=DIR).", status=2)
+    folder = RunFolder.open(cfg.run).path if cfg.run is not None else None
+    if cfg.out is None and (folder is None or cfg.format == "safetensors"):
+        raise UserError("say where the file goes: out=PATH.", status=2)
+    backbone = selfsight.load(cfg.backbone if folder is None else folder)
+    out = Path(cfg.out).expanduser() if folder is None or cfg.out is not None else folder / FILES[cfg.format]
+    if not out.parent.is_dir():
+        raise UserError(f"there is no folder '{out.parent}' to write '{out.name}' into; make it first.")
+    write(backbone, cfg.format, out)
+    make_console().print(f"{out}: {how_to_read(backbone, cfg.format)}")
+
+
+def write(backbone: nn.Module, form: str, out: Path) -> None:
+    """The weights of a loaded backbone in one of the `FILES`."""
+    from safetensors.torch import save_file
+
+    spec: Any = backbone.spec
+    if form == "torchvision":
+        weights = export.to_torchvision(backbone)
+        export.replace(out, lambda path: torch.save(weights, path))
+    elif form == "timm":
+        export.replace(out, lambda path: save_file(export.to_timm(backbone), path, {"format": "pt"}))
+    elif form == "detectron2":
+        export.export_detectron2(backbone, out)
+    elif form == "onnx":
+        export.export_onnx(backbone, out, spec["image_size"], spec["backbone"].get("in_chans", 3))
+    else:
+        out.mkdir(exist_ok=True)
+        export.export_backbone(backbone, spec, out)
+
+
+def how_to_read(backbone: nn.Module, form: str) -> str:
+    """What the reader has to do with the images."""
+    spec: Any = backbone.spec
+    mean, std = spec["mean"] or (0.0,) * 3, spec["std"] or (1.0,) * 3
+    if form == "detectron2":
+        mean, std = ([round(255 * value, 3) for value in values] for values in (mean, std))
+        return f"INPUT.FORMAT RGB, MODEL.PIXEL_MEAN {mean}, MODEL.PIXEL_STD {std}, MODEL.RESNETS.STRIDE_IN_1X1 False"
+    return f"{spec['backbone']['name']}, RGB images from 0 to 1, less mean {list(mean)}, divided by std {list(std)}"
