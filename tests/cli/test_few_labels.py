@@ -18,7 +18,7 @@ import torch
 
 from selfsight import cli
 from selfsight.errors import UserError
-from selfsight.jobs import compare, distill, pretrain
+from selfsight.jobs import classified, compare, distill, pretrain
 from selfsight.jobs.run_folder import RUN_VARIABLE, RunFolder
 
 SMOKE = ["debug=smoke", "report=false", "seed=0"]
@@ -64,6 +64,26 @@ def test_finetune_leaves_figures_labels_and_starts_from_the_projector(runs: Path
     unused = "projector.1.linear.weight"  # beyond the layer that fine-tuning starts from
     assert torch.equal(source[unused], tuned[unused])
     assert not torch.equal(source["projector.0.linear.weight"], tuned["projector.0.linear.weight"])
+
+
+def test_the_report_shows_classes_confusion_and_all_accuracies(runs: Path) -> None:
+    found = classified.section(RunFolder(runs / "tuned"))
+    figures = read(runs / "tuned" / "classification.json")["classifiers"]["student"]
+    for title, key in (
+        ("top-1 (last epoch)", "top1"), ("best epoch", "best_top1"), ("median of the last 20", "median_top1"),
+        ("top-5", "top5"), ("calibration error", "ece"),
+    ):  # fmt: skip
+        assert f"{title} {figures[key]:.1%}" in found
+    assert "heatmap" in found
+    worst = min(share for share in figures["per_class"] if share is not None)
+    assert f"Accuracy by class: {figures['per_class'].index(worst)} {worst:.1%}" in found
+
+
+def test_only_the_worst_of_many_classes_are_named() -> None:
+    shares = [None, *(0.01 * i for i in reversed(range(50)))]
+    said = classified.by_class(shares, [f"c{i}" for i in range(51)])
+    assert said.startswith("Accuracy by class: c50 0.0% · c49 1.0%")
+    assert said.endswith("c11 39.0% … and 10 better ones")
 
 
 def test_head_alone(runs: Path) -> None:

@@ -69,13 +69,22 @@ def section(folder: RunFolder) -> str:
                 ("top1", "top-1 (last epoch)"),
                 ("best_top1", "best epoch"),
                 ("median_top1", f"median of the last {LAST}"),
+                ("top5", "top-5"),
                 ("ece", "calibration error"),
             )
             if key in figures
         )
         parts.append(f"<p>{html.escape(name)}: {line}</p>")
+        parts.append(f"<p class='soft'>{html.escape(by_class(figures['per_class'], content['classes']))}</p>")
         parts.append(figure_html(confusion_picture(figures["confusion"], content["classes"]), 460))
     return "".join(parts)
+
+
+def by_class(shares: Sequence[float | None], classes: Sequence[str]) -> str:
+    """Accuracy of the classes that have test images, the worst first; of many classes those alone."""
+    known = sorted((share, name) for share, name in zip(shares, classes, strict=True) if share is not None)
+    more = f" … and {len(known) - DRAWN} better ones" if len(known) > DRAWN else ""
+    return "Accuracy by class: " + " · ".join(f"{name} {percent(share)}" for share, name in known[:DRAWN]) + more
 
 
 def confusion_picture(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Any:
