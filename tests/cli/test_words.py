@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -13,6 +15,8 @@ from rich.console import Console
 
 from selfsight import cli
 from selfsight.jobs import measure, monitor
+
+ROOT = Path(__file__).parents[2]
 
 
 def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -109,3 +113,20 @@ def test_what_a_run_tells_fits_into_eighty_columns() -> None:
     for label in measure.ROWS.values():
         (told,) = (line for line in lines if line.startswith(label))
         assert told.removeprefix(label).split() == ["100.0%", "100.0%", "512.0", *["65.7", "±", "12.3%"] * 3]
+
+
+def test_every_command_of_the_documents_is_right() -> None:
+    """Each word of each `selfsight …` in them exists; what stands for something of the reader's is left out."""
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    jobs = "|".join(cli.JOBS)
+    commands = set()
+    for document in documents:
+        text = document.read_text().replace("\\\n", " ")
+        commands |= set(re.findall(rf"(?:^ +(?:\S*/)?|`)(selfsight (?:{jobs})\b[^`|\n#…(]*)", text, flags=re.M))
+    assert len(commands) > 60
+    for command in commands:
+        job, *words = shlex.split(command.split("   ")[0])[1:]
+        keys = [word for word in words if "=" in word]
+        overrides = cli.checked(job, keys, sweep="-m" in words)
+        if "-m" not in words:
+            cli.compose(job, overrides)
