@@ -89,6 +89,30 @@ def test_compiling_that_fails_is_told_once_and_gone_round(
     torch.testing.assert_close(got, gradients(plain))
 
 
+def test_both_entries_of_a_backbone_are_compiled_and_a_copy_is_its_own(eager: list[object]) -> None:
+    """Dense methods call ``forward_features``; the call goes through it, too, in one graph."""
+    from selfsight.backbones.registry import create
+
+    method = Small()
+    method.backbone = create("resnet18", stem="cifar").eval()
+    plain = copy.deepcopy(method.backbone)
+    speed.compile_networks(method)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(method.backbone.forward_features(x), plain.forward_features(x))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch.testing.assert_close(method.backbone(x), plain(x))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    assert not torch._dynamo.utils.counters["graph_break"]
+    copied = copy.deepcopy(method.backbone)
+    with torch.no_grad():
+        for p in method.backbone.parameters():
+            p.zero_()
+    torch.testing.assert_close(copied.forward_features(x), plain.forward_features(x))
+    torch.testing.assert_close(copied(x), plain(x))
+
+
 def test_auto_means_on_a_gpu(eager: list[object]) -> None:
     method = speed.quicken(Small(), trainer(), torch.device("cpu"))
     assert not eager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -45,26 +46,36 @@ def quicken(method: Method, trainer: DictConfig, device: torch.device) -> Method
 def compile_networks(method: Method) -> None:
     """Compile every network that the method calls, its teachers' included, when it is first called.
 
-    Names in the state dict stay what they are. A network that does not compile runs as it is, which is said once.
+    A backbone has two entries, the call and ``forward_features``. Names in the state dict stay what they are. A network
+    that does not compile runs as it is, which is said once.
     """
     told: list[str] = []
     for name, network in method.named_children():
         if name not in method.uncompiled:
             within = getattr(network, "module", None)  # a teacher's network is below it
             inner = within if isinstance(within, nn.Module) else network
-            inner._compiled_call_impl = _OrPlain(inner, name, told)  # the slot that nn.Module.compile fills
+            inner._compiled_call_impl = _OrPlain(inner._call_impl, name, told)  # the slot that nn.Module.compile fills
+            to_map: Any = getattr(inner, "forward_features", None)
+            if to_map is not None:
+                inner.forward_features = _OrPlain(to_map, name, told)  # type: ignore[assignment]
 
 
 class _OrPlain:
-    """A network's compiled call; its plain one from the first failure to compile on."""
+    """A network's method, compiled; the plain one from the first failure to compile on, and within other compiled code.
 
-    def __init__(self, network: nn.Module, name: str, told: list[str]) -> None:
-        self.plain: Callable[..., Any] = network._call_impl
+    A copy of the network gets the plain method: the compiled one would go on using the weights of the original.
+    """
+
+    def __init__(self, plain: Callable[..., Any], name: str, told: list[str]) -> None:
+        self.plain = plain
         self.name, self.told = name, told
-        self.compiled: Callable[..., Any] | None = torch.compile(network._call_impl)
+        self.compiled: Callable[..., Any] | None = torch.compile(plain)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.plain, memo)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.compiled is not None:
+        if self.compiled is not None and not torch.compiler.is_compiling():
             try:
                 return self.compiled(*args, **kwargs)
             except torch.OutOfMemoryError:
