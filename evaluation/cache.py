@@ -89,7 +89,8 @@ def view_description(datamodule: Any) -> str:
     """What evaluation does to an image before the network sees it."""
     data, like = datamodule.data, datamodule.views[0]
     size = {"image_size": data.image_size, "eval_resize": data.eval_resize}
-    return json.dumps({**size, "mean": list(like.mean), "std": list(like.std)}, default=float)
+    scale = {name: None if value is None else list(value) for name, value in (("mean", like.mean), ("std", like.std))}
+    return json.dumps({**size, **scale}, default=float)
 
 
 def _read(path: Path) -> Features | None:

@@ -165,6 +165,8 @@ def test_a_folder_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "knn_top1" not in summary["pretrained"]
     assert set(summary["protocols"]) == {"diagnostics", "view_quality"}
     assert all(0 <= summary[row]["view_knn_top1"] <= 1 for row in ("pixels", "untrained", "pretrained"))
+    cli.main(["diagnostics", f"run={tmp_path / 'runs' / 'simclrv2-folder-1'}"])  # SimCLR's views are not normalised
+    assert "rank" in capsys.readouterr().out
 
 
 def test_not_a_number_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

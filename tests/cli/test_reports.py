@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from selfsight import cli
 from selfsight.batch import Batch
@@ -131,6 +134,26 @@ def test_images_come_back_out_of_normalised_tensors() -> None:
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     x = (pixels / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     assert np.array_equal(denormalised(x, mean, std), pixels.permute(0, 2, 3, 1).numpy())
+
+
+def test_views_have_the_colours_of_their_image() -> None:
+    """Views cut from one flat colour show it, whether they are normalised or not."""
+    from selfsight.datamodules import ArrayImages, ImageData, ImageDataModule
+    from selfsight.datamodules.views import View
+    from selfsight.jobs import pictures
+
+    colour = torch.tensor([200, 120, 40], dtype=torch.uint8)
+    flat = ArrayImages(colour[None, :, None, None].expand(4, 3, 24, 24).contiguous())
+    for mean, std in ((None, None), ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))):
+        data = ImageData("flat", flat, None, (), image_size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
+        view = View(16, count=2, crop="resized", mean=mean, std=std)
+        module = ImageDataModule(data, [view], batch_size=2, num_workers=0, engine="cpu", seed=0)
+        page = pictures.views(*pictures.viewed_batch(module), module)
+        found = re.findall(r"alt='view'[^>]* src='data:image/png;base64,([^']+)'", page)
+        assert len(found) == 6
+        for picture in found:
+            pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"))
+            assert np.abs(pixels.astype(int) - colour.numpy()).max() <= 1
 
 
 def test_rotation_shows_what_it_sees() -> None:

@@ -48,7 +48,8 @@ def facts(train: Any, test: Any, projection: str = "tsne", most: int = MAPPED) -
     x = F.normalize(test.x[rows], dim=1)
     flat = flatten(x.numpy(), projection)
     classes = 0 if train.labels is None else train.classes
-    clusters = library("evaluation.clustering").kmeans(x, x, min(classes or 10, len(x)), 20, 1, 0)[1]
+    k = min(classes or 10, max(1, len(x) // 4))
+    clusters = library("evaluation.clustering").kmeans(x, x, k, 20, 1, 0)[1]
     if train.labels is None or test.labels is None:
         return Facts(rows, flat, clusters)
     predictions, loss = votes(train, test.take(torch.from_numpy(rows)), itself=train is test)

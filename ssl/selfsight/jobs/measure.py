@@ -17,6 +17,15 @@ from selfsight.jobs.console import make_table
 ROWS = {"pixels": "raw pixels", "untrained": "untrained", "pretrained": "pretrained"}
 
 
+#: figures of the table that are one number, and their titles
+SINGLES = {"knn_top1": "kNN", "linear_top1": "linear", "view_knn_top1": "kNN of views", "rank": "rank"}
+
+
+def figure(key: str, value: float) -> str:
+    """A number of the table as a person reads it: shares of 1 in percent."""
+    return f"{value:.1f}" if key == "rank" else f"{value:.1%}"
+
+
 def features(backbone: nn.Module, data: Any, stage: str = "final") -> tuple[Any, Any]:
     """Train and test features of a backbone, from un-augmented images."""
     return staged_features(backbone, data, [stage])[stage]
@@ -56,23 +65,11 @@ def show(console: Console, summary: Mapping[str, Any], protocols: Mapping[str, s
     """The table of a run: raw pixels, untrained and pretrained network under the same protocols."""
     rows = {key: label for key, label in ROWS.items() if key in summary}
     shots = sorted({k for key in rows for k in summary[key].get("few_shot", {})}, key=int)
-    singles = [
-        (key, title)
-        for key, title in (
-            ("knn_top1", "kNN"),
-            ("linear_top1", "linear"),
-            ("view_knn_top1", "kNN of views"),
-            ("rank", "rank"),
-        )
-        if any(key in summary[row] for row in rows)
-    ]
+    singles = [(key, title) for key, title in SINGLES.items() if any(key in summary[row] for row in rows)]
     table = make_table("", *[title for _, title in singles], *[f"{k}/class" for k in shots])
     for row, label in rows.items():
         values = summary[row]
-        cells = [
-            "" if key not in values else f"{values[key]:.1f}" if key == "rank" else f"{values[key]:.1%}"
-            for key, _ in singles
-        ]
+        cells = ["" if key not in values else figure(key, values[key]) for key, _ in singles]
         for k in shots:
             shot = values.get("few_shot", {}).get(k)
             cells.append("" if shot is None else f"{100 * shot['mean']:.1f} ± {100 * shot['std']:.1f}%")

@@ -91,11 +91,18 @@ def viewed_batch(data: Any) -> tuple[Batch, Any]:
     return next(iter(module.train_dataloader())), images
 
 
-def views(batch: Batch, images: Any, mean: Sequence[float], std: Sequence[float]) -> str:
+def normalisation(data: Any) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation that the views have been brought to; 0 and 1 where they are left as they are."""
+    view = data.views[0]
+    return ((0.0,) * 3, (1.0,) * 3) if view.mean is None else (view.mean, view.std)
+
+
+def views(batch: Batch, images: Any, data: Any) -> str:
     """Images with the boxes their views were cut from, and these views in the same colours."""
     if batch.boxes is None or len(batch.views) < 2:
         return ""
     colours = palette(len(batch.views) - 1)
+    mean, std = normalisation(data)
     rows = []
     for i in range(min(VIEWED, len(batch))):
         image = images.read(int(batch.indices[i]))
@@ -140,18 +147,16 @@ def _pointed(image: np.ndarray, points: Tensor, side: int = 192) -> np.ndarray:
 
 def galleries(method: Method, batch: Batch, data: Any) -> str:
     """What the method shows of itself."""
-    view = data.views[0]
-    mean, std = (view.mean, view.std) if view.mean is not None else ((0.0,) * 3, (1.0,) * 3)
     method.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         found = method.galleries(batch, data.data.classes)
-    return "".join(_gallery(one, data, mean, std) for one in found)
+    return "".join(_gallery(one, data) for one in found)
 
 
-def _gallery(gallery: Gallery, data: Any, mean: Sequence[float], std: Sequence[float]) -> str:
+def _gallery(gallery: Gallery, data: Any) -> str:
     rows = []
-    for r, images in enumerate(denormalised(gallery.images, mean, std)):
+    for r, images in enumerate(denormalised(gallery.images, *normalisation(data))):
         shown = list(images)
         if gallery.points is not None:
             shown = [_pointed(image, p) for image, p in zip(images, gallery.points[r], strict=True)]

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from selfsight.jobs import classified, embedding_map, pictures
+from selfsight.jobs import classified, embedding_map, measure, pictures
 from selfsight.jobs.evaluate import lines, number, trained_method
 from selfsight.jobs.measure import ROWS, describe
 from selfsight.jobs.run_folder import RunFolder, write_atomically
@@ -99,7 +99,7 @@ def images_of_the_run(
     batch, images = pictures.viewed_batch(data)
     if folder.checkpoint.is_file():
         parts.append(pictures.galleries(trained_method(folder, cfg, data), batch, data))
-    parts.append(pictures.views(batch, images, data.data.mean, data.data.std))
+    parts.append(pictures.views(batch, images, data))
     return parts
 
 
@@ -262,18 +262,16 @@ def table(summary: Mapping[str, Any]) -> str:
     rows = {key: label for key, label in ROWS.items() if key in summary}
     if not rows:
         return ""
-    singles = [
-        (key, title)
-        for key, title in (("knn_top1", "kNN"), ("linear_top1", "linear probe"), ("view_knn_top1", "kNN of views"))
-        if any(key in summary[row] for row in rows)
-    ]
+    singles = [(key, title) for key, title in measure.SINGLES.items() if any(key in summary[row] for row in rows)]
     shots = sorted({k for row in rows for k in summary[row].get("few_shot", {})}, key=int)
     head = "".join(f"<th>{title}</th>" for _, title in singles)
     head += "".join(f"<th>{k} label{'s' * (k != '1')} a class</th>" for k in shots)
     body = ""
     for row, label in rows.items():
         values = summary[row]
-        cells = "".join(f"<td>{values[key]:.1%}</td>" if key in values else "<td></td>" for key, _ in singles)
+        cells = "".join(
+            f"<td>{measure.figure(key, values[key])}</td>" if key in values else "<td></td>" for key, _ in singles
+        )
         for k in shots:
             shot = values.get("few_shot", {}).get(k)
             cells += f"<td>{100 * shot['mean']:.1f} ± {100 * shot['std']:.1f} %</td>" if shot else "<td></td>"
@@ -311,7 +309,7 @@ def reproduce(folder: RunFolder, cfg: DictConfig) -> str:
 def run(cfg: DictConfig) -> None:
     """Write the report of an existing run again, from what its folder holds."""
     import selfsight
-    from selfsight.jobs import build, measure
+    from selfsight.jobs import build
     from selfsight.jobs.console import make_console, quiet
 
     quiet()
