@@ -84,7 +84,8 @@ class OnlineEvaluation(Callback):
         held_out = datamodule.data.test is not None
         splits = ("train", "test") if held_out else ("train",)
         loaders = [datamodule.eval_dataloader(split, self.limit) for split in splits]
-        found = [extract(backbone, loader, pl_module.device)[FINAL] for loader in loaders]
+        with trainer.precision_plugin.forward_context():  # that of the training, in which the network is compiled, too
+            found = [extract(backbone, loader, pl_module.device)[FINAL] for loader in loaders]
         train, test = found[0], found[-1]
         result: Result = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         for evaluator in self.evaluators.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -189,12 +189,14 @@ def tapped(
 ) -> Iterator[dict[str, Tensor]]:
     """The outputs of modules named in ``feature_info``, by name, as left by the latest forward pass.
 
-    ``keep`` is applied at once, before a later in-place operation can change the output.
+    ``keep`` is applied at once, before a later in-place operation can change the output. A compiled network runs
+    uncompiled meanwhile: what it was compiled to before knows nothing of these modules.
     """
     caught: dict[str, Tensor] = {}
     handles = [_hook(backbone, name, caught, keep) for name in names]
     try:
-        yield caught
+        with torch.compiler.set_stance("force_eager") if handles else nullcontext():
+            yield caught
     finally:
         for handle in handles:
             handle.remove()

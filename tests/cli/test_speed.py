@@ -113,6 +113,22 @@ def test_both_entries_of_a_backbone_are_compiled_and_a_copy_is_its_own(eager: li
     torch.testing.assert_close(copied(x), plain(x))
 
 
+def test_every_stage_of_a_compiled_backbone_is_seen(eager: list[object]) -> None:
+    """Compiled code does not call hooks that were registered behind its back."""
+    from selfsight.backbones.registry import create
+    from selfsight.evaluation import extract
+
+    method = Small()
+    method.backbone = create("resnet18", stem="cifar").eval()
+    plain = copy.deepcopy(method.backbone)
+    speed.compile_networks(method)
+    batches = [Batch([torch.randn(2, 3, 8, 8)], torch.arange(2))]
+    extract(method.backbone, batches)
+    got, expected = (extract(each, batches, stages=("layer1", "final")) for each in (method.backbone, plain))
+    for stage in ("layer1", "final"):
+        torch.testing.assert_close(got[stage].x, expected[stage].x)
+
+
 def test_auto_means_on_a_gpu(eager: list[object]) -> None:
     method = speed.quicken(Small(), trainer(), torch.device("cpu"))
     assert not eager
@@ -140,6 +156,17 @@ def test_activations_are_recomputed_where_the_backbone_can(tmp_path: Path) -> No
     speed.quicken(method, trainer("trainer.checkpoint_activations=true"), torch.device("cpu"))
     assert method.backbone.grad_checkpointing
     torch.testing.assert_close(gradients(method), gradients(plain))
+
+
+def test_batches_that_add_up_count_as_one_step() -> None:
+    """Schedules run in optimiser steps, and rates that follow the batch follow the whole of it."""
+    words = ["trainer.accumulate=2", "trainer.max_epochs=1", "batch_size=32", "limit_images=192"]
+    cfg = cli.compose("pretrain", [*words, "trainer.accelerator=cpu"])
+    data = build.datamodule(cfg)
+    clock = build.clock(cfg, data)
+    assert clock.batch_size == 64
+    assert clock.steps_per_epoch == data.steps_per_epoch // 2
+    assert clock.epochs == 1
 
 
 def test_fused_only_where_the_optimiser_knows_it() -> None:

@@ -17,6 +17,7 @@ from selfsight.batch import Batch
 from selfsight.datamodules import ArrayImages, ImageData, ImageDataModule, folder
 from selfsight.datamodules import module as datamodule
 from selfsight.datamodules.module import TINY
+from selfsight.datamodules.order import Request
 from selfsight.datamodules.views import View
 from selfsight.errors import UserError
 
@@ -346,6 +347,33 @@ def test_channels_last() -> None:
 def test_batch_larger_than_the_set() -> None:
     with pytest.raises(UserError, match="batch_size is 21 and an epoch has 20 images; choose batch_size=20 or less"):
         module(in_memory(), batch_size=21)
+
+
+@pytest.mark.parametrize(("free", "resident"), [(10**9, True), (10_000, False)])
+def test_what_does_not_fit_is_read_as_needed_and_said(
+    tmp_path: Path, free: int, resident: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Decoded images (about 19 kB) stay in memory where twice as much is free; the views are the same either way."""
+    expected = list(module(in_files(tmp_path)).train_dataloader())
+    monkeypatch.setattr("selfsight.datamodules.memory.available_memory", lambda: free)
+    with caplog.at_level("WARNING", "selfsight"):
+        data = in_files(tmp_path, resident=True)
+    assert data.train.in_memory is resident
+    assert ("they are read as needed" in caplog.text) is not resident
+    assert all(map(same, module(data).train_dataloader(), expected))
+
+
+def test_a_full_gpu_leaves_the_images_in_main_memory_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10_000, 80_000))
+    made = module(in_memory(), engine="device", device="cuda")
+    with caplog.at_level("WARNING", "selfsight"):
+        readers = [made._training_reader() for _ in range(2)]
+    assert len(caplog.records) == 1
+    assert "more than half of what is free on cuda: they stay in main memory" in caplog.text
+    raw = readers[1][Request(0, 0, [3, 1], [3, 1])]
+    assert torch.equal(raw.views[0], made.images.pixels[[3, 1]])
 
 
 def test_long_epochs_over_few_images() -> None:

@@ -86,6 +86,30 @@ def test_online_equals_offline_and_training_goes_on_in_training_mode(tmp_path: P
         assert isinstance(heard[-1][name], float)
 
 
+def test_features_come_in_the_precision_of_the_training_and_are_compared_in_float32(tmp_path: Path) -> None:
+    class Asks:
+        needs_labels = False
+        protocol = "types"
+
+        def __call__(self, train: Features, test: Features) -> dict[str, Any]:
+            seen.append((train.x.dtype, (train.x @ test.x.T).dtype))
+            return {}
+
+    seen: list[Any] = []
+    made: list[tuple[bool, torch.dtype]] = []
+    method = Toy(TinyBackbone())
+    method.backbone.register_forward_hook(lambda m, args, out: made.append((m.training, out.dtype)))
+    trainer = Trainer(
+        max_epochs=1, callbacks=[OnlineEvaluation({"asks": Asks()})], accelerator="cpu", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        precision="bf16-mixed",
+    )  # fmt: skip
+    trainer.fit(method, datamodule=ToyData(labels=False))
+    measured = [dtype for training, dtype in made if not training]
+    assert measured[0] == made[0][1] == torch.bfloat16
+    assert seen == [(torch.float32, torch.float32)]
+
+
 def test_evaluation_does_not_change_what_is_learnt(tmp_path: Path) -> None:
     _, measured = fit(tmp_path, ToyData(), OnlineEvaluation({"knn": KNN()}))
     _, alone = fit(tmp_path, ToyData(), OnlineEvaluation({}, every=1000))
