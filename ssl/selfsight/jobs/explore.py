@@ -116,7 +116,7 @@ class Explorer:
 
         plot = figure(
             tools="pan,wheel_zoom,lasso_select,box_select,tap,reset,hover", active_drag="lasso_select",
-            active_scroll="wheel_zoom", tooltips="@about", output_backend="webgl", match_aspect=True,
+            active_scroll="wheel_zoom", tooltips="@about", output_backend="webgl",
             sizing_mode="stretch_width", height=680, name="map", min_width=320,
         )  # fmt: skip
         plot.axis.visible = False
@@ -128,8 +128,9 @@ class Explorer:
             "x", "y", source=self.source, view=self.view, color="colour", size=size,
             line_color=None, fill_alpha=0.85, nonselection_fill_alpha=0.12,
         )  # fmt: skip
+        filters = [row(self.label, self.errors, sizing_mode="stretch_width")] if self.known.labels is not None else []
         side = column(
-            colour, self.legend, row(self.label, self.errors, sizing_mode="stretch_width"), self.path, upload,
+            colour, self.legend, *filters, self.path, upload,
             row(self.list_name, sizing_mode="stretch_width"), export, self.status, self.pictures,
             width=380, sizing_mode="fixed", height=680,
         )  # fmt: skip
@@ -170,7 +171,11 @@ class Explorer:
         if title not in self.colourings or len(self.colourings[title][1]) > NAMED:
             return "dark: small, yellow: large" if title == "loss" else ""
         pairs = zip(self.shades(title), self.colourings[title][1], strict=True)
-        return " &nbsp; ".join(f"<span style='color:{shade}'>&#9679;</span> {html.escape(n)}" for shade, n in pairs)
+        return " ".join(
+            f"<span style='white-space:nowrap; margin-right:10px'><span style='color:{shade}'>&#9679;</span> "
+            f"{html.escape(name)}</span>"
+            for shade, name in pairs
+        )
 
     def about(self, i: int) -> str:
         parts = [self.images.name(int(self.indices[i]))]
