@@ -235,7 +235,8 @@ def checked(job: str, overrides: list[str], *, sweep: bool) -> list[str]:
         else:
             value_words.append((key, word, override))
     first = [w.split(",")[0] if "=" in w and w.split("=")[0] in groups else w for w in group_words]
-    cfg = compose(job, first) if value_words else None
+    targets = [word for key, word, _ in value_words if key.endswith("._target_")]  # they say which keys there are
+    cfg = compose(job, first + targets) if value_words else None
     words = []
     for key, word, override in value_words:
         assert cfg is not None

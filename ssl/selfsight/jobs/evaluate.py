@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -36,11 +37,12 @@ def run(cfg: DictConfig) -> None:
         show_stages(console, results)
     else:
         show(console, results[cfg.stage])
-    console.print(evaluator.protocol, style="dim")
+    protocol = evaluator.protocol + transfer(cfg, evaluator, backbone)
+    console.print(protocol, style="dim")
     if folder is not None:
-        name = title(cfg)
+        name = title(cfg, evaluator)
         record = {
-            "protocol": evaluator.protocol,
+            "protocol": protocol,
             "command": command(),
             "stage": cfg.stage,
             "data": measure.describe(data.data),
@@ -68,17 +70,34 @@ def evaluator_of(cfg: DictConfig) -> Any:
     )
 
 
-def title(cfg: DictConfig) -> str:
+def transfer(cfg: DictConfig, evaluator: Any, backbone: nn.Module) -> str:
+    """What the protocol adds where a data set is given; probes with masks name theirs themselves."""
+    dataset = cfg.get("dataset")
+    if dataset is None or hasattr(evaluator, "data"):
+        return ""
+    spec: Any = backbone.spec
+    source = f", pretrained on {spec['dataset']}" if "dataset" in spec else ""
+    return f"; on {dataset_name(dataset)} at {dataset.image_size} px{source}"
+
+
+def dataset_name(dataset: DictConfig) -> str:
+    """``cifar10``; folders of images by the name of the folder: ``folder-flowers``."""
+    own = dataset.name == "folder" and dataset.get("root") is not None
+    return f"folder-{Path(dataset.root).resolve().name}" if own else str(dataset.name)
+
+
+def title(cfg: DictConfig, evaluator: Any) -> str:
     """Name of the record: evaluator, and what differs from the run's own data, last stage and default protocol."""
-    linear = cfg.get("linear")
-    published = linear is not None and linear.protocol != CACHED
-    kind = str(cfg.evaluator._target_).rsplit(".", 1)[-1]  # DenseKNN: dense_knn, LinearProbe: linear
-    name = "linear" if published else re.sub("(?<=[a-z])(?=[A-Z])", "_", kind).lower().removesuffix("_probe")
-    parts = [name]
-    if published:
-        parts.append(linear.protocol)
-    if cfg.get("dataset") is not None:
-        parts.append(str(cfg.dataset.name))
+    words = re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(evaluator).__name__)  # DenseKNN: Dense_KNN
+    parts = [words.lower().removesuffix("_probe")]
+    if hasattr(evaluator, "protocol_name"):
+        parts = ["linear", evaluator.protocol_name]
+    elif getattr(evaluator, "folds", None):
+        parts.append("cv")
+    if hasattr(evaluator, "data"):  # images with masks
+        parts.append(evaluator.data.name)
+    elif cfg.get("dataset") is not None:
+        parts.append(dataset_name(cfg.dataset))
     if cfg.stage != FINAL:
         parts.append(cfg.stage)
     return "-".join(parts)
@@ -91,6 +110,8 @@ def evaluate(
     if hasattr(evaluator, "on_images"):  # needs more than features: augmented images, maps
         if cfg.stage == ALL:
             raise UserError(f"{type(evaluator).__name__} looks at one stage at a time; give stage=NAME.", status=2)
+        if cfg.stage != FINAL and not hasattr(evaluator, "stage") and not hasattr(evaluator, "stages"):
+            raise UserError(f"{type(evaluator).__name__} looks at the last stage alone; leave stage out.", status=2)
         return {cfg.stage: evaluator.on_images(backbone, data)}
     head = projector(folder) if folder is not None and cfg.stage in (ALL, PROJECTION) else None
     if head is not None:
