@@ -105,7 +105,9 @@ class Monitor(Callback):
             if weights
             else "the weights are not finite either: lower optimizer.lr or give schedule.lr.warmup_epochs more epochs"
         )
-        kept = f" The last good checkpoint is kept: {self.folder.checkpoint}." if self.folder.checkpoint.exists() else ""
+        kept = (
+            f" The last good checkpoint is kept: {self.folder.checkpoint}." if self.folder.checkpoint.exists() else ""
+        )
         raise UserError(
             f"the loss became {total.item()} in epoch {trainer.current_epoch + 1} "
             f"(step {trainer.global_step}); {cause}.{kept}"
