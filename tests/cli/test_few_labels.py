@@ -351,7 +351,7 @@ def test_comparison_survives_being_killed(tmp_path: Path) -> None:
     words = [
         "compare",
         "recipe=digits/few_labels",
-        "approaches=[supervised,finetune]",
+        "approaches=[finetune,linear_swav]",
         "labels_per_class=[1,2]",
         "seeds=1",
     ]
