@@ -91,7 +91,8 @@ def rows(comparisons: list) -> list[dict]:
         {
             "name": one.name, "ours": round(one.ours, 4), "peer": round(one.peer, 4), "ratio": round(one.ratio, 3),
             "unit": one.unit, "wall_ratio": round(one.wall, 3), "spread": round(one.spread, 3),
-            "memory_mib": [round(value) for value in one.memory], "target": one.target, "check": one.check,
+            "memory_mib": [round(value) for value in one.memory if any(one.memory)],
+            "target": one.target, "check": one.check,
         }
         for one in comparisons
     ]  # fmt: skip
