@@ -18,7 +18,8 @@ from selfsight import cli
 from selfsight.backbones.registry import create
 from selfsight.checkpoints.export import export_backbone
 from selfsight.errors import UserError
-from selfsight.evaluation.detection import CocoImages, Detection, average_precision, coco, detector, predict
+from selfsight.evaluation.coco import CocoImages, average_precision, coco
+from selfsight.evaluation.detection import Detection, detector, predict
 from selfsight.evaluation.segmentation import VOID, shapes
 
 SIDE = 64
