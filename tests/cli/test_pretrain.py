@@ -177,7 +177,11 @@ def test_not_a_number_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [(["method=pixpro", "backbone=resnet18"], "feature maps of 1 x 1"), (["trainer.devices=99"], "99 devices")],
+    [
+        (["method=pixpro", "backbone=resnet18"], "feature maps of 1 x 1"),
+        (["trainer.devices=99"], "99 devices"),
+        (["optimizer.lr=-1"], "optimizer.lr is -1"),
+    ],
 )
 def test_refused_at_the_first_step_leaves_no_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], expected: str

@@ -41,6 +41,8 @@ class OptimizationRecipe:
             raise UserError(
                 f"schedule.scaling is '{self.scaling}'; one of {', '.join(SCALINGS)}.{nearest(self.scaling, SCALINGS)}"
             )
+        if not 0 <= self.lr < math.inf:
+            raise UserError(f"optimizer.lr is {self.lr:g}; a learning rate is 0 or more.")
 
     def peak_lr(self, batch_size: int) -> float:
         """The learning rate after scaling; the one place where batch size and learning rate meet."""
