@@ -70,15 +70,15 @@ def fit(
     Returns:
         Seconds, on the first process; None on the others.
     """
-    clock = build.clock(cfg, data)
-    method.configure(build.recipe(cfg), clock)
-    quicken(method, cfg.trainer, build.device(cfg.trainer.accelerator))
-    data.data.unreadable.write_to(folder.path / "unreadable.txt")
-    if data.data.prepared is not None:  # what the images had gone through is part of the run
-        write_atomically(folder.path / "prepared.json", json.dumps(data.data.prepared, indent=2) + "\n")
-    evaluation = build.build(cfg.evaluator.online)
-    callbacks = [GracefulInterrupt(folder.checkpoint), evaluation, Monitor(folder, console, evaluation)]
     try:
+        clock = build.clock(cfg, data)
+        method.configure(build.recipe(cfg), clock)
+        quicken(method, cfg.trainer, build.device(cfg.trainer.accelerator))
+        data.data.unreadable.write_to(folder.path / "unreadable.txt")
+        if data.data.prepared is not None:  # what the images had gone through is part of the run
+            write_atomically(folder.path / "prepared.json", json.dumps(data.data.prepared, indent=2) + "\n")
+        evaluation = build.build(cfg.evaluator.online)
+        callbacks = [GracefulInterrupt(folder.checkpoint), evaluation, Monitor(folder, console, evaluation)]
         trainer = build.trainer(cfg, folder, callbacks)
         if trainer.is_global_zero:
             if hasattr(data, "split"):
