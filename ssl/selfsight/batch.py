@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -27,6 +28,16 @@ class Batch:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch with its tensors on ``device``. Without this a trainer copies the batch field by field."""
+
+        def move(tensors: list[Tensor]) -> list[Tensor]:
+            return [tensor.to(device, non_blocking=non_blocking) for tensor in tensors]
+
+        indices, *labels = move([self.indices] if self.labels is None else [self.indices, self.labels])
+        boxes = None if self.boxes is None else move(self.boxes)
+        return Batch(move(self.views), indices, labels[0] if labels else None, boxes)
+
 
 @dataclass
 class SemiBatch:
@@ -37,3 +48,7 @@ class SemiBatch:
 
     def __len__(self) -> int:
         return len(self.unlabelled)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> SemiBatch:
+        """Both batches on ``device``."""
+        return SemiBatch(self.labelled.to(device, non_blocking), self.unlabelled.to(device, non_blocking))
