@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from selfsight import cli
 from selfsight.errors import UserError
@@ -48,6 +49,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     go("pretrain", *SMOKE, f"runs={runs}", "name=simclr")
     go("finetune", *SMOKE, f"run={runs}/simclr", "labels.per_class=2", f"runs={runs}", "name=tuned")
     return runs
+
+
+def test_another_method_goes_on_from_a_finished_run(runs: Path) -> None:
+    words = ["method=fixmatch", "labels.per_class=2", "trainer.max_epochs=1", "optimizer.lr=0", f"runs={runs}"]
+    go("pretrain", *SMOKE, *words, f"start={runs}/simclr", "name=started")
+    began, goes_on = load_file(runs / "simclr" / "backbone.safetensors"), weights(runs / "started")
+    learned = [name for name in began if "running" not in name and "num_batches" not in name]
+    assert learned
+    assert all(torch.equal(began[name], goes_on[f"backbone.{name}"]) for name in learned)
+    with pytest.raises(UserError, match="holds another network than the backbone of this run"):
+        go("pretrain", *SMOKE, "backbone.width=8", f"start={runs}/simclr", f"runs={runs}", "name=wrong")
+    assert not (runs / "wrong").exists()
 
 
 def test_finetune_leaves_figures_labels_and_starts_from_the_projector(runs: Path) -> None:

@@ -33,11 +33,27 @@ def load(path: str | Path) -> nn.Module:
     arguments = {k: v for k, v in spec["backbone"].items() if not k.startswith("_")}
     net = create(**{**arguments, "pretrained": False})
     weights = _read(weights_file)
-    _check(weights, net.state_dict(), weights_file, arguments["name"])
+    _check(weights, net.state_dict(), weights_file, f"'{arguments['name']}' its description names")
     dtype = next((v.dtype for v in weights.values() if v.is_floating_point()), None)
     net.to(dtype).load_state_dict(weights)
     net.spec = spec  # type: ignore[assignment]
     return net.eval().requires_grad_(False)
+
+
+def start_from(net: nn.Module, path: str | Path) -> nn.Module:
+    """``net`` with the weights of the backbone at ``path``, in place, to train on from there.
+
+    Args:
+        path: as for `load`.
+
+    Raises:
+        UserError: as `load`, and weights of another network than ``net``.
+    """
+    file, _ = describe(path)
+    weights = _read(file)
+    _check(weights, net.state_dict(), file, "backbone of this run")
+    net.load_state_dict(weights)
+    return net
 
 
 def describe(path: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -84,6 +100,6 @@ def _check(weights: dict[str, Tensor], wanted: dict[str, Tensor], file: Path, na
     other = [k for k in wanted.keys() & weights.keys() if wanted[k].shape != weights[k].shape]
     if wrong := [*missing, *over, *sorted(other)]:
         raise UserError(
-            f"'{file}' holds another network than the '{name}' its description names: {len(missing)} tensors are "
+            f"'{file}' holds another network than the {name}: {len(missing)} tensors are "
             f"missing, {len(over)} left over and {len(other)} of another shape, '{wrong[0]}' for one."
         )

@@ -12,6 +12,7 @@ from hydra.utils import get_class, instantiate
 from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
+from selfsight.checkpoints.load import start_from
 from selfsight.errors import UserError
 from selfsight.jobs.run_folder import RunFolder
 from selfsight.jobs.saving import AtomicCheckpoints, RandomState, checkpointing
@@ -77,7 +78,7 @@ def recipe(cfg: DictConfig) -> OptimizationRecipe:
 
 
 def method(cfg: DictConfig, data: Any) -> Method:
-    """The method with its backbone, without optimiser.
+    """The method with its backbone, which begins with the weights of the run ``cfg.start`` where one is named.
 
     What its constructor asks of the images (``num_classes``, ``num_images``, ``labels``, ...) and the configuration
     does not say, the datamodule tells.
@@ -86,7 +87,10 @@ def method(cfg: DictConfig, data: Any) -> Method:
     counts = {"num_classes": data.data.num_classes, "num_images": len(data.data.everything())}
     facts = {**counts, **getattr(data, "facts", {})}
     told = {name: fact for name, fact in facts.items() if name in asked and name not in cfg.method}
-    made: Method = build(cfg.method, backbone=build(cfg.backbone), **told)
+    backbone = build(cfg.backbone)
+    if cfg.get("start") is not None:
+        start_from(backbone, cfg.start)
+    made: Method = build(cfg.method, backbone=backbone, **told)
     return made
 
 

@@ -216,7 +216,7 @@ def perform_step(cfg: DictConfig, folder: RunFolder, name: str, labels: int, see
     if step.get("after") is not None:
         _, source = perform_step(cfg, folder, str(step.after), labels, seed)
         settings[SOURCE[step.job]] = str(source)
-    else:
+    if step.get("after") is None or step.job == "pretrain":
         settings["backbone"] = cfg.backbone
     if step.job == "pretrain":
         settings["evaluator.final"] = {}

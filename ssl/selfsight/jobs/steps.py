@@ -15,7 +15,7 @@ from selfsight.cli import JOBS, checked, compose
 from selfsight.jobs.run_folder import RUN_VARIABLE, RunFolder
 
 #: the key under which a job is told which run it starts from
-SOURCE = {"finetune": "run", "distill": "teacher"}
+SOURCE = {"pretrain": "start", "finetune": "run", "distill": "teacher"}
 
 
 def perform(job: str, words: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
