@@ -17,6 +17,7 @@ from .sources import (
     imagenet,
     imagenet100,
     imagenette,
+    shapes,
     stl10,
     svhn,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "imagenette",
     "join",
     "select_labels",
+    "shapes",
     "stl10",
     "svhn",
 ]

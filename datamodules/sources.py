@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selfsight.drawing import draw
 from selfsight.errors import UserError
 
 from .dataset import ImageData, UnreadableFiles, keep_in_memory
@@ -165,6 +166,25 @@ def fashion_mnist(
         return ArrayImages(grey[:, None].repeat(1, 3, 1, 1), labels.long())
 
     return ImageData(name, images("train"), images("t10k"), FASHION, image_size, tuple(mean), tuple(std))
+
+
+def shapes(
+    *,
+    train: int,
+    test: int,
+    image_size: int,
+    mean: Stats,
+    std: Stats,
+    drawn_size: int,
+    number: Sequence[int],
+    seed: int,
+    name: str = "shapes",
+) -> ImageData:
+    """Drawn images of ``drawn_size`` pixels a side, see `selfsight.drawing.draw`, without labels."""
+    rng = np.random.default_rng(seed)
+    images = np.stack([draw(drawn_size, rng, number)[0] for _ in range(train + test)])
+    parts = [ArrayImages(part) for part in torch.from_numpy(images).permute(0, 3, 1, 2).split([train, test])]
+    return ImageData(name, parts[0], parts[1] if test else None, (), image_size, tuple(mean), tuple(std))
 
 
 def imagenet(

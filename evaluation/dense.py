@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfsight.drawing import VOID
 from selfsight.errors import UserError
 
 from .dilation import dilated
 from .features import FINAL, Device, frozen, home, large_enough, stage_names, tapped
 from .knn import neighbours
-from .segmentation import VOID, Masked, SegmentationData
+from .segmentation import Masked, SegmentationData
 
 LABEL_SIDE = 100  # masks in training, as Leopart's linear probe has them
 HELD_OUT = 0.1

@@ -10,11 +10,10 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from selfsight.drawing import SHAPES, VOID, draw
 from selfsight.errors import UserError
 
-VOID = 255
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-SHAPES = ("background", "disc", "square", "triangle", "ring")
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # image [H, W, 3], mask [H, W]
 
@@ -60,13 +59,12 @@ class SegmentationData:
     classes: tuple[str, ...]
 
 
-def shapes(train: int = 200, test: int = 100, size: int = 64, seed: int = 0) -> SegmentationData:
-    """Drawn images: one to three shapes, each class with stripes of its own, on a noisy ground; void at the borders.
-
-    Colours are random, so that texture and form have to tell the classes apart.
-    """
+def shapes(
+    train: int = 200, test: int = 100, size: int = 64, seed: int = 0, number: Sequence[int] = (1, 3)
+) -> SegmentationData:
+    """Drawn images, see `selfsight.drawing.draw`; for other images of them take another seed."""
     rng = np.random.default_rng(seed)
-    pairs = [_draw(size, rng) for _ in range(train + test)]
+    pairs = [draw(size, rng, number) for _ in range(train + test)]
 
     def part(some: list[Pair], kind: str) -> Masked:
         return Masked([f"{kind} {i}" for i in range(len(some))], some.__getitem__)
@@ -163,33 +161,3 @@ def _mask(path: Path) -> NDArray[np.uint8]:
     if values.max(initial=0) > VOID:
         raise UserError(f"{path} holds the value {values.max()}, and masks go up to 254, with 255 for void.")
     return values.astype(np.uint8)
-
-
-def _draw(size: int, rng: np.random.Generator) -> Pair:
-    y, x = np.mgrid[:size, :size].astype(np.float64)
-    image = rng.uniform(60, 190, 3) + rng.normal(0, 18, (size, size, 1))
-    mask = np.zeros((size, size), np.uint8)
-    for _ in range(rng.integers(1, 4)):
-        kind = int(rng.integers(1, len(SHAPES)))
-        radius = size * rng.uniform(0.15, 0.26)
-        cx, cy = rng.uniform(radius, size - radius, 2)
-        distance = _distance(SHAPES[kind], x - cx, y - cy, radius)  # below 0 inside, in pixels
-        across = (x, y, x + y, x - y)[kind - 1]
-        stripes = np.sin(across * 2 * np.pi / (4 + kind) + rng.uniform(0, 2 * np.pi))
-        colour = rng.uniform(60, 190, 3) + 45 * stripes[..., None] + rng.normal(0, 8, (size, size, 1))
-        inside = distance < 0
-        image[inside] = colour[inside]
-        mask[inside] = kind
-        mask[np.abs(distance) < 0.75] = VOID
-    return np.clip(image, 0, 255).astype(np.uint8), mask
-
-
-def _distance(kind: str, x: NDArray[np.float64], y: NDArray[np.float64], radius: float) -> NDArray[np.float64]:
-    """About the distance in pixels to the border of a shape around the origin, negative inside."""
-    if kind == "disc":
-        return np.hypot(x, y) - radius
-    if kind == "square":
-        return np.maximum(np.abs(x), np.abs(y)) - 0.85 * radius
-    if kind == "triangle":
-        return np.maximum(y - 0.6 * radius, np.abs(x) * 0.866 - y * 0.5 - 0.5 * radius)
-    return np.abs(np.hypot(x, y) - 0.75 * radius) - 0.25 * radius

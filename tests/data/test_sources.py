@@ -23,10 +23,12 @@ from selfsight.datamodules import (
     imagenet,
     imagenet100,
     imagenette,
+    shapes,
     stl10,
     svhn,
 )
 from selfsight.datamodules.sources import IMAGENET100
+from selfsight.drawing import VOID, draw
 from selfsight.errors import UserError
 
 from . import writers
@@ -46,6 +48,21 @@ def test_digits_are_split_by_seed_and_by_class() -> None:
     assert share.min() > 0.19
     assert share.max() < 0.21
     assert int(first.train.pixels.max()) == 255
+
+
+def test_shapes_are_drawn_anew_from_their_seed() -> None:
+    options: dict[str, Any] = {**LOOK, "train": 5, "test": 2, "image_size": 32, "drawn_size": 48, "number": (2, 4)}
+    first, again, other = (shapes(seed=seed, **options) for seed in (1, 1, 2))
+    assert first.train.pixels.shape == (5, 3, 48, 48)
+    assert (len(first.test), first.train.labels, first.num_classes) == (2, None, 0)
+    assert torch.equal(first.test.pixels, again.test.pixels)
+    assert not torch.equal(first.test.pixels, other.test.pixels)
+    rng = np.random.default_rng(1)
+    drawn, masks = zip(*(draw(48, rng, (2, 4)) for _ in range(5)), strict=True)
+    assert np.array_equal(first.train.read(4), drawn[4])
+    kinds = [len(set(np.unique(mask)) - {0, VOID}) for mask in masks]
+    assert max(kinds) > 1  # several shapes in an image
+    assert shapes(seed=1, **{**options, "test": 0}).test is None
 
 
 def test_cifar10(tmp_path: Path) -> None:
