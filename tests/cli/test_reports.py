@@ -20,7 +20,7 @@ from selfsight.batch import Batch
 from selfsight.datamodules import digits
 from selfsight.evaluation import cache
 from selfsight.evaluation.features import Features
-from selfsight.jobs import compare_runs, embedding_map, report
+from selfsight.jobs import compare_runs, embedding_map, pictures, report
 from selfsight.jobs.run_folder import RunFolder
 from selfsight.jobs.thumbnails import denormalised
 
@@ -79,7 +79,7 @@ def test_report_needs_no_network(runs: Path) -> None:
     assert not re.search(r"(src|href)=['\"]?(https?:)?//", outside)
     for part in ("Prototypes", "Nearest neighbours", "Views", "Embedding map", "diagnostics", "seed: 0"):
         assert part in outside, part
-    assert outside.count("class='source'") == 3
+    assert outside.count("class='source'") == pictures.VIEWED
     assert f"selfsight report run={runs / 'c'}" in outside
     assert "commit" in outside
     assert "guessing" in page
@@ -140,7 +140,6 @@ def test_views_have_the_colours_of_their_image() -> None:
     """Views cut from one flat colour show it, whether they are normalised or not."""
     from selfsight.datamodules import ArrayImages, ImageData, ImageDataModule
     from selfsight.datamodules.views import View
-    from selfsight.jobs import pictures
 
     colour = torch.tensor([200, 120, 40], dtype=torch.uint8)
     flat = ArrayImages(colour[None, :, None, None].expand(4, 3, 24, 24).contiguous())
@@ -150,7 +149,7 @@ def test_views_have_the_colours_of_their_image() -> None:
         module = ImageDataModule(data, [view], batch_size=2, num_workers=0, engine="cpu", seed=0)
         page = pictures.views(*pictures.viewed_batch(module), module)
         found = re.findall(r"alt='view'[^>]* src='data:image/png;base64,([^']+)'", page)
-        assert len(found) == 6
+        assert len(found) == 2 * pictures.VIEWED
         for picture in found:
             pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"))
             assert np.abs(pixels.astype(int) - colour.numpy()).max() <= 1

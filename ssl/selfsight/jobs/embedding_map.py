@@ -262,9 +262,11 @@ HOVER = """
 const card = document.getElementById('card'), picture = document.getElementById('card-picture');
 const zoom = 96 / about.tile;
 map.on('plotly_hover', event => {
-  const i = event.points[0].customdata, lines = [i < about.pictured ? about.file[i] : 'image ' + about.index[i]];
+  const i = event.points[0].customdata, file = about.file[i] ?? String(about.index[i]);
+  const lines = [/^\\d+$/.test(file) ? 'image ' + file : file];
   if (about.label) {
-    lines.push(about.names[about.label[i]] ?? 'no label');
+    const name = about.names[about.label[i]];
+    lines.push(name === undefined ? 'no label' : 'class ' + name);
     if (about.prediction[i] !== about.label[i]) lines.push('taken for ' + about.names[about.prediction[i]]);
   }
   document.getElementById('card-text').textContent = lines.join('\\n');

@@ -178,10 +178,12 @@ class Explorer:
         )
 
     def about(self, i: int) -> str:
-        parts = [self.images.name(int(self.indices[i]))]
+        name = self.images.name(int(self.indices[i]))
+        parts = [f"image {name}" if name.isdigit() else name]
         if self.known.labels is not None and self.known.predictions is not None:
             label, said = int(self.known.labels[i]), int(self.known.predictions[i])
-            parts.append(class_name(self.data.data, label))
+            known = 0 <= label < self.data.data.num_classes
+            parts.append(f"class {class_name(self.data.data, label)}" if known else class_name(self.data.data, label))
             if label != said:
                 parts.append(f"taken for {class_name(self.data.data, said)}")
         return " · ".join(parts)

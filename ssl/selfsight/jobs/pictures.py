@@ -20,7 +20,7 @@ from selfsight.jobs.thumbnails import data_url, denormalised, fitted, thumbnail
 from selfsight.methods.base import Gallery, Method
 
 NEIGHBOURS = 8
-VIEWED = 3  # images whose views are shown
+VIEWED = 4  # images whose views are shown
 SHOWN = 128  # images a method makes its pictures from
 
 
@@ -125,8 +125,9 @@ def _boxed(image: np.ndarray, boxes: Sequence[Tensor], colours: Sequence[str], s
     for box, colour in zip(boxes, colours, strict=True):
         top, left, height, width, whole_height, whole_width = (float(v) for v in box[:6])
         down, right = picture.height / whole_height, picture.width / whole_width
-        corners = (left * right, top * down, (left + width) * right - 1, (top + height) * down - 1)
-        pen.rectangle(corners, outline=colour, width=3)
+        x = (max(0.0, left * right), min(picture.width, (left + width) * right) - 1)  # crops may go beyond the image
+        y = (max(0.0, top * down), min(picture.height, (top + height) * down) - 1)
+        pen.rectangle((x[0], y[0], x[1], y[1]), outline=colour, width=3)
     return picture
 
 

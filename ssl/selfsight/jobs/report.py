@@ -30,7 +30,8 @@ table { border-collapse: collapse; margin: 10px 0; } .wide { overflow-x: auto; }
 th, td { padding: 7px 14px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { font-weight: 500; color: var(--soft); white-space: normal; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; } tr.best td { font-weight: 650; }
-pre { background: #f5f7fa; padding: 12px; border-radius: 6px; overflow-x: auto; font-size: 13px; line-height: 1.45; }
+pre { background: #f5f7fa; padding: 12px; border-radius: 6px; font-size: 13px; line-height: 1.45;
+      white-space: pre-wrap; overflow-wrap: anywhere; }
 summary { cursor: pointer; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
@@ -53,6 +54,7 @@ img.source { width: 150px !important; height: 150px !important; border-width: 0 
 #card-picture { width: 96px; height: 96px; margin: 0 auto 4px; image-rendering: pixelated; }
 #card-text { font-size: 12px; line-height: 1.35; white-space: pre-line; overflow-wrap: anywhere; }
 [hidden] { display: none !important; }
+@media (max-width: 760px) { th, td { padding: 7px 6px; font-size: 14px; } }
 """
 
 
@@ -162,6 +164,7 @@ TITLES = {
 }
 #: endings of the names of columns that are shares of 1
 SHARES = ("_top1", "_accuracy", "_rate", "_share", "live_prototypes")
+FEW_EPOCHS = 6
 NO_CURVE = ("epoch", "step", "chance", "images_per_second", "seconds", "warning", "knn_top5", "rank_share")
 
 
@@ -209,13 +212,15 @@ def curve(series: Mapping[str, Sequence[tuple[int, float]]], column: str, guess:
         mark_chance(made, column, guess, [value for values in series.values() for _, value in values])
     made.update_layout(title=TITLES.get(column, column.replace("_", " ")), showlegend=len(series) > 1)
     made.update_xaxes(title="epoch", rangemode="nonnegative")
+    if max((x for values in series.values() for x, _ in values), default=0) <= FEW_EPOCHS:
+        made.update_xaxes(dtick=1)  # no half epochs
     if column.endswith(SHARES):
-        made.update_yaxes(tickformat=".2~%")
+        made.update_yaxes(tickformat=".2~%", autorangeoptions={"clipmin": -0.02, "clipmax": 1.02})
     return made
 
 
 def mark_chance(figure: Any, column: str, guess: float, values: Sequence[float]) -> None:
-    """Draw what guessing gives; where the line would flatten the curve, tell it at the edge the line lies beyond."""
+    """Draw what guessing gives; where the line would flatten the curve, tell above the chart which way it lies."""
     low, high = min(values), max(values)
     beyond = max(low - guess, guess - high)
     if high == low or beyond <= 2 * (high - low):
@@ -228,7 +233,7 @@ def mark_chance(figure: Any, column: str, guess: float, values: Sequence[float])
     text = f"{guess:.3g}" if not column.endswith(SHARES) else f"{guess:.2g}" if guess > 1 else f"{100 * guess:.3g}%"
     figure.add_annotation(
         text=f"{'↓' if below else '↑'} guessing: {text}", font_color="#707b8a", showarrow=False,
-        x=1, xref="paper", xanchor="right", y=0 if below else 1, yref="paper", yanchor="bottom" if below else "top",
+        x=1, xref="paper", xanchor="right", y=1, yref="paper", yanchor="bottom",
     )  # fmt: skip
 
 
