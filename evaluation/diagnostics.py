@@ -200,6 +200,9 @@ def lidar(x: Tensor, delta: float = 1e-4, epsilon: float = 1e-7) -> float:
     """
     x = x.double()
     n, q, width = x.shape
+    if width > n * q:  # what lies outside the span of the views changes nothing: their coordinates in it are enough
+        x = torch.linalg.qr(x.flatten(0, 1).T, mode="r").R.T.unflatten(0, (n, q))
+        width = n * q
     means = x.mean(dim=1)  # [n, D]
     within = (x - means[:, None]).flatten(0, 1)
     scatter = within.T @ within / (n * (q - 1)) + delta * torch.eye(width, dtype=x.dtype, device=x.device)

@@ -104,6 +104,14 @@ def test_lidar_closed_forms() -> None:
     assert lidar(x, delta=0.5) == pytest.approx(float(torch.special.entr(p).sum().exp()), rel=1e-4)
 
 
+def test_lidar_of_more_dimensions_than_views() -> None:
+    """Laid into a space of very many dimensions, points keep their LiDAR; as many rows as dimensions are never made."""
+    x = torch.randn(9, 3, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x[..., 0] *= 5
+    wide = torch.linalg.qr(torch.randn(30_000, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))).Q
+    assert lidar(x @ wide.T) == pytest.approx(lidar(x), rel=1e-6)
+
+
 def test_mean_cosine_of_others_is_the_mean_off_the_diagonal() -> None:
     x = nn.functional.normalize(torch.randn(9, 4, dtype=torch.float64), dim=1)
     similarity = x @ x.T
