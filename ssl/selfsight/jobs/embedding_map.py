@@ -19,7 +19,9 @@ PROJECTIONS = ("tsne", "umap", "pca")
 MAPPED = 100_000  # points at most
 FITTED = 1500  # of them t-SNE is computed for; the others are placed between their neighbours among these
 PICTURED = 3000  # of them have a picture that shows on hovering
-TILE = 32  # its side in pixels
+TILE, LARGE = 32, 96  # its side in pixels, at most; of up to FEW of them
+FEW = 500
+NAME = 24  # letters of a name in the legend
 FRAMED = 200  # pictures on the map, at most
 VOTERS, TEMPERATURE = 20, 0.07  # of the kNN that predicts
 
@@ -154,7 +156,7 @@ def figure(data: Any, test: Any, known: Facts) -> Any:
         for value, (name, colour) in enumerate(zip(names, colours, strict=True)):
             inside = np.flatnonzero(values == value)
             if len(inside):
-                made.add_trace(cloud(go, known, inside, size, name, {"color": colour}, len(names) <= 40))
+                made.add_trace(cloud(go, known, inside, size, shortened(name), {"color": colour}, len(names) <= 40))
         groups.append((title, len(made.data) - before))
     if known.loss is not None:
         bar = {
@@ -179,7 +181,8 @@ def figure(data: Any, test: Any, known: Facts) -> Any:
         for label, on in (("pictures on", True), ("pictures off", False))
     ]
     menu = {"direction": "down", "y": 1.0, "yanchor": "bottom", "xanchor": "left", "pad": {"b": 6}, "bgcolor": "#fff"}
-    made.update_layout(updatemenus=[{**menu, "x": 0, "buttons": buttons}, {**menu, "x": 0.34, "buttons": on_off}])
+    beside = {**menu, "pad": {"b": 6, "l": 200}}  # in pixels, so that they never lie on one another
+    made.update_layout(updatemenus=[{**menu, "x": 0, "buttons": buttons}, {**beside, "x": 0, "buttons": on_off}])
     made.update_xaxes(visible=False)
     made.update_yaxes(visible=False, scaleanchor="x")
     made.update_layout(legend={"itemsizing": "constant", "font": {"size": 12}}, dragmode="pan", hovermode="closest")
@@ -198,6 +201,11 @@ def colourings(data: Any, known: Facts) -> list[tuple[str, np.ndarray, list[str]
         found.append(("right or wrong", (known.labels != known.predictions).astype(int), ["right", "wrong"]))
     found.append(("cluster", known.clusters, [f"cluster {i + 1}" for i in range(int(known.clusters.max()) + 1)]))
     return found
+
+
+def shortened(name: str) -> str:
+    """A long name would take the legend's room from the map."""
+    return name if len(name) <= NAME else name[: NAME - 1] + "…"
 
 
 def cloud(go: Any, known: Facts, inside: np.ndarray, size: int, name: str, marker: dict, legend: bool) -> Any:
@@ -219,9 +227,10 @@ def pictures(data: Any, test: Any, known: Facts) -> list[dict[str, Any]]:
     values = known.labels if known.labels is not None else known.clusters
     colours = palette(int(values.max()) + 1)
     images = data.data.split("test")
+    tile = LARGE if len(known.rows) <= FEW else TILE
 
     def source(i: int) -> str:
-        return data_url(framed(images.read(int(test.indices[known.rows[i]])), TILE + 6, colours[int(values[i])]))
+        return data_url(framed(images.read(int(test.indices[known.rows[i]])), tile + 6, colours[int(values[i])]))
 
     return [
         {
@@ -238,10 +247,12 @@ def hover_card(data: Any, test: Any, known: Facts, figure_id: str) -> str:
     images = data.data.split("test")
     indices = test.indices[known.rows]
     n = min(PICTURED, len(known.rows))
-    sheet, columns = atlas([images.read(int(i)) for i in indices[:n]], TILE)
+    shown = [images.read(int(i)) for i in indices[:n]]
+    tile = min(LARGE if n <= FEW else TILE, max(max(image.shape[:2]) for image in shown))
+    sheet, columns = atlas(shown, tile)
     names = [class_name(data.data, i) for i in range(data.data.num_classes)]
     about = {
-        "tile": TILE, "columns": columns, "pictured": n, "names": names,
+        "tile": tile, "columns": columns, "pictured": n, "names": names,
         "label": None if known.labels is None else known.labels.tolist(),
         "prediction": None if known.predictions is None else known.predictions.tolist(),
         "file": [images.name(int(i)) for i in indices[:n]],
@@ -275,8 +286,8 @@ map.on('plotly_hover', event => {
   picture.style.backgroundPosition = `-${(i % about.columns) * 96}px -${Math.floor(i / about.columns) * 96}px`;
   card.hidden = false;
   const x = event.event.clientX, y = event.event.clientY;
-  card.style.left = Math.min(x + 16, window.innerWidth - 150) + 'px';
-  card.style.top = Math.min(y + 16, window.innerHeight - 170) + 'px';
+  card.style.left = Math.min(x + 16, window.innerWidth - card.offsetWidth - 8) + 'px';
+  card.style.top = Math.min(y + 16, window.innerHeight - card.offsetHeight - 8) + 'px';
 });
 map.on('plotly_unhover', () => { card.hidden = true; });
 """

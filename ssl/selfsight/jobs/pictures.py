@@ -70,7 +70,7 @@ def _image(image: np.ndarray, caption: str, kind: str = "") -> str:
     text = html.escape(caption)
     below = f"<figcaption>{text}</figcaption>" if caption else ""
     source = thumbnail(image, 192) if "large" in kind else thumbnail(image)
-    return f"<figure class='{kind}'><img alt='{text}' src='{source}'>{below}</figure>"
+    return f"<figure class='{kind}' title='{text}'><img alt='{text}' src='{source}'>{below}</figure>"
 
 
 def viewed_batch(data: Any) -> tuple[Batch, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from selfsight.jobs import classified, embedding_map, measure, pictures
@@ -42,7 +43,8 @@ dd { margin: 0; overflow-wrap: anywhere; }
 figure { margin: 0; width: 56px; text-align: center; }
 figure img { width: 56px; height: 56px; object-fit: contain; image-rendering: pixelated; display: block;
              border: 3px solid transparent; border-radius: 5px; background: #f1f3f6; }
-figcaption { font-size: 11px; line-height: 1.25; color: var(--soft); overflow: hidden; text-overflow: ellipsis; }
+figcaption { font-size: 11px; line-height: 1.25; color: var(--soft); overflow: hidden; overflow-wrap: anywhere;
+             display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; }
 figure.query { margin-right: 12px; } figure.query img { border-color: var(--accent); }
 figure.large, figure.large img { width: 150px; height: auto; }
 figure.wrong img { border-color: var(--wrong); } figure.wrong figcaption { color: var(--wrong); }
@@ -114,7 +116,9 @@ def map_section(data: Any, test: Any, known: embedding_map.Facts, projection: st
     about += (
         ". Distances between far groups mean little. Point at a dot to see its image; drag to move, scroll to zoom."
     )
-    drawn = figure_html(embedding_map.figure(data, test, known), 720, name="map", config={"scrollZoom": True})
+    wide, high = np.ptp(known.flat, axis=0) if n > 1 else (1.0, 1.0)
+    height = int(np.clip(140 + 960 * high / max(wide, 1e-9), 420, 760))  # the map keeps its proportions
+    drawn = figure_html(embedding_map.figure(data, test, known), height, name="map", config={"scrollZoom": True})
     card = embedding_map.hover_card(data, test, known, "map")
     return f"<h2 id='embedding'>Embedding map</h2><p class='soft'>{about}</p>{drawn}{card}"
 
@@ -136,7 +140,7 @@ def figure_html(
     top = 60 if figure.layout.updatemenus else 40
     figure.update_layout(
         height=height,
-        margin={"l": 50 if height < 700 else 10, "r": 15, "t": top, "b": 40 if height < 700 else 10},
+        margin={"l": 10, "r": 15, "t": top, "b": 10} if name else {"l": 50, "r": 15, "t": top, "b": 40},
         template="plotly_white",
         font={"family": "system-ui, sans-serif", "size": 13},
         colorway=["#2f5fd0", "#d3722e", "#2e9a6b", "#8a4fc7", "#c2405f"],

@@ -36,12 +36,17 @@ def thumbnail(image: np.ndarray, side: int = 72) -> str:
 
 
 def framed(image: np.ndarray, side: int, colour: str, width: int = 3) -> Any:
-    """A picture of ``side`` pixels with a frame of ``width`` in a colour such as ``#3366cc``."""
+    """A picture with a frame of ``width`` in a colour such as ``#3366cc``, in a square of ``side`` pixels.
+
+    Beside a picture that is no square nothing is drawn.
+    """
     from PIL import Image
 
     inner = fitted(image, side - 2 * width)
-    canvas = Image.new("RGB", (side, side), colour)
-    canvas.paste(inner, ((side - inner.width) // 2, (side - inner.height) // 2))
+    canvas = Image.new("RGBA", (side, side))
+    x, y = (side - inner.width) // 2, (side - inner.height) // 2
+    canvas.paste(colour, (x - width, y - width, x + inner.width + width, y + inner.height + width))
+    canvas.paste(inner, (x, y))
     return canvas
 
 
