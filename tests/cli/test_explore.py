@@ -122,7 +122,7 @@ def test_search_by_image(page: webdriver.Chrome, tmp_path: Path) -> None:
     Image.fromarray(data.limited(300).train.read(7)).save(tmp_path / "seven.png")
     put(page, "path", str(tmp_path / "seven.png"))
     until(lambda: "closest to your image" in model(page, "pictures", "text"))
-    first = re.search(r"title='([^ ']+)", model(page, "pictures", "text"))
+    first = re.search(r"title='image (\d+) ", model(page, "pictures", "text"))
     assert first is not None
     assert first[1] == data.limited(300).train.name(7)
     (tmp_path / "words.png").write_text("no image")

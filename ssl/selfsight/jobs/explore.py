@@ -117,7 +117,7 @@ class Explorer:
         plot = figure(
             tools="pan,wheel_zoom,lasso_select,box_select,tap,reset,hover", active_drag="lasso_select",
             active_scroll="wheel_zoom", tooltips="@about", output_backend="webgl",
-            sizing_mode="stretch_width", height=680, name="map", min_width=320,
+            sizing_mode="stretch_width", height=680, name="map", min_width=480,
         )  # fmt: skip
         plot.axis.visible = False
         plot.grid.visible = False
@@ -132,11 +132,11 @@ class Explorer:
         side = column(
             colour, self.legend, *filters, self.path, upload,
             row(self.list_name, sizing_mode="stretch_width"), export, self.status, self.pictures,
-            width=380, sizing_mode="fixed", height=680,
+            width=380,
         )  # fmt: skip
-        side.styles = {"overflow-y": "auto"}
-        title = self._title()
-        return column(title, row(plot, side, sizing_mode="stretch_width"), sizing_mode="stretch_width")
+        # in a narrow window the panel goes below the map
+        both = row(plot, side, sizing_mode="stretch_width", styles={"flex-wrap": "wrap"})
+        return column(self._title(), both, sizing_mode="stretch_width")
 
     def _title(self) -> Any:
         from bokeh.models.widgets import Div
