@@ -162,7 +162,8 @@ class View:
         for name, length in _LENGTHS.items():
             value = getattr(self, name)
             given = isinstance(value, tuple) and len(value) == length and all(_number(v) for v in value)
-            _require(value is None or given, name, value, f"has to be a list of {length} numbers")
+            left_out = value is None and name in ("mean", "std")
+            _require(left_out or given, name, value, f"has to be a list of {length} numbers")
         for name, low, high in (
             ("scale", 1e-9, 1),
             ("ratio", 1e-9, math.inf),

@@ -56,6 +56,7 @@ def recipe(path: Path, size: int) -> list[View]:
         ({"policy": "fixmatch", "policy_magnitude": 11}, "policy_magnitude=11"),
         ({"policy": "randaugment", "policy_magnitude": 31}, "policy_magnitude=31"),
         ({"cutout": (0.5, 0.2)}, "cutout"),
+        ({"cutout": None}, "cutout"),
     ],
 )
 def test_a_wrong_value_is_one_sentence_that_names_it(wrong: dict[str, Any], words: str) -> None:
