@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,7 @@ def test_detectron2_has_no_such_network(name: str, options: dict[str, str], told
         to_detectron2(create(name, **options))  # type: ignore[arg-type]
 
 
-def test_the_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_job(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = moved("resnet18"), torch.randn(1, 3, 64, 64)
     spec = {"backbone": {"name": "resnet18"}, "image_size": 64, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
     run = tmp_path / "run"
@@ -144,9 +145,11 @@ def test_the_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     capsys.readouterr()
     before = sorted(run.iterdir())
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
     for words, told in (
         ([f"run={run}"], "format has to be given"),
         ([f"run={run}", "format=detectron"], "Did you mean 'detectron2'?"),
+        ([f"run={run}", "format=onnx"], "pip install 'selfsight[onnx]'"),
         ([f"run={run}", "format=safetensors"], "out=PATH"),
         ([f"backbone={run}", "format=timm"], "out=PATH"),
         (["format=timm"], "run=runs/NAME"),
