@@ -228,9 +228,11 @@ def pictures(data: Any, test: Any, known: Facts) -> list[dict[str, Any]]:
     colours = palette(int(values.max()) + 1)
     images = data.data.split("test")
     tile = LARGE if len(known.rows) <= FEW else TILE
+    width = tile // 10  # of the frame
 
     def source(i: int) -> str:
-        return data_url(framed(images.read(int(test.indices[known.rows[i]])), tile + 6, colours[int(values[i])]))
+        image = images.read(int(test.indices[known.rows[i]]))
+        return data_url(framed(image, tile + 2 * width, colours[int(values[i])], width))
 
     return [
         {

@@ -35,7 +35,7 @@ def thumbnail(image: np.ndarray, side: int = 72) -> str:
     return data_url(fitted(image, max(image.shape[:2]) if small else side), "PNG" if small else "WEBP")
 
 
-def framed(image: np.ndarray, side: int, colour: str, width: int = 3) -> Any:
+def framed(image: np.ndarray, side: int, colour: str, width: int) -> Any:
     """A picture with a frame of ``width`` in a colour such as ``#3366cc``, in a square of ``side`` pixels.
 
     Beside a picture that is no square nothing is drawn.
