@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from torch.utils.data import DataLoader, Dataset
 
+from selfsight.allocator import keep_freed_memory
+
 from .order import Order, Request, requests
 from .reader import RawBatch
 
@@ -125,6 +127,7 @@ def _start_worker(number: int) -> None:
     """Threads inside the processes would fight over the cores; Ctrl-C is the main process's to answer."""
     import cv2
 
+    keep_freed_memory()
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

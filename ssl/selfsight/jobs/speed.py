@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from selfsight.allocator import keep_freed_memory
 from selfsight.errors import UserError
 from selfsight.methods.base import Method
 
@@ -36,6 +37,8 @@ def quicken(method: Method, trainer: DictConfig, device: torch.device) -> Method
                 "leave trainer.checkpoint_activations=false or choose one of timm's."
             )
         turn_on(True)
+    if device.type == "cpu":
+        keep_freed_memory()
     if wanted(trainer.channels_last, device):
         method.to(memory_format=torch.channels_last)
     if wanted(trainer.compile, device):
