@@ -235,6 +235,12 @@ def checked(job: str, overrides: list[str], *, sweep: bool) -> list[str]:
         else:
             value_words.append((key, word, override))
     first = [w.split(",")[0] if "=" in w and w.split("=")[0] in groups else w for w in group_words]
+    own = own_values(job, first, {key for key, _, _ in value_words})
+    if own and any(word.startswith("optimizer=") and "," in word for word in group_words):
+        raise UserError(
+            "optimizer= names several here, and method or data set come with values for one; try them one by one.",
+            status=USAGE,
+        )
     targets = [word for key, word, _ in value_words if key.endswith("._target_")]  # they say which keys there are
     cfg = compose(job, first + targets) if value_words else None
     words = []
@@ -245,7 +251,29 @@ def checked(job: str, overrides: list[str], *, sweep: bool) -> list[str]:
             words.append(f"+{ASIDE}{word}" if key in GROUPS else word)
         else:
             words.append(f"+{word}")
-    return group_words + words
+    return group_words + own + words
+
+
+def own_values(job: str, words: list[str], given: set[str]) -> list[str]:
+    """Words that give an optimiser chosen by name the values of its own file.
+
+    Without them it would be left with those that method, tuned values or recipe name for another optimiser.
+
+    Args:
+        words: the groups chosen. given: keys that the user sets.
+    """
+    import json
+
+    from omegaconf import OmegaConf
+
+    name = next((word.split("=")[1] for word in words if word.startswith("optimizer=")), None)
+    if name is None:
+        return []
+    own: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "optimizer" / f"{name}.yaml"))
+    found: Any = OmegaConf.to_container(compose(job, words).optimizer)
+    wanted = {**dict.fromkeys(found), **own}
+    changed = {f"optimizer.{key}": value for key, value in wanted.items() if found.get(key) != value}
+    return [f"{key}={json.dumps(value)}" for key, value in changed.items() if key not in given]
 
 
 def group_choice(group: str, word: str, override: Any) -> list[str]:

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from selfsight import cli
+from selfsight.errors import UserError
 from selfsight.jobs import measure, monitor
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +50,25 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 )
 def test_a_wrong_word(capsys: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:
     assert expected in fails(capsys, *words)
+
+
+def test_an_optimizer_by_name_comes_with_its_own_values() -> None:
+    def optimizer(*words: str) -> dict[str, object]:
+        found = cli.compose("pretrain", cli.checked("pretrain", list(words), sweep=False)).optimizer
+        return {str(key): value for key, value in found.items() if value is not None}
+
+    tuned, lars = optimizer(), optimizer("optimizer=lars")
+    assert tuned["_target_"] == "torch.optim.AdamW"
+    assert "momentum" not in tuned
+    assert lars["_target_"] == "selfsight.optim.LARS"
+    assert lars == optimizer("dataset=cifar10", "optimizer=lars")
+    assert "betas" not in lars
+    assert optimizer("optimizer=lars", "optimizer.lr=7")["lr"] == 7
+    assert (
+        optimizer("method=fixmatch", "optimizer=adamw")["lr"] == optimizer("dataset=cifar10", "optimizer=adamw")["lr"]
+    )
+    with pytest.raises(UserError, match="try them one by one"):
+        cli.checked("pretrain", ["optimizer=lars,adamw"], sweep=True)
 
 
 def test_help_lists_jobs_and_choices(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,8 +62,11 @@ def images(cfg: DictConfig) -> Any:
 
 
 def recipe(cfg: DictConfig) -> OptimizationRecipe:
-    """Optimiser and schedules. The learning rate in the configuration is the one for the reference batch."""
-    options = {k: v for k, v in cfg.optimizer.items() if k != "lr"}
+    """Optimiser and schedules. The learning rate in the configuration is the one for the reference batch.
+
+    An option that is null is left to the optimiser.
+    """
+    options = {k: v for k, v in cfg.optimizer.items() if k != "lr" and v is not None}
     schedules = {str(k): build(v) for k, v in cfg.schedule.items() if isinstance(v, DictConfig) and "_target_" in v}
     return OptimizationRecipe(
         optimizer=build(OmegaConf.create({**options, "_partial_": True})),
