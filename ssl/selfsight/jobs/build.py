@@ -64,9 +64,10 @@ def images(cfg: DictConfig) -> Any:
 def recipe(cfg: DictConfig) -> OptimizationRecipe:
     """Optimiser and schedules. The learning rate in the configuration is the one for the reference batch.
 
-    An option that is null is left to the optimiser.
+    A null takes away an option that the optimiser does not have: one that stood there for another optimiser.
     """
-    options = {k: v for k, v in cfg.optimizer.items() if k != "lr" and v is not None}
+    known = inspect.signature(get_class(cfg.optimizer._target_)).parameters
+    options = {k: v for k, v in cfg.optimizer.items() if k != "lr" and (v is not None or k in known)}
     schedules = {str(k): build(v) for k, v in cfg.schedule.items() if isinstance(v, DictConfig) and "_target_" in v}
     return OptimizationRecipe(
         optimizer=build(OmegaConf.create({**options, "_partial_": True})),
