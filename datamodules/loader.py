@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from selfsight.allocator import keep_freed_memory
@@ -26,7 +27,7 @@ class Loader:
         order: order of the images.
         finish: last step of every batch, in this process.
         rank, world: this process and their number.
-        pin: copy batches into page-locked memory on their way.
+        device: accelerator that batches are brought to, see `ahead`; None leaves them in main memory.
         once: there will be one epoch; the worker processes end with it instead of waiting for the next one.
         progress: batches of the epoch that the consumer has finished and those it wants of an epoch, where it knows
             better than we do: an interrupted step is then repeated, not skipped.
@@ -41,7 +42,7 @@ class Loader:
         workers: int,
         rank: int = 0,
         world: int = 1,
-        pin: bool = False,
+        device: torch.device | None = None,
         once: bool = False,
         progress: Callable[[], tuple[int, int] | None] = lambda: None,
     ) -> None:
@@ -50,8 +51,9 @@ class Loader:
         self.epoch = 0
         self.given = 0
         self._resumed = True  # the first iteration does not advance the epoch
-        self._reader, self._pin = reader, pin
-        self._workers = _Workers(reader, workers, pin, once) if workers else None
+        self._reader, self._device = reader, device
+        self._pin = device is not None and device.type != "cpu"
+        self._workers = _Workers(reader, workers, self._pin, once) if workers else None
 
     def __len__(self) -> int:
         return self.order.steps
@@ -61,7 +63,8 @@ class Loader:
             self.epoch, self.given = self.epoch + 1, 0
         self._resumed = False
         steps = requests(self.order, self.epoch, self.given, self.rank, self.world)
-        for raw in self._workers.read(steps) if self._workers else map(self._read, steps):
+        batches = self._workers.read(steps) if self._workers else map(self._read, steps)
+        for raw in batches if self._device is None else ahead(batches, self._device):
             self.given += 1
             yield self.finish(raw)
 
@@ -81,6 +84,34 @@ class Loader:
         """The next iteration is ``epoch``, from ``batch`` on; returns itself."""
         self.load_state_dict({"epoch": epoch, "batch": batch})
         return self
+
+
+def ahead(batches: Iterator[RawBatch], device: torch.device) -> Iterator[RawBatch]:
+    """The same batches on ``device``, each brought there while the one before it is still worked with.
+
+    Copies have a stream of their own; who takes a batch waits for its copy alone, on the device.
+    """
+    backend = torch.get_device_module(device)
+    copies = backend.Stream() if device.type == "cpu" else backend.Stream(device)
+
+    def send(raw: RawBatch) -> tuple[RawBatch, Any]:
+        with backend.stream(copies):
+            return raw.to(device, non_blocking=True), copies.record_event()
+
+    def receive(batch: RawBatch, arrived: Any) -> RawBatch:
+        stream = backend.current_stream(device)
+        stream.wait_event(arrived)
+        batch.record_stream(stream)
+        return batch
+
+    coming = None
+    for raw in batches:
+        next_one = send(raw)
+        if coming is not None:
+            yield receive(*coming)
+        coming = next_one
+    if coming is not None:
+        yield receive(*coming)
 
 
 class _Workers:

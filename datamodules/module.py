@@ -134,7 +134,7 @@ class ImageDataModule(LightningDataModule):
             workers=self._workers(reader, self.images),
             rank=rank(),
             world=world_size(),
-            pin=self.device.type == "cuda",
+            device=self.device if self.device.type == "cuda" else None,
             progress=self._progress,
         )
         self._loader.load_state_dict(self._start)

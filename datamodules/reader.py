@@ -47,6 +47,12 @@ class RawBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> RawBatch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
+    def record_stream(self, stream: Any) -> None:
+        """Keep the memory of tensors made on another stream until ``stream`` is done with them."""
+        for tensor in (self.indices, *([] if self.labels is None else [self.labels]), *self.views, *self.boxes):
+            if tensor.device.type != "cpu":
+                tensor.record_stream(stream)
+
     def pin_memory(self) -> RawBatch:
         return self._map(lambda tensor: tensor.pin_memory())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from torch import Tensor
 from selfsight.batch import Batch
 from selfsight.datamodules import ArrayImages, ImageData, ImageDataModule, folder
 from selfsight.datamodules import module as datamodule
+from selfsight.datamodules.loader import Loader, ahead
 from selfsight.datamodules.module import TINY
 from selfsight.datamodules.order import Request
+from selfsight.datamodules.reader import RawBatch
 from selfsight.datamodules.views import View
 from selfsight.errors import UserError
 
@@ -147,16 +149,36 @@ def test_both_engines_cut_the_same_crops_from_files(tmp_path: Path) -> None:
         assert torch.allclose(cpu.views[0], device.views[0], atol=1e-5)
 
 
+def test_a_batch_travels_while_the_one_before_it_is_worked_with() -> None:
+    read: list[int] = []
+
+    def batches() -> Iterator[RawBatch]:
+        for step in range(3):
+            read.append(step)
+            yield RawBatch(0, step, torch.tensor([step]), torch.tensor([7]), [torch.full((1, 3, 2, 2), step)])
+
+    taken = [(batch.step, int(batch.views[0].sum()), len(read)) for batch in ahead(batches(), torch.device("cpu"))]
+    assert taken == [(0, 0, 2), (1, 12, 3), (2, 24, 3)]
+
+
+@pytest.mark.parametrize("travelling", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_stop_and_go_on(workers: int, tmp_path: Path) -> None:
+def test_stop_and_go_on(workers: int, travelling: bool, tmp_path: Path) -> None:
     data = in_files(tmp_path, images=14)
+
+    def loader() -> Loader:
+        made = module(data, num_workers=workers).train_dataloader()
+        if travelling:  # as on an accelerator: one batch more is read than was handed out
+            made._device = torch.device("cpu")
+        return made
+
     whole = module(data, num_workers=workers).train_dataloader()
     expected = [batch for _ in range(2) for batch in whole]
-    stopped = module(data, num_workers=workers).train_dataloader()
+    stopped = loader()
     start = iter(stopped)
     got = [next(start) for _ in range(2)]
     state = stopped.state_dict()
-    resumed = module(data, num_workers=workers).train_dataloader()
+    resumed = loader()
     resumed.load_state_dict(state)
     got += [batch for _ in range(2) for batch in resumed]
     assert len(got) == len(expected)
