@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -131,6 +132,43 @@ def test_every_stage_of_a_compiled_backbone_is_seen(eager: list[object]) -> None
     got, expected = (extract(each, batches, stages=("layer1", "final")) for each in (method.backbone, plain))
     for stage in ("layer1", "final"):
         torch.testing.assert_close(got[stage].x, expected[stage].x)
+
+
+def test_training_steps_replay_and_evaluations_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def compile(function: Any, mode: str = "default") -> Any:
+        return lambda *args: (ran.append(mode), function(*args))[1]
+
+    monkeypatch.setattr(torch, "compile", compile)
+    began: list[None] = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: began.append(None))
+    plain = Small()
+    method = copy.deepcopy(plain)
+    speed.compile_networks(method, graphs=True)
+    steps: Any = speed.GraphSteps()
+    for _ in range(2):
+        steps.on_train_batch_start(None, method, None, 0)
+        torch.testing.assert_close(gradients(method), gradients(plain))
+        steps.on_train_batch_end(None, method, None, None, 0)
+        method.zero_grad()
+        plain.zero_grad()
+        method.backbone(torch.zeros(1, 3, 8, 8))
+    assert ran == ["reduce-overhead", "reduce-overhead", "default"] * 2, "backbone and head in the step, then outside"
+    assert len(began) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "device", "sentence"),
+    [
+        ([], "cpu", "needs a GPU and this run computes on cpu"),
+        (["trainer.compile=false"], "cuda", "replays compiled networks and trainer.compile is false"),
+        (["trainer.accumulate=2"], "cuda", "overwrites gradients that trainer.accumulate wants to add up"),
+    ],
+)
+def test_graphs_that_cannot_be_are_refused(words: list[str], device: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        speed.quicken(Small(), trainer("trainer.cuda_graphs=true", *words), torch.device(device))
 
 
 def test_auto_means_on_a_gpu(eager: list[object]) -> None:

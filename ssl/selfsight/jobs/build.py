@@ -16,7 +16,7 @@ from selfsight.checkpoints.load import start_from
 from selfsight.errors import UserError
 from selfsight.jobs.run_folder import RunFolder
 from selfsight.jobs.saving import AtomicCheckpoints, RandomState, checkpointing
-from selfsight.jobs.speed import wanted
+from selfsight.jobs.speed import GraphSteps, wanted
 from selfsight.methods.base import Method
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Clock
@@ -155,6 +155,8 @@ def trainer(cfg: DictConfig, folder: RunFolder, callbacks: list[Callback]) -> Tr
         if cfg.logger is None
         else [build(node, save_dir=str(folder.path)) for node in cfg.logger.values() if isinstance(node, DictConfig)]
     )
+    if options.get("cuda_graphs"):
+        callbacks = [GraphSteps(), *callbacks]
     return Trainer(
         default_root_dir=folder.path,
         accelerator="gpu" if where.type == "cuda" else "cpu",
