@@ -86,7 +86,7 @@ class _Maker:
 
     def __init__(self, function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], compile: bool) -> None:
         self._plain = function
-        self._compiled = torch.compile(function, fullgraph=True) if compile else None
+        self._compiled = torch.compile(function, fullgraph=True, dynamic=False) if compile else None
 
     def __call__(self, images: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         if self._compiled is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
+from .arrays import constant
 
 #: luma weights: Pillow's (and video standards'), and the rounded ones of TensorFlow and torchvision's tensors
 LUMA = {"torchvision": (0.299, 0.587, 0.114), "simclr": (0.2989, 0.587, 0.114)}
@@ -129,7 +130,7 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
         torch.where(largest == green, (blue - red) * scale + 2, (red - green) * scale + 4),
     )
     turn = turn + 6 * shift[:, None, None].to(images.dtype)
-    base = torch.tensor([5.0, 3.0, 1.0], dtype=images.dtype, device=images.device)[:, None, None]
+    base = constant((5.0, 3.0, 1.0), images)[:, None, None]
     k = torch.remainder(turn[:, None] + base, 6)
     weight = torch.minimum(k, 4 - k).clamp_(0, 1)
     return (largest[:, None] - spread[:, None] * weight).clamp_(0, 1)
@@ -192,7 +193,7 @@ def cutout(images: Tensor, square: Tensor, fill: Sequence[float]) -> Tensor:
     column = torch.arange(images.shape[-1], device=images.device)[None, None]
     top, bottom, left, right = square[:, :, None, None].unbind(1)
     inside = (row >= top) & (row <= bottom) & (column >= left) & (column <= right)
-    colour = torch.tensor(fill, dtype=images.dtype, device=images.device)[:, None, None] / 255
+    colour = constant(fill, images)[:, None, None] / 255
     return torch.where(inside[:, None], colour, images)
 
 
@@ -200,14 +201,12 @@ def normalize(images: Tensor, mean: Sequence[float] | None, std: Sequence[float]
     """``(x - mean) / std`` per channel of floats in 0 .. 1; uint8 is divided by 255 first. None leaves values alone."""
     if images.dtype == torch.uint8 and mean is not None and std is not None:
         # in place on the one copy that is made: on the CPU memory traffic is what normalising costs
-        levels = [
-            torch.tensor([255 * value for value in each], device=images.device)[:, None, None] for each in (mean, std)
-        ]
-        return images.float().sub_(levels[0]).mul_(levels[1].reciprocal())
+        floats = images.float()
+        middle, spread = (constant([255 * value for value in each], floats)[:, None, None] for each in (mean, std))
+        return floats.sub_(middle).mul_(spread.reciprocal())
     if images.dtype == torch.uint8:
         images = images.float() / 255
     if mean is None or std is None:
         return images
-    middle = torch.tensor(mean, dtype=images.dtype, device=images.device)[:, None, None]
-    spread = torch.tensor(std, dtype=images.dtype, device=images.device)[:, None, None]
+    middle, spread = (constant(each, images)[:, None, None] for each in (mean, std))
     return (images - middle) / spread

@@ -613,7 +613,7 @@ def mixmatch(case: Case) -> None:
     with torch.no_grad():
         method.heads.weight.copy_(weight.T)
         method.heads.bias.zero_()
-    method.draw = lambda rows: (case.tensor("beta_sample"), case.tensor("perm"))  # type: ignore[method-assign]
+    method.draw = lambda rows: (float(case.tensor("beta_sample")), case.tensor("perm"))  # type: ignore[method-assign]
     method.step = case.number("it")
     steps = case.number("num_train_iter")
     method.clock = Clock(examples=1, batch_size=1, epochs=1, steps_per_epoch=steps)

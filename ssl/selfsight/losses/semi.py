@@ -41,10 +41,9 @@ def sharpen(p: Tensor, temperature: float) -> Tensor:
     return p / p.sum(-1, keepdim=True)
 
 
-def mix_up(x: Tensor, weight: Tensor | float, order: Tensor) -> Tensor:
+def mix_up(x: Tensor, weight: float, order: Tensor) -> Tensor:
     """``l x + (1 - l) x[order]`` with ``l = max(weight, 1 - weight)``, so that each row stays nearest itself."""
-    weight = torch.as_tensor(weight, dtype=x.dtype)
-    weight = torch.maximum(weight, 1 - weight).to(x.device)
+    weight = max(weight, 1 - weight)
     return weight * x + (1 - weight) * x[order]
 
 

@@ -64,6 +64,6 @@ def swapped_prediction(scores: Tensor, codes: Tensor, crops_for_assign: Sequence
     M, B, _ = scores.shape
     log_p = (scores / temperature).log_softmax(dim=-1)
     cross_entropy = -(codes.detach().flatten(1) @ log_p.flatten(1).T) / B  # [|A|, M]
-    own = torch.zeros_like(cross_entropy, dtype=torch.bool)
-    own[range(len(codes)), list(crops_for_assign)] = True
+    crops = torch.arange(M, device=scores.device)
+    own = torch.stack([crops == a for a in crops_for_assign])
     return cross_entropy.masked_fill(own, 0).sum() / (len(codes) * (M - 1))

@@ -88,7 +88,8 @@ class DeepClusterV2(Method):
         z = F.normalize(float32(self.projector(h)), dim=1)  # [M B, D]
         scores = [C(z) for C in self.prototypes]  # [M B, K_h] each
         loss = cluster_prediction(scores, self.clusters[:, batch.indices], temperature=self.temperature)
-        self.remember(z.detach().unflatten(0, (len(batch.views), -1))[self.A], batch.indices)
+        z = z.detach().unflatten(0, (len(batch.views), -1))  # [M, B, D]
+        self.remember(torch.stack([z[a] for a in self.A]), batch.indices)
         return {"loss": loss}
 
     @torch.no_grad()

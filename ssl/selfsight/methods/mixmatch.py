@@ -70,10 +70,10 @@ class MixMatch(SemiMethod):
         terms = {"loss_sup": L_x.detach(), "loss_unsup": L_u.detach()}
         return {"loss": L_x + ramp * self.lambda_u * L_u, **terms, **everyone}
 
-    def draw(self, rows: int) -> tuple[Tensor, Tensor]:
-        """Mixing weight and partner of each row."""
+    def draw(self, rows: int) -> tuple[float, Tensor]:
+        """Mixing weight, drawn on the host, and partner of each row."""
         beta = torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha)
-        return beta.sample(), torch.randperm(rows, device=self.device)
+        return float(beta.sample()), torch.randperm(rows, device=self.device)
 
     def interleaved(self, images: Tensor, chunk: int) -> Tensor:
         """Logits by chunks of ``chunk`` rows taken in turn from all parts; the first chunk moves the statistics."""

@@ -266,7 +266,7 @@ class QueueAlignment(nn.Module):
     @torch.no_grad()
     def forward(self, q: Tensor, q_labelled: Tensor | None = None) -> Tensor:
         """``[M, C]`` to ``[M, C]``."""
-        self.queue[self.pointer] = mean_over_ranks(q)
+        self.queue.index_copy_(0, self.pointer[None], mean_over_ranks(q)[None])
         self.pointer.add_(1).remainder_(len(self.queue))
         return reweigh(q, self.target, self.queue.mean(0), self.eps)
 

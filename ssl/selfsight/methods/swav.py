@@ -154,7 +154,7 @@ class SwAV(Method):
         ln K; 1 means codes say nothing.
         """
         K = len(self.usage)
-        S = scores[self.A].flatten(0, 1)  # [|A| B, K]
+        S = torch.cat([scores[a] for a in self.A])  # [|A| B, K]
         nearest = S.eq(S.amax(dim=1, keepdim=True)).to(self.usage.dtype)
         share = all_reduce_sum(nearest.mean(dim=0)) / world_size()
         self.usage.mul_(USAGE_MOMENTUM).add_((1 - USAGE_MOMENTUM) * share / share.sum())

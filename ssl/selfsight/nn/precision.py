@@ -18,6 +18,13 @@ def float32(x: Tensor) -> Tensor:
     return x.float() if x.is_floating_point() and x.dtype != torch.float64 else x
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What layers compute in where ``x`` is; None without autocast."""
+    kind = x.device.type
+    known = torch.amp.is_autocast_available(kind)
+    return torch.get_autocast_dtype(kind) if known and torch.is_autocast_enabled(kind) else None
+
+
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: autocast is off inside, and half-precision tensors among the arguments arrive in float32."""
 

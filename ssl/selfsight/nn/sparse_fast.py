@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfsight.nn.precision import autocast_dtype
 from selfsight.nn.sparse import SPATIAL, SPATIAL_NAMES, Mask, MaskScope
 
 #: from this side of the output cells on, borders are cheaper to gather than taps (measured on CPUs)
@@ -141,8 +142,7 @@ class PackedMask(Mask):
             return projection(self.fill(x, token))
         weight, bias, side = projection.weight, projection.bias, cast(int, self.side(x))
         h, w = self.grid[0] * side, self.grid[1] * side
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
+        if (dtype := autocast_dtype(x)) is not None:
             x, weight = x.to(dtype), weight.to(dtype)
         kernel, c_out = weight.shape[2], weight.shape[0]
         matrix = weight.permute(2, 3, 0, 1).reshape(-1, weight.shape[1])  # [k k C', C]
@@ -365,8 +365,7 @@ class PackedConv2d(nn.Conv2d):
             return _repacked(mask, super().forward(x))
         mask, geometry = cast(PackedMask, mask), _geometry(self, side)
         weight, bias = self.weight, self.bias
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
+        if (dtype := autocast_dtype(x)) is not None:
             x, weight = x.to(dtype), weight.to(dtype)
             bias = bias if bias is None else bias.to(dtype)
         small_cells = side // geometry.stride < LARGE_CELL
