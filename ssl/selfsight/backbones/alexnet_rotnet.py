@@ -14,7 +14,8 @@ from typing import Any
 from timm.models import register_model
 from torch import Tensor, nn
 
-from selfsight.errors import UserError, nearest
+from selfsight.backbones.interface import PooledNet, taken
+from selfsight.errors import UserError
 
 #: channels, kernel, stride, padding; whether a pooling follows
 LAYERS = (
@@ -28,7 +29,7 @@ LAYERS = (
 SMALLEST = 63  # pixels; less leaves nothing to the last pooling
 
 
-class AlexNet(nn.Module):
+class AlexNet(PooledNet):
     """``num_classes`` 0 is a backbone; else a linear ``classifier`` on the global mean follows."""
 
     def __init__(self, *, in_chans: int = 3, num_classes: int = 0) -> None:
@@ -56,29 +57,8 @@ class AlexNet(nn.Module):
             x = self.get_submodule(f"pool{i}")(self.get_submodule(f"conv{i}")(x))
         return x
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Global mean, ``[B, 256]``; the classifier's logits where there is one and ``pre_logits`` is off."""
-        pooled = x.mean((2, 3))
-        return pooled if pre_logits else self.classifier(pooled)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        return self.classifier
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        self.num_classes = num_classes
-        self.classifier = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-
 
 @register_model
 def alexnet_rotnet(pretrained: bool = False, **options: Any) -> AlexNet:
     """2.5 million parameters in the convolutions; images of at least 63 pixels."""
-    if pretrained:
-        raise UserError("No pretrained weights exist for this AlexNet; leave backbone.pretrained at false.")
-    known = ("in_chans", "num_classes")
-    for name in [name for name in options if name not in known]:
-        if options.pop(name):  # timm hands every model the same options; those at zero or None ask for nothing
-            raise UserError(f"This AlexNet has no option '{name}'; it knows {', '.join(known)}.{nearest(name, known)}")
-    return AlexNet(**options)
+    return AlexNet(**taken("this AlexNet", ("in_chans", "num_classes"), pretrained, options))

@@ -14,11 +14,12 @@ from typing import Any
 from timm.models import register_model
 from torch import Tensor, nn
 
-from selfsight.errors import UserError, nearest
+from selfsight.backbones.interface import PooledNet, taken
+from selfsight.errors import UserError
 from selfsight.nn.nin import avg_pool, max_pool, nin_block
 
 
-class NIN(nn.Module):
+class NIN(PooledNet):
     """
     Args:
         stages: number of blocks, at least 2.
@@ -26,7 +27,7 @@ class NIN(nn.Module):
         num_classes: 0 for a backbone; else a ``classifier`` follows.
     """
 
-    def __init__(self, stages: int, *, pool_third: bool, in_chans: int = 3, num_classes: int = 0) -> None:
+    def __init__(self, stages: int, *, pool_third: bool = False, in_chans: int = 3, num_classes: int = 0) -> None:
         super().__init__()
         if stages < 2:
             raise UserError(f"A NIN of {stages} blocks was asked for; it has at least 2, RotNet's has 4.")
@@ -52,30 +53,10 @@ class NIN(nn.Module):
             x = self.get_submodule(info["module"])(x)
         return x
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Global mean, ``[B, 192]``; the classifier's logits where there is one and ``pre_logits`` is off."""
-        pooled = x.mean((2, 3))
-        return pooled if pre_logits else self.classifier(pooled)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        return self.classifier
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        self.num_classes = num_classes
-        self.classifier = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-
-
-def _create(stages: int, *, pretrained: bool, pool_third: bool = False, **options: Any) -> NIN:
-    if pretrained:
-        raise UserError("No pretrained weights exist for this NIN; leave backbone.pretrained at false.")
-    known = ("pool_third", "in_chans", "num_classes")
-    for name in [name for name in options if name not in known]:
-        if options.pop(name):  # timm hands every model the same options; those at zero or None ask for nothing
-            raise UserError(f"A NIN has no option '{name}'; it knows {', '.join(known)}.{nearest(name, known)}")
-    return NIN(stages, pool_third=pool_third, **options)
+def _create(stages: int, *, pretrained: bool, **options: Any) -> NIN:
+    options = taken("a NIN", ("pool_third", "in_chans", "num_classes"), pretrained, options)
+    return NIN(stages, **options)
 
 
 @register_model

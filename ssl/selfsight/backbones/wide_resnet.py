@@ -29,6 +29,7 @@ from timm.models import register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from selfsight.backbones.interface import PooledNet, taken
 from selfsight.errors import UserError, nearest
 
 SLOPE = 0.1
@@ -83,7 +84,7 @@ class Stage(nn.Module):
         return self.layer(x)
 
 
-class WideResNet(nn.Module):
+class WideResNet(PooledNet):
     """
     Args:
         depth: 6 n + 4, with n units a stage.
@@ -147,30 +148,10 @@ class WideResNet(nn.Module):
             x = self.get_submodule(f"block{i + 1}")(x)
         return F.leaky_relu(self.bn1(x), SLOPE)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Global mean, ``[B, num_features]``; the classifier's logits where there is one and ``pre_logits`` is off."""
-        pooled = F.dropout(x.mean((2, 3)), self.drop_rate, self.training)
-        return pooled if pre_logits else self.classifier(pooled)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        return self.classifier
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        self.num_classes = num_classes
-        self.classifier = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-
 
 def _create(depth: int, widen: int, *, pretrained: bool, **options: Any) -> WideResNet:
-    if pretrained:
-        raise UserError("No pretrained weights exist for this wide ResNet; leave backbone.pretrained at false.")
     known = ("stages", "first_stride", "flavour", "raw_shortcut", "in_chans", "num_classes", "drop_rate")
-    for name in [name for name in options if name not in known]:
-        if options.pop(name):  # timm hands every model the same options; those at zero or None ask for nothing
-            raise UserError(f"A wide ResNet has no option '{name}'; it knows {', '.join(known)}.{nearest(name, known)}")
-    return WideResNet(depth, widen, **options)
+    return WideResNet(depth, widen, **taken("a wide ResNet", known, pretrained, options))
 
 
 @register_model
