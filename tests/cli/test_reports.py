@@ -20,7 +20,7 @@ from selfsight.batch import Batch
 from selfsight.datamodules import digits
 from selfsight.evaluation import cache
 from selfsight.evaluation.features import Features
-from selfsight.jobs import compare_runs, embedding_map, pictures, report
+from selfsight.jobs import compare_runs, embedding_map, page, pictures, report
 from selfsight.jobs.run_folder import RunFolder
 from selfsight.jobs.thumbnails import denormalised
 
@@ -100,7 +100,7 @@ def test_a_map_of_a_hundred_thousand_points() -> None:
     assert sum(len(trace.x) for trace in shown) == n
     assert sum(len(trace.x) for trace in made.data) == 5 * n  # class, prediction, right or wrong, cluster, loss
     assert len(made.layout.images) <= embedding_map.FRAMED
-    size = len(report.figure_html(made, name="map")) + len(embedding_map.hover_card(data, test, known, "map"))
+    size = len(page.figure_html(made, name="map")) + len(embedding_map.hover_card(data, test, known, "map"))
     assert size < 30_000_000
 
 

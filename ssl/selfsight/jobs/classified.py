@@ -12,6 +12,7 @@ from rich.console import Console
 
 from selfsight.jobs import build
 from selfsight.jobs.console import make_table
+from selfsight.jobs.page import figure_html
 from selfsight.jobs.run_folder import RunFolder, write_atomically
 from selfsight.methods.base import Method
 
@@ -58,8 +59,6 @@ def section(folder: RunFolder) -> str:
     path = folder.path / FILE
     if not path.is_file():
         return ""
-    from selfsight.jobs.report import figure_html
-
     content = json.loads(path.read_text())
     parts = ["<h2>Classes</h2>"]
     for name, figures in content["classifiers"].items():

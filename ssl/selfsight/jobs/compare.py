@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import html
 import io
 import math
 import multiprocessing
@@ -24,7 +25,7 @@ import selfsight
 from selfsight.errors import UserError, nearest
 from selfsight.jobs import build, measure
 from selfsight.jobs.console import make_console, make_table, quiet
-from selfsight.jobs.report import STYLE, figure_html
+from selfsight.jobs.page import figure_html, html_table, page
 from selfsight.jobs.run_folder import RunFolder, write_atomically
 from selfsight.jobs.steps import SOURCE, perform
 
@@ -64,7 +65,7 @@ def run(cfg: DictConfig) -> None:
     shown = [row for row in rows if row[:3] in wanted]
     show(console, shown, cfg)
     path = folder.path / "comparison.html"
-    write_atomically(path, page(shown, cfg))
+    write_atomically(path, told(shown, cfg))
     console.print(f"{table}\n{path}")
 
 
@@ -273,12 +274,9 @@ def show(console: Console, rows: Sequence[Row], cfg: DictConfig) -> None:
     console.print(f"test accuracy after the last epoch, mean and standard deviation of {cfg.seeds} seeds", style="dim")
 
 
-def page(rows: Sequence[Row], cfg: DictConfig) -> str:
+def told(rows: Sequence[Row], cfg: DictConfig) -> str:
     """The comparison as one self-contained page: picture with error bars, table, settings."""
-    import html
-
     import plotly.graph_objects as go
-    from plotly.offline import get_plotlyjs
 
     figure = go.Figure()
     for name in cfg.approaches:
@@ -288,20 +286,19 @@ def page(rows: Sequence[Row], cfg: DictConfig) -> str:
         figure.add_scatter(x=list(cfg.labels_per_class), y=means, error_y=spread, mode="lines+markers", name=str(name))
     figure.update_xaxes(type="log", title="labels a class", tickvals=list(cfg.labels_per_class))
     figure.update_yaxes(title="test accuracy", tickformat=".0%")
-    head = "".join(f"<th>{title(labels)}</th>" for labels in cfg.labels_per_class)
-    body = "".join(
-        f"<tr><td>{html.escape(str(name))}</td>"
-        + "".join(f"<td>{cell_text(rows, name, labels)}</td>" for labels in cfg.labels_per_class)
-        + "</tr>"
-        for name in cfg.approaches
-    )
+    titles = ["", *(title(labels) for labels in cfg.labels_per_class)]
+    cells_of = [
+        [str(name), *(cell_text(rows, name, labels) for labels in cfg.labels_per_class)] for name in cfg.approaches
+    ]
     settings = html.escape(OmegaConf.to_yaml(cfg, resolve=True))
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>few labels</title>'
-        f"<style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>"
-        f"<h1>Few labels on {html.escape(str(cfg.dataset.name))}</h1>"
-        f"<p class='soft'>Test accuracy after the last epoch, mean and standard deviation of {cfg.seeds} seeds; the "
-        "labels differ from seed to seed and are the same for all approaches.</p>"
-        f"{figure_html(figure, 480)}<div class='wide'><table><tr><th></th>{head}</tr>{body}</table></div>"
-        f"<details><summary>configuration</summary><pre>{settings}</pre></details></body></html>"
+    return page(
+        "few labels",
+        [
+            f"<h1>Few labels on {html.escape(str(cfg.dataset.name))}</h1>",
+            f"<p class='soft'>Test accuracy after the last epoch, mean and standard deviation of {cfg.seeds} seeds; "
+            "the labels differ from seed to seed and are the same for all approaches.</p>",
+            figure_html(figure, 480),
+            html_table("", titles, cells_of),
+            f"<details><summary>configuration</summary><pre>{settings}</pre></details>",
+        ],
     )

@@ -16,6 +16,7 @@ from rich.markup import escape
 from selfsight.errors import UserError
 from selfsight.jobs import report
 from selfsight.jobs.console import clock_text, make_console, make_table, quiet
+from selfsight.jobs.page import figure_html, html_table, page
 from selfsight.jobs.run_folder import RunFolder, write_atomically
 
 FIGURES = {"knn_top1": "kNN", "linear_top1": "linear probe", "rank": "rank"}
@@ -50,7 +51,7 @@ def run(cfg: DictConfig) -> None:
             console.print(f"{pair[0]}: CKA {pair[1]}, {pair[2]} of 10 neighbours shared")
     out = Path(cfg.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, report.page("comparison of runs", parts))
+    write_atomically(out, page("comparison of runs", parts))
     console.print(f"curves: {out}")
 
 
@@ -142,15 +143,9 @@ def curves(folders: Sequence[RunFolder]) -> str:
         if sum(bool(values) for values in series.values()) > 1:
             made = report.curve(series, column)
             made.update_layout(legend={"orientation": "h", "y": -0.35})
-            charts.append(f"<div>{report.figure_html(made, 320)}</div>")
+            charts.append(f"<div>{figure_html(made, 320)}</div>")
     note = "<p class='soft'>Losses of different methods are different quantities.</p>"
     return f"<h2>Training</h2>{note}<div class='grid'>{''.join(charts)}</div>"
-
-
-def html_table(title: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(t)}</th>" for t in titles)
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(c)}</td>' for c in row)}</tr>" for row in rows)
-    return f"<h2>{title}</h2><div class='wide'><table><tr>{head}</tr>{body}</table></div>"
 
 
 def alike(folders: Sequence[RunFolder], accelerator: str) -> list[list[str]]:

@@ -12,11 +12,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import selfsight
-from selfsight.checkpoints.export import export_backbone
 from selfsight.errors import UserError, nearest
 from selfsight.jobs import build, classified, measure, report
 from selfsight.jobs.console import clock_text, make_console, quiet
-from selfsight.jobs.pretrain import check_sizes, check_views, fit, method_name
+from selfsight.jobs.pretrain import carry_away, check_sizes, check_views, fit
 from selfsight.jobs.run_folder import RunFolder
 from selfsight.jobs.saving import read_checkpoint
 from selfsight.methods.base import Method
@@ -155,19 +154,7 @@ def classifier_of(folder: RunFolder) -> tuple[nn.Module, list[str]]:
 
 def conclude(console: Console, cfg: DictConfig, folder: RunFolder, method: Method, data: Any, seconds: float) -> None:
     """Export the backbone, measure the classifiers, write summary and report."""
-    export_backbone(
-        method.backbone,
-        {
-            "backbone": build.resolved(cfg.backbone),
-            "image_size": cfg.dataset.image_size,
-            "mean": data.views[0].mean,
-            "std": data.views[0].std,
-            "method": method_name(cfg),
-            "dataset": cfg.dataset.name,
-            "epochs": cfg.trainer.max_epochs,
-        },
-        folder.path,
-    )
+    carry_away(cfg, folder, method, data)
     found = classified.record(console, folder, method, data)
     folder.write_summary(
         {

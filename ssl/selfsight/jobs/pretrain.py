@@ -151,8 +151,8 @@ def introduce(
     )
 
 
-def conclude(console: Console, cfg: DictConfig, folder: RunFolder, method: Method, data: Any, seconds: float) -> None:
-    """Export the backbone, measure it beside pixels and an untrained twin, write summary and report."""
+def carry_away(cfg: DictConfig, folder: RunFolder, method: Method, data: Any) -> None:
+    """The backbone as a plain file, with what has to be known to use it."""
     export_backbone(
         method.backbone,
         {
@@ -166,6 +166,11 @@ def conclude(console: Console, cfg: DictConfig, folder: RunFolder, method: Metho
         },
         folder.path,
     )
+
+
+def conclude(console: Console, cfg: DictConfig, folder: RunFolder, method: Method, data: Any, seconds: float) -> None:
+    """Export the backbone, measure it beside pixels and an untrained twin, write summary and report."""
+    carry_away(cfg, folder, method, data)
     evaluators = {name: build.build(node) for name, node in cfg.evaluator.final.items()}
     seed_everything(cfg.seed, workers=True, verbose=False)
     untrained = build.build(cfg.backbone).to(method.device)

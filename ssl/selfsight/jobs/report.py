@@ -15,49 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from selfsight.jobs import classified, embedding_map, measure, pictures
 from selfsight.jobs.evaluate import lines, number, trained_method
 from selfsight.jobs.measure import ROWS, describe
+from selfsight.jobs.page import figure_html, page
 from selfsight.jobs.run_folder import RunFolder, write_atomically
-
-STYLE = """
-:root { color-scheme: light; --ink: #1c2330; --soft: #5b6575; --line: #dfe3ea; --accent: #2f5fd0; --wrong: #d5321d; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1160px; padding: 28px 20px 80px; color: var(--ink); background: #fff;
-       font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 27px; margin: 0 0 2px; letter-spacing: -0.01em; }
-h2 { font-size: 20px; margin: 46px 0 6px; padding-top: 14px; border-top: 1px solid var(--line); }
-h3 { font-size: 16px; margin: 24px 0 4px; }
-p { margin: 6px 0; } .soft { color: var(--soft); } a { color: var(--accent); }
-nav { margin: 10px 0 0; display: flex; gap: 4px 18px; flex-wrap: wrap; }
-table { border-collapse: collapse; margin: 10px 0; } .wide { overflow-x: auto; }
-th, td { padding: 7px 14px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { font-weight: 500; color: var(--soft); white-space: normal; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; } tr.best td { font-weight: 650; }
-pre { background: #f5f7fa; padding: 12px; border-radius: 6px; font-size: 13px; line-height: 1.45;
-      white-space: pre-wrap; overflow-wrap: anywhere; }
-summary { cursor: pointer; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; color: var(--soft); }
-dd { margin: 0; overflow-wrap: anywhere; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 8px 18px; }
-.grid > div { min-width: 0; }
-.columns { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(500px, 100%), 1fr)); gap: 4px 24px; }
-.row { display: flex; gap: 4px; align-items: flex-start; margin: 4px 0; flex-wrap: wrap; }
-figure { margin: 0; width: 56px; text-align: center; }
-figure img { width: 56px; height: 56px; object-fit: contain; image-rendering: pixelated; display: block;
-             border: 3px solid transparent; border-radius: 5px; background: #f1f3f6; }
-figcaption { font-size: 11px; line-height: 1.25; color: var(--soft); overflow: hidden; overflow-wrap: anywhere;
-             display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; }
-figure.query { margin-right: 12px; } figure.query img { border-color: var(--accent); }
-figure.large, figure.large img { width: 150px; height: auto; }
-figure.wrong img { border-color: var(--wrong); } figure.wrong figcaption { color: var(--wrong); }
-.views { align-items: center; } figure:has(img.source) { width: 150px; margin-right: 10px; }
-img.source { width: 150px !important; height: 150px !important; border-width: 0 !important; }
-.views figure:not(:has(img.source)) { width: 76px; } .views img:not(.source) { width: 76px; height: 76px; }
-#card { position: fixed; z-index: 9; pointer-events: none; background: #fff; border: 1px solid var(--line);
-        border-radius: 8px; padding: 8px; box-shadow: 0 4px 18px rgb(0 0 0 / 16%); max-width: 190px; }
-#card-picture { width: 96px; height: 96px; margin: 0 auto 4px; image-rendering: pixelated; }
-#card-text { font-size: 12px; line-height: 1.35; white-space: pre-line; overflow-wrap: anywhere; }
-[hidden] { display: none !important; }
-@media (max-width: 760px) { th, td { padding: 7px 6px; font-size: 14px; } }
-"""
 
 
 def write(folder: RunFolder, cfg: DictConfig, data: Any, train: Any, test: Any, projection: str = "tsne") -> Path:
@@ -78,17 +37,6 @@ def write(folder: RunFolder, cfg: DictConfig, data: Any, train: Any, test: Any, 
     ]
     write_atomically(folder.report, page(folder.name, parts))
     return folder.report
-
-
-def page(title: str, parts: Sequence[str]) -> str:
-    """A whole page that needs nothing from a network, the plotting library in it."""
-    from plotly.offline import get_plotlyjs
-
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>{''.join(parts)}</body></html>"
-    )
 
 
 def images_of_the_run(
@@ -132,26 +80,6 @@ def heading(folder: RunFolder, cfg: DictConfig, data: Any) -> str:
         "<nav><a href='#good'>How good it is</a><a href='#training'>Training</a><a href='#embedding'>Embedding map</a>"
         "<a href='#neighbours'>Neighbours</a><a href='#views'>Views</a><a href='#again'>To do it again</a></nav>"
     )
-
-
-def figure_html(
-    figure: Any, height: int = 300, name: str | None = None, config: Mapping[str, Any] | None = None
-) -> str:
-    top = 60 if figure.layout.updatemenus else 40
-    figure.update_layout(
-        height=height,
-        margin={"l": 10, "r": 15, "t": top, "b": 10} if name else {"l": 50, "r": 15, "t": top, "b": 40},
-        template="plotly_white",
-        font={"family": "system-ui, sans-serif", "size": 13},
-        colorway=["#2f5fd0", "#d3722e", "#2e9a6b", "#8a4fc7", "#c2405f"],
-    )
-    text: str = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        div_id=name,
-        config={"displayModeBar": False, "responsive": True, **(config or {})},
-    )
-    return text
 
 
 #: column of metrics.csv and its title; columns without one stand at the end under their own name
