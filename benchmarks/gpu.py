@@ -1,112 +1,224 @@
-"""Throughput on a GPU: views and training step from resident uint8 images, against a plain float32 loop.
+"""Throughput on a GPU: views and training step from resident uint8 images, against a plain loop and lightly's modules.
 
-Ours: views on the device, channels last, bfloat16 autocast, backbone and views compiled, fused optimiser. The plain
-loop is the same method as written first: eager, float32, contiguous, views uncompiled.
+Everyone makes the views with the same code. Ours: channels last, bfloat16 autocast, networks and views compiled, fused
+optimiser; the same with CUDA graphs. The plain loop is our method as written first: eager, float32, contiguous, views
+uncompiled. lightly's modules (its heads and losses; it has no SparK) run eager under bfloat16 autocast, as its own
+benchmarks do.
+
+    python benchmarks/gpu.py --device cpu     # one small step of each, uncompiled: shows that everything runs
 """
 
 from __future__ import annotations
 
+import argparse
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from omegaconf import OmegaConf
+from torch import Tensor, nn
 
 from selfsight.backbones.registry import create
 from selfsight.batch import Batch
+from selfsight.cli import compose
 from selfsight.datamodules.device_views import DeviceViews
 from selfsight.datamodules.views import View
-from selfsight.methods.simclrv2 import SimCLRv2
-from selfsight.methods.spark import SparK
-from selfsight.methods.swav import SwAV
+from selfsight.jobs.build import build
+from selfsight.jobs.speed import GraphSteps, quicken
+from selfsight.methods.base import Method
 
 COLOUR = {
     "crop": "resized", "hflip": 0.5, "jitter": (0.4, 0.4, 0.4, 0.1), "jitter_p": 0.8, "grayscale": 0.2,
     "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
 }  # fmt: skip
-
-#: backbone, stem, side of the images, images per batch, forward multiply-accumulates of one image
-CASES = {
-    "resnet18_32px": ("resnet18", "cifar", 32, 1024, 0.56e9),
-    "resnet50_224px": ("resnet50", "imagenet", 224, 256, 4.1e9),
-}
 PEAK_FLOPS = {"H200": 790e12, "H100": 790e12, "A100": 280e12}  # dense bf16 that products reach
+VIEWS = {"simclrv2": 2, "swav": 2, "spark": 1}
 
 
-def run(steps: int = 20) -> list[dict]:
+@dataclass(frozen=True)
+class Case:
+    """A backbone and its images: side, images per batch, forward multiply-accumulates of one image."""
+
+    name: str
+    backbone: str
+    stem: str
+    size: int
+    batch: int
+    macs: float
+
+
+CASES = (
+    Case("resnet18_32px", "resnet18", "cifar", 32, 1024, 0.56e9),
+    Case("resnet50_224px", "resnet50", "imagenet", 224, 256, 4.1e9),
+)
+SMALL = (Case("resnet18_32px", "resnet18", "cifar", 32, 4, 0.56e9),)
+
+#: a training step: views ``[B, 3, H, W]`` to the loss; what comes before and after it is in `Way`
+Loss = Callable[[list[Tensor], int], Tensor]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a step is run."""
+
+    precision: torch.dtype
+    channels_last: bool = False
+    compile: bool = False
+    graphs: bool = False
+    fused: bool = False
+    lightly: bool = False
+
+
+PLAIN = Way(torch.float32)
+LIGHTLY = Way(torch.bfloat16, lightly=True)
+OURS = Way(torch.bfloat16, channels_last=True, compile=True, fused=True)
+GRAPHS = Way(torch.bfloat16, channels_last=True, compile=True, graphs=True, fused=True)
+
+
+def run(device: torch.device | None = None, cases: tuple[Case, ...] = CASES, steps: int = 20) -> list[dict]:
+    """For each method and case a row against the plain loop, one against lightly, and CUDA graphs against none."""
+    device = device or torch.device("cuda")
     torch.set_float32_matmul_precision("high")
     found = []
-    for case, (name, stem, size, batch, macs) in CASES.items():
-        for method, views in (("simclr", 2), ("swav", 2), ("spark", 1)):
-            rates = {}
-            for side in ("peer", "ours"):
-                torch.cuda.reset_peak_memory_stats()
-                rates[side] = throughput(method, views, name, stem, size, batch, steps, fast=side == "ours")
-                rates[f"{side} memory"] = torch.cuda.max_memory_allocated() / 2**20
-                torch.cuda.empty_cache()
-            peak = next((v for k, v in PEAK_FLOPS.items() if k in torch.cuda.get_device_name()), None)
-            share = f"{rates['ours'] * views * 6 * macs / peak:.0%} of the roofline" if peak else "roofline unknown"
-            found.append(
-                {
-                    "name": f"gpu_{method}_{case}", "ours": rates["ours"], "peer": rates["peer"],
-                    "ratio": rates["ours"] / rates["peer"], "unit": "images/s",
-                    "memory_mib": [round(rates["ours memory"]), round(rates["peer memory"])], "check": share,
-                }
-            )  # fmt: skip
+    for case in cases:
+        for method, views in VIEWS.items():
+            ways = {"ours": OURS, "plain": PLAIN, "graphs": GRAPHS, "lightly": LIGHTLY}
+            if method == "spark":
+                del ways["lightly"]
+            rates = {name: throughput(device, method, case, way, steps) for name, way in ways.items()}
+            pairs = [("ours", "plain"), ("ours", "lightly"), ("graphs", "ours")]
+            for first, second in [pair for pair in pairs if set(pair) <= set(rates)]:
+                (a, its_memory), (b, other_memory) = rates[first], rates[second]
+                found.append(
+                    {
+                        "name": f"gpu_{method}_{case.name}_{first}_{second}", "ours": a, "peer": b, "ratio": a / b,
+                        "unit": "images/s", "memory_mib": [round(its_memory), round(other_memory)],
+                        "check": share(device, a * views * 6 * case.macs),
+                    }
+                )  # fmt: skip
     return found
 
 
-def build(method: str, backbone: nn.Module) -> Any:
-    if method == "simclr":
-        return SimCLRv2(
-            backbone, temperature=0.5, projection_dim=128, projection_layers=2, reduction="sum_of_means",
-            chunk_size=None, memory=0, memory_momentum=0.999, online_classes=0, classifier_decay=0.0,
-        )  # fmt: skip
-    from hydra import compose, initialize_config_dir
-
-    from selfsight.cli import conf_dir
-    from selfsight.jobs.build import build as instantiate
-
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("pretrain", overrides=[f"method={method}"])
-    made: SparK | SwAV = instantiate(cfg.method, backbone=backbone)
-    return made
+def share(device: torch.device, flops: float) -> str:
+    """``42% of the roofline``: of the operations of dense forward and backward passes a second."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else ""
+    peak = next((value for key, value in PEAK_FLOPS.items() if key in name), None)
+    return f"{flops / peak:.0%} of the roofline" if peak else "roofline unknown"
 
 
-def throughput(
-    method: str, views: int, name: str, stem: str, size: int, batch: int, steps: int, *, fast: bool
-) -> float:
-    """Images per second of views and training together."""
-    device = torch.device("cuda")
-    pixels = torch.randint(0, 256, (4 * batch, 3, size, size), dtype=torch.uint8, device=device)
-    maker = DeviceViews([View(size=size, count=views, **COLOUR)], compile=fast)
-    module = build(method, create(name, stem=stem)).to(device).train()
-    if fast:
-        module = module.to(memory_format=torch.channels_last)
-        if method != "spark":
-            module.backbone.compile()
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, fused=fast or None)
+def throughput(device: torch.device, name: str, case: Case, way: Way, steps: int) -> tuple[float, float]:
+    """Images per second of views and training together, and MiB of memory at the peak."""
+    torch.manual_seed(0)
+    compiled = way.compile and device.type == "cuda"
+    pixels = torch.randint(0, 256, (4 * case.batch, 3, case.size, case.size), dtype=torch.uint8, device=device)
+    make = DeviceViews([View(size=case.size, count=VIEWS[name], **COLOUR)], compile=compiled)
+    module: nn.Module = (Lightly if way.lightly else ours)(name, case).to(device).train()
+    if isinstance(module, Method):
+        quicken(module, switches(way, compiled), device)
+    graphs = GraphSteps() if way.graphs and compiled else None
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, fused=(way.fused and compiled) or None)
     generator = torch.Generator(device).manual_seed(0)
 
     def step(number: int) -> None:
+        chosen = torch.randint(0, len(pixels), (case.batch,), device=device, generator=generator)
+        views, boxes = make(pixels[chosen], generator)
+        if way.channels_last:
+            views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+        batch: Any = Batch(views, chosen, None, boxes)
+        if graphs is not None:
+            graphs.on_train_batch_start(None, module, batch, number)  # type: ignore[arg-type]
         module.begin_step(number)
-        chosen = torch.randint(0, len(pixels), (batch,), device=device, generator=generator)
-        made, boxes = maker(pixels[chosen], generator)
-        if fast:
-            made = [view.contiguous(memory_format=torch.channels_last) for view in made]
-        with torch.autocast("cuda", torch.bfloat16, enabled=fast):
-            loss = module.training_step(Batch(made, chosen, None, boxes), number)["loss"]
+        with torch.autocast(device.type, torch.bfloat16, enabled=way.precision == torch.bfloat16):
+            loss = module.training_step(batch, number)["loss"]
         optimizer.zero_grad()
         loss.backward()
         module.on_after_backward()
         optimizer.step()
         module.end_step()
+        if graphs is not None:
+            graphs.on_train_batch_end(None, module, None, batch, number)  # type: ignore[arg-type]
 
-    for number in range(5):
-        step(number)
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for number in range(steps):
-        step(number)
-    torch.cuda.synchronize()
-    return batch * steps / (time.perf_counter() - start)
+    def seconds(count: int) -> float:
+        start = time.perf_counter()
+        for number in range(count):
+            step(number)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    seconds(5 if compiled else 1)
+    rate = case.batch * steps / seconds(steps)
+    return rate, torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else 0.0
+
+
+def switches(way: Way, compiled: bool) -> Any:
+    """The trainer's configuration that means the same."""
+    return OmegaConf.create(
+        {
+            "channels_last": way.channels_last,
+            "compile": compiled,
+            "cuda_graphs": way.graphs and compiled,
+            "accumulate": 1,
+        }
+    )
+
+
+def ours(name: str, case: Case) -> Method:
+    words = [f"method={name}", f"batch_size={case.batch}", "dataset=imagenet"]
+    made: Method = build(compose("pretrain", words).method, backbone=create(case.backbone, stem=case.stem))
+    return made
+
+
+class Lightly(nn.Module):
+    """The same method of lightly's modules, with the hooks of a `Method`."""
+
+    def __init__(self, name: str, case: Case) -> None:
+        super().__init__()
+        from lightly.loss import NTXentLoss, SwaVLoss
+        from lightly.models.modules import SimCLRProjectionHead, SwaVProjectionHead, SwaVPrototypes
+
+        self.backbone = create(case.backbone, stem=case.stem)
+        width = self.backbone.num_features
+        if name == "simclrv2":
+            self.head, self.prototypes = SimCLRProjectionHead(width, width, 128, num_layers=3), None
+            self.loss: nn.Module = NTXentLoss(temperature=0.1)
+        else:
+            self.head, self.prototypes = SwaVProjectionHead(width, 2048, 128), SwaVPrototypes(128, 3000)
+            self.loss = SwaVLoss()
+
+    def training_step(self, batch: Batch, number: int) -> dict[str, Tensor]:
+        z = self.head(self.backbone(torch.cat(batch.views)))
+        if self.prototypes is None:
+            return {"loss": self.loss(*z.chunk(2))}
+        self.prototypes.normalize()
+        scores = self.prototypes(nn.functional.normalize(z, dim=1))
+        return {"loss": self.loss(list(scores.chunk(2)), [])}
+
+    def begin_step(self, number: int) -> None:
+        """Nothing to set."""
+
+    def on_after_backward(self) -> None:
+        """Nothing moves."""
+
+    def end_step(self) -> None:
+        """Nothing follows."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    device = torch.device(parser.parse_args().device)
+    small = device.type != "cuda"
+    for row in run(device, SMALL if small else CASES, 1 if small else 20):
+        print(
+            f"{row['name']:<42} {row['ours']:10.0f} {row['peer']:10.0f} images/s {row['ratio']:6.2f} x   {row['check']}"
+        )
+
+
+if __name__ == "__main__":
+    main()
