@@ -64,7 +64,7 @@ SETTINGS: dict[str, tuple[type[SemiMethod], dict[str, Any]]] = {
     "simmatch": (
         SimMatch,
         {"dim": 6, "tt": 0.1, "st": 0.1, "alpha": 0.9, "tau": 0.6, "lambda_u": 1.0, "lambda_in": 1.0, "da_length": 4,
-         "da_eps": 1e-6, "teacher": True, "bank_m": 0.7},
+         "da_eps": 1e-6, "teacher": True, "bank_m": 0.7, "decay": "kernels"},
     ),
 }  # fmt: skip
 

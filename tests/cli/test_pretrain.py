@@ -94,9 +94,10 @@ def test_jobs_on_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (run / "report.html").is_file()
 
 
-def test_going_on_equals_not_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C in the middle of an epoch, then resume=: the same weights, bit for bit, as without it."""
-    words = [*TINY, "trainer.max_epochs=3", f"runs={tmp_path}", "evaluator.online.every=2"]
+@pytest.mark.parametrize("method", ["simclrv2", "spark"])
+def test_going_on_equals_not_stopping(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle of an epoch, then resume=: the same weights, bit for bit, as without it, masks included."""
+    words = [*TINY, f"method={method}", "trainer.max_epochs=3", f"runs={tmp_path}", "evaluator.online.every=2"]
     pretrain(*words, "name=whole")
 
     count = 0

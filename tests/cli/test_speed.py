@@ -211,6 +211,29 @@ def test_batches_that_add_up_count_as_one_step() -> None:
     assert clock.epochs == 1
 
 
+@pytest.mark.parametrize(("batches", "accumulate"), [(3, 2), (4, 2), (2, 5)])
+def test_the_clock_counts_the_steps_that_the_trainer_takes(batches: int, accumulate: int, tmp_path: Path) -> None:
+    words = [
+        f"trainer.accumulate={accumulate}",
+        "trainer.max_epochs=2",
+        "batch_size=16",
+        f"limit_images={batches * 16}",
+    ]
+    words += ["trainer.accelerator=cpu", f"runs={tmp_path}", "name=run", "report=false"]
+    cli.run(["pretrain", *words])
+    clock = build.clock(cli.compose("pretrain", words), build.datamodule(cli.compose("pretrain", words)))
+    taken = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert taken == clock.total_steps
+
+
+def test_what_is_clipped_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning refuses to clip gradients for a fused optimiser, in every mixed precision."""
+    monkeypatch.setattr(build, "device", lambda *args, **options: torch.device("cuda"))
+    words = ["optimizer=sgd", "trainer.precision=bf16-mixed"]
+    assert build.recipe(cli.compose("pretrain", words)).fused
+    assert not build.recipe(cli.compose("pretrain", [*words, "trainer.clip_norm=1"])).fused
+
+
 def test_fused_only_where_the_optimiser_knows_it() -> None:
     from selfsight.optim import LARS
 

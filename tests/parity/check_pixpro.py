@@ -104,6 +104,9 @@ class NoBackbone(nn.Module):
 
     num_features = 1
 
+    def forward_features(self, x: Tensor) -> Tensor:
+        return x
+
 
 def build(backbone: nn.Module, **options: Any) -> PixPro:
     defaults = {

@@ -385,7 +385,7 @@ def simmatch1(case: Case) -> None:
         Pixels(classes + z_w.shape[1]), labels=case.tensor("labels"), num_classes=classes,
         dim=z_w.shape[1], tt=case.number("tt"), st=case.number("st"), alpha=case.number("c_smooth"), tau=0.7,
         lambda_u=10.0, lambda_in=5.0, da_length=len(case.inp["DA_queue"]) if aligns else None, da_eps=0.0,
-        teacher=True, bank_m=0.0,
+        teacher=True, bank_m=0.0, decay="all",
     ).double()  # fmt: skip
     method.bank.copy_(case.tensor("bank").T)
     if aligns:
@@ -584,7 +584,7 @@ def simmatch(case: Case) -> None:
         tt=case.number("T"), st=case.number("T"), alpha=case.number("smoothing_alpha"), tau=case.number("p_cutoff"),
         lambda_u=1.0,
         lambda_in=case.number("lambda_in"), da_length=case.number("da_len"), da_eps=1e-6, teacher=False,
-        bank_m=case.number("ema_bank"),
+        bank_m=case.number("ema_bank"), decay="kernels",
     )  # fmt: skip
     given_outputs(method)
     method.bank.copy_(case.tensor("mem_bank").T)

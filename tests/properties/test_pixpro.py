@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfsight.backbones.registry import create
 from selfsight.batch import Batch
 from selfsight.errors import UserError
 from selfsight.losses.pixpro import pixel_consistency, pixel_contrast, pixel_distances, positives
@@ -314,8 +315,8 @@ def test_refuses_what_it_cannot_learn_from() -> None:
     (batch,) = batches([16, 16], 4, 1)
     with pytest.raises(UserError, match="places of the views"):
         ready(pixpro()).training_step(Batch(batch.views, batch.indices), 0)
-    with pytest.raises(UserError, match="teacher_momentum"):
-        pixpro().training_step(batch, 0)
+    with pytest.raises(UserError, match="'teacher_momentum', and the one chosen has none"):
+        prepare(pixpro(), LARS, 0.1, 3, 2)
     (tiny,) = batches([4, 4], 4, 1)
     with pytest.raises(UserError, match="1 x 1 and 1 x 1"):
         ready(pixpro()).training_step(tiny, 0)
@@ -341,3 +342,12 @@ def test_resumed_run_equals_an_uninterrupted_one(options: dict[str, Any]) -> Non
         return prepare(pixpro(**options), LARS, 1.0, 3, 3, teacher_momentum=Cosine(0.9, 1.0))
 
     assert_resumes(make, batches([16, 16], 4, 3), 4, 9)
+
+
+def test_a_norm_after_pooling_waits_for_no_gradient() -> None:
+    """PixPro reads the map; data-parallel training would wait for the gradient of what comes after it."""
+    method = pixpro(backbone=create("convnext_atto"))
+    assert not method.backbone.head.norm.weight.requires_grad
+    features = method.dense(torch.randn(2, 3, 64, 64))
+    features.sum().backward()
+    assert all(p.grad is not None for p in method.backbone.parameters() if p.requires_grad)

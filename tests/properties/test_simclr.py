@@ -227,6 +227,28 @@ def test_the_online_classifier_goes_unnoticed_by_the_backbone() -> None:
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
+def test_the_average_network_moves_once_an_optimiser_step() -> None:
+    torch.manual_seed(0)
+    method = simclr(memory=20, memory_momentum=0.5)
+    assert method.average is not None
+    start = method.average.module[1][0].linear.weight.clone()
+    with torch.no_grad():
+        method.projector[0].linear.weight.add_(1)
+    for step, moved in ((0, 0.5), (0, 0.5), (1, 0.75)):  # two batches that add up to one step, then the next step
+        method.step = step
+        method.remember(torch.randn(4, 3, 8, 8))
+        torch.testing.assert_close(method.average.module[1][0].linear.weight, start + moved)
+
+
+def test_a_classifier_that_is_like_any_layer() -> None:
+    torch.manual_seed(0)
+    for plain in (True, False):
+        method = finetune(slim(), None, layer=0, plain_classifier=plain)
+        groups = {id(p): group["plain"] for group in method.param_groups() for p in group["params"]}
+        assert groups[id(method.classifier.weight)] == plain
+        assert bool(method.classifier.weight.any()) != plain
+
+
 def test_the_memory_holds_keys_of_the_average_network() -> None:
     torch.manual_seed(0)
     method = simclr(memory=20, memory_momentum=1.0)
@@ -329,9 +351,9 @@ def test_frozen_stages_stay(after: int, keep: bool) -> None:
 
 def test_stages_of_other_networks() -> None:
     net = create("convnext_atto")
-    stem = {id(p) for m in first_stages(net, 0) for p in m.parameters()}
+    stem = {id(p) for name in first_stages(net, 0) for p in net.get_submodule(name).parameters()}
     assert stem == set(map(id, net.stem.parameters()))
-    two = {id(p) for m in first_stages(net, 2) for p in m.parameters()}
+    two = {id(p) for name in first_stages(net, 2) for p in net.get_submodule(name).parameters()}
     assert two == stem | {id(p) for p in net.stages[:2].parameters()}
     with pytest.raises(UserError, match="has 4"):
         first_stages(net, 5)

@@ -120,6 +120,23 @@ def test_a_class_nobody_in_the_bank_has_silences_the_node_edge_loss(labels: str)
     assert losses.node_edge(losses.log_edges(z, bank, 0.1), p, y + 1e-3) > 0
 
 
+def test_labels_of_a_memory_are_weighted_in_full_precision() -> None:
+    p, labels = distribution(5, 3).float(), distribution(40, 3, seed=1).float()
+    z, bank = unit(5, 8).float(), unit(40, 8, seed=2).float()
+    exact = terms.smoothed(p, z, bank, labels, 0.5, 0.9)
+    torch.testing.assert_close(exact.sum(-1), torch.ones(5))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(terms.smoothed(p, z, bank, labels, 0.5, 0.9), exact)
+
+
+@pytest.mark.parametrize("name", ["simmatch", "simmatchv2"])
+def test_decay_of_all_parameters_or_of_kernels(name: str) -> None:
+    assert [group["plain"] for group in make(name, decay="all").param_groups()] == [False]
+    plain = [p for group in make(name).param_groups() if group["plain"] for p in group["params"]]
+    assert plain
+    assert all(p.ndim <= 1 for p in plain)
+
+
 def test_masked_rows_count_in_the_denominator() -> None:
     logits, r = random(3, 8, 5), distribution(8, 5, seed=1)
     everyone, nobody = torch.ones(8, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsight.batch import Batch
+from selfsight.checkpoints.swav import backbone_weights, from_official
 from selfsight.errors import UserError
 from selfsight.losses.deepclusterv2 import UNASSIGNED, cluster_prediction, spherical_kmeans
 from selfsight.losses.swav import sinkhorn, swapped_prediction
@@ -319,3 +320,15 @@ def test_deepcluster_refuses_more_clusters_than_images() -> None:
     method.remember(torch.zeros(2, 2, 5), torch.tensor([0, 1]))
     with pytest.raises(UserError, match="among 2 images"):
         method.training_step(Batch(batch.views, batch.indices), 0)
+
+
+def test_released_files_with_one_and_with_several_prototype_layers() -> None:
+    network = {"module.conv1.weight": torch.ones(1), "module.projection_head.0.weight": torch.ones(1)}
+    one = from_official({**network, "module.prototypes.weight": torch.ones(2, 4)})
+    assert one.keys() == {"backbone.conv1.weight", "projector.0.weight", "prototypes.weight"}
+    several = {**network, "module.prototypes.prototypes0.weight": torch.ones(2, 4)}
+    assert backbone_weights(several).keys() == {"conv1.weight"}
+    with pytest.raises(UserError, match="no single layer of prototypes"):
+        from_official(several)
+    with pytest.raises(UserError, match="no SwAV checkpoint"):
+        backbone_weights({"conv1.weight": torch.ones(1)})

@@ -22,6 +22,7 @@ FEW = [
 ]
 RUNS = [
     *(f"method={name}" for name in ("simclrv2", "deepclusterv2", "pixpro", "supcon", "supce", "rotation", "spark")),
+    "method=spark method.engine=dense",
     "method=swav method.queue_length=16 method.queue_start_epoch=0",
     *FEW,
 ]

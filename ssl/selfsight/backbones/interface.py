@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,6 +42,21 @@ class PooledNet(nn.Module):
         """Another classifier; 0 classes: none."""
         self.num_classes = num_classes
         self.classifier = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+
+def freeze_beyond_the_map(backbone: nn.Module) -> None:
+    """Freeze what `forward_features` does not use, such as a norm after pooling.
+
+    A method that reads maps alone gives it no gradient, and data-parallel training would wait for one. Found on a copy
+    without memory.
+    """
+    twin = copy.deepcopy(backbone).to("meta").requires_grad_(True)
+    last: Tensor = twin.forward_features(torch.empty(2, 3, 224, 224, device="meta"))  # type: ignore[operator]
+    if last.requires_grad:
+        last.sum().backward()
+    for name, parameter in twin.named_parameters():
+        if parameter.grad is None:
+            backbone.get_parameter(name).requires_grad_(False)
 
 
 def taken(kind: str, known: Collection[str], pretrained: bool, options: dict[str, Any]) -> dict[str, Any]:

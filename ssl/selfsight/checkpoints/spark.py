@@ -94,6 +94,9 @@ def unwrap(checkpoint: Mapping[str, Any]) -> State:
 def encoder_state(checkpoint: Mapping[str, Any]) -> State:
     """The encoder of either kind of released file, under timm's names (ResNets: torchvision's as well).
 
+    A ConvNeXt of timm ends with a norm after pooling, which those of the authors do not have: it comes as it is
+    initialised, ones and zeros.
+
     Raises:
         UserError: the file holds neither kind.
     """
@@ -105,7 +108,11 @@ def encoder_state(checkpoint: Mapping[str, Any]) -> State:
             "This is no SparK checkpoint: expected an encoder's weights ('conv1.weight' or "
             f"'downsample_layers.0.0.weight'), got {', '.join(list(state)[:3]) or 'nothing'}, …"
         )
-    return {convnext_to_timm(k): v for k, v in state.items()} if _is_convnext(state) else state
+    if not _is_convnext(state):
+        return state
+    named = {convnext_to_timm(k): v for k, v in state.items()}
+    last = named["stages.3.blocks.0.gamma"]
+    return {**named, "head.norm.weight": torch.ones_like(last), "head.norm.bias": torch.zeros_like(last)}
 
 
 def method_state(checkpoint: Mapping[str, Any]) -> State:

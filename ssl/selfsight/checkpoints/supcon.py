@@ -6,13 +6,10 @@ A file holds the network under ``model`` beside ``opt``, ``optimizer`` and ``epo
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from selfsight.errors import UserError
@@ -39,12 +36,6 @@ def backbone_weights(checkpoint: Mapping[str, Any]) -> State:
     """The ResNet alone, under timm's and torchvision's names."""
     state = from_official(checkpoint)
     return {n.removeprefix("backbone."): v for n, v in state.items() if n.startswith("backbone.")}
-
-
-def read(path: str | Path) -> dict[str, Any]:
-    """The file without running code from it; the options of the run that lie beside the weights are let in."""
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _our_name(name: str) -> str:

@@ -21,10 +21,17 @@ HEADS = {"projection_head.": "projector.", "prototypes.": "prototypes."}
 def from_official(checkpoint: Mapping[str, Any]) -> State:
     """State dict for our `SwAV` (``load_state_dict(..., strict=False)``: queue and usage are not among the released).
 
+    The rows of the prototypes are as the optimiser left them; `SwAV` normalises them before it uses them.
+
     Raises:
-        UserError: a file that is not one of theirs.
+        UserError: a file that is not one of theirs, or one with several prototype layers.
     """
     state = _authors_state(checkpoint)
+    if "prototypes.weight" not in state:
+        raise UserError(
+            "This checkpoint has no single layer of prototypes ('prototypes.weight'), as SwAV's have; of one of "
+            "DeepCluster-v2 or SeLa-v2 take `backbone_weights`."
+        )
     return {_our_name(name): value for name, value in state.items()}
 
 
@@ -40,7 +47,10 @@ def official_names(state: Mapping[str, Tensor]) -> State:
 
 
 def backbone_weights(checkpoint: Mapping[str, Any]) -> State:
-    """The ResNet alone under torchvision's names; nothing but ``fc`` is missing."""
+    """The ResNet alone under torchvision's names; nothing but ``fc`` is missing.
+
+    Files of DeepCluster-v2 and SeLa-v2, which have several prototype layers, serve as well.
+    """
     return {name: value for name, value in _authors_state(checkpoint).items() if not name.startswith(tuple(HEADS))}
 
 
@@ -52,9 +62,9 @@ def _our_name(name: str) -> str:
 def _authors_state(checkpoint: Mapping[str, Any]) -> State:
     state = checkpoint.get("state_dict", checkpoint)
     state = {str(name).removeprefix("module."): value for name, value in state.items()}
-    if "prototypes.weight" not in state or "projection_head.0.weight" not in state:
+    if not any(name.startswith("prototypes.") for name in state) or "projection_head.0.weight" not in state:
         raise UserError(
-            "This is no SwAV checkpoint with one prototype layer: prototypes.weight and projection_head.0.weight are "
-            "not both there; give a *_pretrain.pth.tar or checkpoint.pth.tar of facebookresearch/swav."
+            "This is no SwAV checkpoint: prototypes and projection_head.0.weight are not both there; give a "
+            "*_pretrain.pth.tar or checkpoint.pth.tar of facebookresearch/swav."
         )
     return state

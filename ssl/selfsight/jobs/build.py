@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from selfsight.checkpoints.load import start_from
 from selfsight.errors import UserError
+from selfsight.jobs.parallel import spread
 from selfsight.jobs.run_folder import RunFolder
-from selfsight.jobs.saving import AtomicCheckpoints, RandomState, checkpointing
+from selfsight.jobs.saving import AtomicCheckpoints, StepSeeds, checkpointing
 from selfsight.jobs.speed import GraphSteps, wanted
 from selfsight.methods.base import Method
 from selfsight.optim.recipe import OptimizationRecipe
@@ -75,9 +77,8 @@ def recipe(cfg: DictConfig) -> OptimizationRecipe:
         schedules=schedules,
         scaling=cfg.schedule.scaling,
         reference_batch=cfg.schedule.reference_batch,
-        # float16's scaled gradients cannot be clipped before a fused optimiser
-        fused=device(cfg.trainer.accelerator, strict=False).type == "cuda"
-        and not (str(cfg.trainer.precision).startswith("16") and cfg.trainer.clip_norm),
+        # Lightning refuses to clip what a fused optimiser will scale back itself
+        fused=device(cfg.trainer.accelerator, strict=False).type == "cuda" and not cfg.trainer.clip_norm,
     )
 
 
@@ -116,7 +117,7 @@ def device(name: str, *, strict: bool = True) -> torch.device:
 
 
 def clock(cfg: DictConfig, module: Any) -> Clock:
-    """Lengths of the run in optimiser steps. `accumulate` batches make one step."""
+    """Lengths of the run in optimiser steps. `accumulate` batches make one step, and so do those left at the end."""
     steps = module.steps_per_epoch
     if cfg.trainer.limit_batches is not None:
         steps = min(steps, cfg.trainer.limit_batches)
@@ -124,7 +125,7 @@ def clock(cfg: DictConfig, module: Any) -> Clock:
         examples=module.examples,
         batch_size=cfg.batch_size * cfg.trainer.accumulate,
         epochs=cfg.trainer.max_epochs,
-        steps_per_epoch=max(1, steps // cfg.trainer.accumulate),
+        steps_per_epoch=max(1, math.ceil(steps / cfg.trainer.accumulate)),
     )
 
 
@@ -135,26 +136,9 @@ def trainer(cfg: DictConfig, folder: RunFolder, callbacks: list[Callback]) -> Tr
     precision = options.precision
     if precision == "auto":
         precision = "bf16-mixed" if where.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
-    devices = options.devices
-    if devices == "auto":
-        devices = torch.cuda.device_count() if where.type == "cuda" else 1
-    processes = (devices if isinstance(devices, int) else len(devices)) * options.num_nodes
-    if processes > cfg.batch_size:
-        raise UserError(
-            f"{processes} devices were asked for and batch_size is {cfg.batch_size}: each device needs an image or "
-            "more; choose fewer devices (trainer.devices=) or a larger batch_size."
-        )
-    strategy = options.strategy
-    if strategy == "auto" and processes > 1:
-        strategy = "ddp"
-    sync = options.sync_batchnorm
-    if sync == "auto":
-        sync = processes > 1 and where.type == "cuda"  # PyTorch has no synchronised BatchNorm for CPUs
-    loggers = (
-        []
-        if cfg.logger is None
-        else [build(node, save_dir=str(folder.path)) for node in cfg.logger.values() if isinstance(node, DictConfig)]
-    )
+    devices, strategy, plugins = spread(options, where, cfg.batch_size)
+    nodes = (cfg.get("logger") or {}).values()  # logger=null leaves no such key
+    loggers = [build(node, save_dir=str(folder.path)) for node in nodes if isinstance(node, DictConfig)]
     if options.get("cuda_graphs"):
         callbacks = [GraphSteps(), *callbacks]
     return Trainer(
@@ -168,15 +152,14 @@ def trainer(cfg: DictConfig, folder: RunFolder, callbacks: list[Callback]) -> Tr
         limit_train_batches=options.limit_batches,
         accumulate_grad_batches=options.accumulate,
         gradient_clip_val=options.clip_norm,
-        sync_batchnorm=sync,
         deterministic="warn" if options.deterministic else False,
         benchmark=where.type == "cuda",
         use_distributed_sampler=False,  # the datamodule splits the global batch itself
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=loggers,
-        plugins=[AtomicCheckpoints()],
-        callbacks=[*callbacks, RandomState(), checkpointing(folder.checkpoint, options.checkpoint_every)],
+        plugins=[AtomicCheckpoints(), *plugins],
+        callbacks=[StepSeeds(cfg.seed), *callbacks, checkpointing(folder.checkpoint, options.checkpoint_every)],
     )
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, hold the random state, and need no unpickling of code to read."""
+"""Checkpoints that are whole or absent and need no unpickling of code to read; stopping where a run can go on."""
 
 from __future__ import annotations
 
@@ -75,40 +75,22 @@ def checkpointing(path: Path, every: int) -> ModelCheckpoint:
     )
 
 
-class RandomState(Callback):
-    """Carries the random generators in the checkpoint, so that a resumed run equals one that never stopped."""
+class StepSeeds(Callback):
+    """Makes the randomness of a step (masks, dropped paths, mixed images) follow from seed, epoch, batch and process.
 
-    def __init__(self) -> None:
-        self.restored: dict[str, Any] | None = None
+    So there is no state of generators to save: a run that goes on draws what one that never stopped would have drawn,
+    and every process draws something else.
+    """
 
-    def state_dict(self) -> dict[str, Any]:
-        version, numbers, gauss = random.getstate()
-        _, keys, position, has_gauss, cached = np.random.get_state()
-        return {
-            "python": [version, list(numbers), gauss],
-            "numpy": [
-                torch.from_numpy(np.asarray(keys).astype(np.int64)),
-                int(position),
-                int(has_gauss),
-                float(cached),
-            ],
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.restored = state_dict
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.restored is None:
-            return
-        version, numbers, gauss = self.restored["python"]
-        random.setstate((version, tuple(numbers), gauss))
-        keys, position, has_gauss, cached = self.restored["numpy"]
-        np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
-        torch.set_rng_state(self.restored["torch"])
-        if self.restored["cuda"] and len(self.restored["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(self.restored["cuda"])
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        words = [self.seed, trainer.current_epoch, batch_idx, trainer.global_rank]
+        drawn = int(np.random.SeedSequence(words).generate_state(1)[0])
+        random.seed(drawn)
+        np.random.seed(drawn)
+        torch.manual_seed(drawn)
 
 
 class Interrupted(Exception):
@@ -116,7 +98,12 @@ class Interrupted(Exception):
 
 
 class GracefulInterrupt(Callback):
-    """First Ctrl-C (or SIGTERM): finish the step, write the checkpoint, stop. A second Ctrl-C stops at once."""
+    """First Ctrl-C (or SIGTERM): finish the step, write the checkpoint, stop. A second Ctrl-C stops at once.
+
+    Several processes, which may be told at different steps, agree on one every `ASKED_EVERY` batches.
+    """
+
+    ASKED_EVERY = 20
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -138,7 +125,10 @@ class GracefulInterrupt(Callback):
         self.before = {}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self.asked:
+        asked = self.asked
+        if trainer.world_size > 1:
+            asked = batch_idx % self.ASKED_EVERY == 0 and trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if asked:
             trainer.save_checkpoint(self.path)
             raise Interrupted
 

@@ -101,6 +101,16 @@ def similarity(z: Tensor, bank: Tensor, temperature: float) -> Tensor:
 
 
 @full_precision
+def smoothed(p: Tensor, z: Tensor, bank: Tensor, labels: Tensor, temperature: float, alpha: float) -> Tensor:
+    """``alpha p + (1 - alpha) softmax(z . bank / T) Y``: labels of a memory, weighted by similarity (CoMatch eq. 4).
+
+    Args:
+        p: ``[M, C]``; z: ``[M, D]``; bank: ``[K, D]``; labels: ``[K, C]`` distributions Y.
+    """
+    return alpha * p + (1 - alpha) * similarity(z, bank, temperature) @ labels
+
+
+@full_precision
 def unfold(edges: Tensor, p: Tensor, labels: Tensor) -> Tensor:
     """Instance distribution calibrated by the classes (SimMatch eq. 9): ``norm(edges_j p_{label_j})``, ``[M, K]``.
 

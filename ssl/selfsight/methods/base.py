@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from selfsight.batch import Batch
+from selfsight.errors import UserError
 from selfsight.optim.groups import ParamGroup, decayed_and_plain
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Clock
@@ -60,6 +61,8 @@ class Method(LightningModule):
 
     #: views the method needs, for the sentence that refuses others: (fewest, most or None)
     n_views: tuple[int, int | None] = (1, None)
+    #: schedules the method reads, besides the learning rate's
+    schedules: tuple[str, ...] = ()
     #: parts that `trainer.compile` leaves alone, by attribute
     uncompiled: tuple[str, ...] = ()
 
@@ -77,7 +80,17 @@ class Method(LightningModule):
         return self.step // self.clock.steps_per_epoch
 
     def configure(self, recipe: OptimizationRecipe, clock: Clock) -> Method:
-        """Give the method its optimiser recipe and the length of the run; returns itself."""
+        """Give the method its optimiser recipe and the length of the run; returns itself.
+
+        Raises:
+            UserError: the recipe lacks a schedule that the method reads.
+        """
+        for name in self.schedules:
+            if name not in recipe.schedules:
+                raise UserError(
+                    f"{type(self).__name__} follows a schedule '{name}', and the one chosen has none; take the "
+                    f"method's own schedule, or add +schedule.{name} to this one."
+                )
         self.recipe, self.clock = recipe, clock
         return self
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from selfsight.batch import SemiBatch
-from selfsight.losses.semi import cross_entropy, graph_contrast, pseudo_label_graph, similarity
+from selfsight.losses.semi import cross_entropy, graph_contrast, pseudo_label_graph, smoothed
 from selfsight.methods.semi import Heads, QueueAlignment, SemiMethod
 from selfsight.nn.distributed import gather_without_grad
 from selfsight.nn.queue import Queue
@@ -81,7 +81,7 @@ class CoMatch(SemiMethod):
         """``alpha p + (1 - alpha)`` the memory's labels weighted by similarity, once the memory means something."""
         if self.epoch == 0 or self.step <= self.queue_batches:
             return p
-        return self.alpha * p + (1 - self.alpha) * similarity(z, self.memory.data, self.T) @ self.memory_labels.data
+        return smoothed(p, z, self.memory.data, self.memory_labels.data, self.T, self.alpha)
 
     def memorise(self, z: Tensor, labels: Tensor) -> None:
         self.memory.push(gather_without_grad(z))

@@ -49,7 +49,9 @@ class FineTune(Method):
         freeze_after: -1 trains the whole backbone; b leaves the stem and the first b stages as they are, 4 all of it.
         frozen_statistics: BatchNorm of frozen stages keeps its statistics (TensorFlow 2 code); False lets them follow
             the new images (TensorFlow 1 code). Those of a wholly frozen backbone always stay.
-        classifier_decay: L2 on the classifier's kernel, as a term of the loss; the optimiser does not decay it.
+        classifier_decay: L2 on the classifier's kernel, as a term of the loss.
+        plain_classifier: it begins at zero, and the optimiser neither decays nor layer-adapts it (SimCLRv2); False
+            treats it like any other layer (SparK).
         layer_decay: below 1 every layer learns more slowly than the one above it, by this factor.
         mixup, cutmix: parameter of the Beta distribution that mixes pairs of images; with both, one of them by turns
             of a coin. label_smoothing: share of the target spread over all classes.
@@ -82,6 +84,7 @@ class FineTune(Method):
         binary: bool = False,
         erasing: float = 0.0,
         ema: float = 0.0,
+        plain_classifier: bool = True,
     ) -> None:
         super().__init__(backbone)
         depth = 0 if projector is None else len(projector)
@@ -104,12 +107,14 @@ class FineTune(Method):
             for unused in list(projector)[layer:]:
                 unused.requires_grad_(False)
         self.classifier = nn.Linear(width, num_classes)
-        nn.init.zeros_(self.classifier.weight)
-        nn.init.zeros_(self.classifier.bias)
+        self.plain_names = ("classifier.",) if plain_classifier else ()
+        if plain_classifier:
+            nn.init.zeros_(self.classifier.weight)
+            nn.init.zeros_(self.classifier.bias)
         frozen = first_stages(backbone, freeze_after)
-        for module in frozen:
-            module.requires_grad_(False)
-        self._kept = frozen if frozen_statistics or frozen == [backbone] else []
+        for name in frozen:
+            backbone.get_submodule(name).requires_grad_(False)
+        self._kept = frozen if frozen_statistics or frozen == [""] else []
         self.average = EMATeacher(self.network, ema, "ema") if ema else None
         self.train()
 
@@ -124,8 +129,8 @@ class FineTune(Method):
 
     def train(self, mode: bool = True) -> FineTune:
         super().train(mode)
-        for module in self._kept:
-            module.eval()
+        for name in self._kept:  # by name: synchronised BatchNorm puts other modules in the place of some
+            self.backbone.get_submodule(name).eval()
         return self
 
     def selected(self, x: Tensor) -> Tensor:
@@ -176,8 +181,8 @@ class FineTune(Method):
 
     def param_groups(self) -> list[ParamGroup]:
         if self.layer_decay != 1:
-            return layer_decayed(self, self.layer_decay, plain_names=("classifier.",))
-        return decayed_and_plain(self, plain_names=("classifier.",))
+            return layer_decayed(self, self.layer_decay, plain_names=self.plain_names)
+        return decayed_and_plain(self, plain_names=self.plain_names)
 
 
 def draw_weight(alpha: float) -> float:
@@ -185,8 +190,8 @@ def draw_weight(alpha: float) -> float:
     return float(torch.distributions.Beta(alpha, alpha).sample())
 
 
-def first_stages(backbone: nn.Module, number: int) -> list[nn.Module]:
-    """Modules before stage ``number + 1``: nothing for -1, the stem for 0, everything for the number of stages.
+def first_stages(backbone: nn.Module, number: int) -> list[str]:
+    """Names of the modules before stage ``number + 1``: none for -1, the stem for 0, ``""`` for all of the backbone.
 
     Raises:
         UserError: the backbone has fewer stages.
@@ -198,11 +203,7 @@ def first_stages(backbone: nn.Module, number: int) -> list[nn.Module]:
     if number > len(stages):
         raise UserError(f"Freezing {number} stages was asked for; this backbone has {len(stages)}.")
     if number == len(stages):
-        return [backbone]
-    before = []
-    for name, module in backbone.named_modules():
-        if name == stages[number]:
-            break
-        if name and not stages[number].startswith(f"{name}."):
-            before.append(module)
-    return before
+        return [""]
+    names = [name for name, _ in backbone.named_modules()]
+    before = names[1 : names.index(stages[number])]
+    return [name for name in before if not stages[number].startswith(f"{name}.")]

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfsight.backbones.interface import freeze_beyond_the_map
 from selfsight.batch import Batch
 from selfsight.errors import UserError, nearest
 from selfsight.losses.pixpro import instance_consistency, pixel_consistency, pixel_contrast, pixel_distances, positives
@@ -54,6 +55,7 @@ class PixPro(Method):
     """
 
     n_views = (2, 2)
+    schedules = ("teacher_momentum",)
 
     def __init__(
         self,
@@ -78,6 +80,7 @@ class PixPro(Method):
         self.loss, self.pos_ratio, self.skip_empty, self.temperature = loss, pos_ratio, skip_empty, temperature
         self.instance_weight, self.decay = instance_weight, decay
         width = cast(int, backbone.num_features)
+        freeze_beyond_the_map(backbone)
 
         self.projector = _head(width, hidden_dim, dim)
         self.target_backbone = EMATeacher(backbone, buffers="keep")
@@ -132,12 +135,7 @@ class PixPro(Method):
         """Once an optimiser step and before it, so that a momentum m_k meets the weights of step k."""
         if self._target_moved_at == self.step:
             return
-        momentum = self.scheduled.get("teacher_momentum")
-        if momentum is None:
-            raise UserError(
-                "PixPro's schedule names no teacher_momentum; take schedule=pixpro, or add "
-                "schedule.teacher_momentum to the one chosen."
-            )
+        momentum = self.scheduled["teacher_momentum"]
         self.target_backbone.update(self.backbone, momentum)
         self.target_projector.update(self.projector, momentum)
         if self.instance_weight > 0:

@@ -21,6 +21,7 @@ from selfsight.nn.distributed import all_reduce_sum, exchange, world_size
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.heads import mlp
 from selfsight.nn.precision import float32, full_precision
+from selfsight.optim.groups import ParamGroup, everything
 
 
 class Heads(nn.Module):
@@ -72,9 +73,12 @@ class SemiMethod(Method):
         num_classes: C.
         teacher_buffers: what the teacher does with BatchNorm statistics, see `EMATeacher`. ``copy`` is the model that
             USB evaluates.
+        decay: weight decay on ``all`` parameters, or on ``kernels``, which spares biases and normalisation.
 
     The schedule ``teacher_momentum`` says how slowly the teacher follows.
     """
+
+    schedules = ("teacher_momentum",)
 
     def __init__(
         self,
@@ -84,8 +88,10 @@ class SemiMethod(Method):
         labels: Tensor,
         num_classes: int,
         teacher_buffers: Literal["copy", "ema", "keep"] = "copy",
+        decay: Literal["all", "kernels"] = "kernels",
     ) -> None:
         super().__init__(backbone)
+        self.decay = decay
         if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= num_classes:
             raise UserError(
                 f"{len(labels)} labels were given for {num_classes} classes, not all of them between 0 and "
@@ -119,6 +125,9 @@ class SemiMethod(Method):
         note = "Unlabelled images with the class the averaged network gives them, and how sure it is."
         rows = [words[i : i + 8] for i in range(0, len(words), 8)]
         return [Gallery("Pseudo-labels", note, x.unflatten(0, (-1, min(8, len(x)))), rows, right)]
+
+    def param_groups(self) -> list[ParamGroup]:
+        return everything(self) if self.decay == "all" else super().param_groups()
 
     def end_step(self) -> None:
         self.teacher.update(self.student, self.scheduled["teacher_momentum"])
@@ -158,7 +167,7 @@ class SemiMethod(Method):
         if world_size() == 1 or not self.teacher.module.training:
             return self._apart(self.teacher(images), views)
         generator = torch.Generator().manual_seed(self.step)
-        order = torch.randperm(world_size() * len(images), generator=generator).to(images.device)
+        order = torch.randperm(world_size() * len(images), generator=generator).to(images.device, non_blocking=True)
         outputs = self.teacher(exchange(images, order))
         return self._apart(tuple(exchange(output, order.argsort()) for output in outputs), views)
 

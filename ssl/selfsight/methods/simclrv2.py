@@ -72,6 +72,7 @@ class SimCLRv2(Method):
         self.projector = ProjectionHead(width, projection_dim, projection_layers)
         self.average = EMATeacher(nn.Sequential(backbone, self.projector), memory_momentum, "keep") if memory else None
         self.memory = Queue(memory, projection_dim, unit=True) if memory else None
+        self._average_moved_at: int | None = None
         self.classifier = nn.Linear(width, online_classes) if online_classes else None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
@@ -95,9 +96,11 @@ class SimCLRv2(Method):
 
     @torch.no_grad()
     def remember(self, x: Tensor) -> None:
-        """Move the average network and put its keys for ``x [2B, 3, H, W]`` of all processes into the memory."""
+        """Put the average network's keys of ``x [2B, 3, H, W]`` into the memory; it moves once an optimiser step."""
         if self.memory is not None and self.average is not None:
-            self.average.update(nn.Sequential(self.backbone, self.projector))
+            if self._average_moved_at != self.step:
+                self.average.update(nn.Sequential(self.backbone, self.projector))
+                self._average_moved_at = self.step
             for keys in unit(float32(self.average(x))).chunk(2):  # one view after the other, on any number of processes
                 self.memory.push(gather_without_grad(keys))
 

@@ -13,6 +13,7 @@ updated columns are normalised *along the batch* rather than along the embedding
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ class SimMatch(SemiMethod):
         lambda_u, lambda_in: weights of the class and the instance loss.
         da_length: batches in alignment's queue; None leaves alignment out. da_eps: see `QueueAlignment`.
         bank_m: share of the old embedding that stays in the bank (``teacher=False``).
+        decay: see `SemiMethod`.
 
     Attributes:
         bank ``[N_l, D]``, bank_labels ``[N_l]``: embedding and class of each labelled image.
@@ -59,11 +61,13 @@ class SimMatch(SemiMethod):
         da_eps: float,
         teacher: bool,
         bank_m: float,
+        decay: Literal["all", "kernels"],
     ) -> None:
         heads = Heads(backbone.num_features, num_classes, dim)  # type: ignore[arg-type]
         super().__init__(
-            backbone, heads, labels=labels, num_classes=num_classes, teacher_buffers="keep" if teacher else "copy"
-        )
+            backbone, heads, labels=labels, num_classes=num_classes, teacher_buffers="keep" if teacher else "copy",
+            decay=decay,
+        )  # fmt: skip
         self.tt, self.st, self.alpha, self.tau, self.bank_m = tt, st, alpha, tau, bank_m
         self.lambda_u, self.lambda_in, self.teaches = lambda_u, lambda_in, teacher
         self.alignment = None if da_length is None else QueueAlignment(num_classes, da_length, da_eps)

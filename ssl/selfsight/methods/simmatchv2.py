@@ -33,7 +33,6 @@ from selfsight.methods.base import Gallery
 from selfsight.methods.semi import Heads, SemiMethod, mean_over_ranks, said, write_rows
 from selfsight.nn.distributed import gather_without_grad
 from selfsight.nn.queue import Queue
-from selfsight.optim.groups import ParamGroup, everything
 
 
 class SimMatchV2(SemiMethod):
@@ -49,7 +48,7 @@ class SimMatchV2(SemiMethod):
         norm_feat: LayerNorm in front of both heads.
         eman: the teacher averages BatchNorm's running statistics as well and runs in eval mode; else it averages
             parameters only and runs in train mode, its batch shuffled over processes.
-        decay: ``all`` parameters, or ``kernels``, which spares biases and normalisation.
+        decay: see `SemiMethod`.
 
     Attributes:
         l_bank ``[N_l, D]``, l_labels ``[N_l]``: teacher embedding and class of each labelled image.
@@ -84,15 +83,16 @@ class SimMatchV2(SemiMethod):
     ) -> None:
         heads = Heads(backbone.num_features, num_classes, dim, norm_feat=norm_feat)  # type: ignore[arg-type]
         super().__init__(
-            backbone, heads, labels=labels, num_classes=num_classes, teacher_buffers="ema" if eman else "keep"
-        )
+            backbone, heads, labels=labels, num_classes=num_classes, teacher_buffers="ema" if eman else "keep",
+            decay=decay,
+        )  # fmt: skip
         if not 0 <= alpha < 1:
             raise UserError(f"alpha is {alpha}; the share of a label that is handed on lies in [0, 1).")
         if topn > len(labels):
             warnings.warn(f"topn is {topn}, but only {len(labels)} images are labelled; all are used.", stacklevel=2)
         self.t, self.alpha, self.tau, self.n = t, alpha, tau, min(topn, len(labels))
         self.lambda_nn, self.lambda_ee, self.lambda_ne = lambda_nn, lambda_ee, lambda_ne
-        self.da_m, self.decay = da_m, decay
+        self.da_m = da_m
         self.register_buffer("l_bank", F.normalize(torch.randn(len(labels), dim)))
         self.register_buffer("l_labels", labels.clone())
         self.u_bank = Queue(K, dim, unit=True)
@@ -178,6 +178,3 @@ class SimMatchV2(SemiMethod):
         x = batch.views[0][changed][:, None]
         found = Gallery("Propagation", note, x, captions, labelled=nearest.gather(1, heaviest))
         return [*super().galleries(batch, classes), found]
-
-    def param_groups(self) -> list[ParamGroup]:
-        return everything(self) if self.decay == "all" else super().param_groups()

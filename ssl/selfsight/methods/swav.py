@@ -165,6 +165,7 @@ class SwAV(Method):
 
     def galleries(self, batch: Batch, classes: Sequence[str]) -> list[Gallery]:
         x = batch.views[0]
+        self.prototypes.normalise()  # the last update of the optimiser has left them beside the sphere
         scores = self.prototypes(self.embed(self.backbone(x)))  # [B, K]
         used = scores.argmax(1).bincount(minlength=scores.shape[1]).topk(min(8, scores.shape[1])).indices
         nearest = scores[:, used].topk(min(8, len(x)), dim=0).indices.T  # [8, 8]

@@ -1,7 +1,8 @@
 """BatchNorm whose running variance is the batch's own, as in code written for TPUs.
 
 PyTorch multiplies the batch variance by n / (n - 1) before averaging it; google-research/simclr (resnet.py, its
-cross-replica layer) and others do not. Outputs in training agree; running statistics differ where n is small.
+cross-replica layer) and others do not. Outputs in training agree; running statistics differ where n is small. With
+``trainer.sync_batchnorm`` PyTorch's synchronised layer takes their place, whose n is the count over all devices.
 """
 
 from __future__ import annotations

@@ -274,7 +274,7 @@ class MaskedBatchNorm2d(nn.Module):
         dtype = x.dtype
         x = float32(x)
         weights = torch.ones_like(x[:, :1]) if weights is None else weights.to(x.dtype)
-        sums = self._over_processes(torch.cat([(x * weights).sum((0, 2, 3)), x.new_tensor([count])]))  # [C + 1]
+        sums = self._over_processes(torch.cat([(x * weights).sum((0, 2, 3)), x.new_full((1,), count)]))  # [C + 1]
         n = sums[-1].detach()
         mean = sums[:-1] / n.clamp(min=1)
         deviation = (x - mean.view(1, -1, 1, 1)) * weights  # [B, C, h, w]
