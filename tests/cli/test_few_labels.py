@@ -79,6 +79,22 @@ def test_finetune_leaves_figures_labels_and_starts_from_the_projector(runs: Path
     assert not torch.equal(source["projector.0.linear.weight"], tuned["projector.0.linear.weight"])
 
 
+def test_reports_of_runs_that_classify(runs: Path) -> None:
+    """At the end of the run, and again later; its figures at every stage, too."""
+    words = ["debug=smoke", "seed=0", f"runs={runs}"]
+    go("finetune", *words, f"run={runs}/simclr", "labels.per_class=1", "name=tuned-report")
+    go("distill", *words, f"teacher={runs}/tuned-report", "name=distilled-report")
+    for name in ("tuned-report", "distilled-report"):
+        report = runs / name / "report.html"
+        first = report.read_text()
+        report.unlink()
+        go("report", f"run={runs}/{name}")
+        assert "<h2>Classes</h2>" in first
+        assert "<h2>Classes</h2>" in report.read_text()
+    go("knn", f"run={runs}/tuned-report", "stage=all")
+    assert "projection" in read(runs / "tuned-report" / "eval" / "knn-all.json")["result"]
+
+
 def test_the_report_shows_classes_confusion_and_all_accuracies(runs: Path) -> None:
     found = classified.section(RunFolder(runs / "tuned"))
     figures = read(runs / "tuned" / "classification.json")["classifiers"]["student"]

@@ -82,11 +82,11 @@ def recipe(cfg: DictConfig) -> OptimizationRecipe:
     )
 
 
-def method(cfg: DictConfig, data: Any) -> Method:
+def method(cfg: DictConfig, data: Any, **parts: Any) -> Method:
     """The method with its backbone, which begins with the weights of the run ``cfg.start`` where one is named.
 
     What its constructor asks of the images (``num_classes``, ``num_images``, ``labels``, ...) and the configuration
-    does not say, the datamodule tells.
+    does not say, the datamodule tells. ``parts`` come from other runs.
     """
     asked = inspect.signature(get_class(cfg.method._target_)).parameters
     counts = {"num_classes": data.data.num_classes, "num_images": len(data.data.everything())}
@@ -95,7 +95,7 @@ def method(cfg: DictConfig, data: Any) -> Method:
     backbone = build(cfg.backbone)
     if cfg.get("start") is not None:
         start_from(backbone, cfg.start)
-    made: Method = build(cfg.method, backbone=backbone, **told)
+    made: Method = build(cfg.method, backbone=backbone, **told, **parts)
     return made
 
 

@@ -19,6 +19,7 @@ from selfsight.jobs import build, measure
 from selfsight.jobs.console import make_console, make_table, quiet
 from selfsight.jobs.run_folder import RunFolder, command, write_atomically
 from selfsight.jobs.saving import read_checkpoint
+from selfsight.nn.simclr_head import ProjectionHead
 
 ALL, FINAL, PROJECTION = "all", "final", "projection"
 CACHED = "cached"  # the linear protocol that needs no augmentation
@@ -164,9 +165,16 @@ def projector(folder: RunFolder) -> nn.Module | None:
 
 
 def trained_method(folder: RunFolder, cfg: DictConfig, data: Any) -> Any:
-    """The method of a run with all its parts, as its last checkpoint has them; on the CPU."""
-    method = build.method(cfg, data)
-    method.load_state_dict(read_checkpoint(folder.checkpoint)["state_dict"])
+    """The method of a run as its last checkpoint has it, on the CPU; of a distilled student without its teacher."""
+    state = read_checkpoint(folder.checkpoint)["state_dict"]
+    parts: dict[str, Any] = {}
+    if "run" in cfg:  # a fine-tuning: it goes on from the head of another run
+        parts["projector"] = ProjectionHead.out_of(state, "projector.")
+    if "teacher" in cfg:
+        parts["teacher"] = nn.Identity()
+        state = {name: value for name, value in state.items() if not name.startswith("teacher.")}
+    method = build.method(cfg, data, **parts)
+    method.load_state_dict(state)
     return method
 
 
