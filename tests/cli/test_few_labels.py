@@ -151,6 +151,14 @@ def test_simmatchv2_runs(runs: Path) -> None:
     assert len(read(runs / "simmatchv2" / "labels.json")["indices"]) == 10
 
 
+def test_a_student_may_be_given_other_labels_than_its_teacher(runs: Path) -> None:
+    words = ["labels.rule=all", "method.alpha=0.5", f"runs={runs}", "name=all-labels"]
+    go("distill", *SMOKE, f"teacher={runs}/tuned", *words)
+    assert (
+        len(read(runs / "all-labels" / "labels.json")["indices"]) == read(runs / "all-labels" / "labels.json")["images"]
+    )
+
+
 def test_distill_to_itself_and_to_another(runs: Path) -> None:
     go("distill", *SMOKE, f"teacher={runs}/tuned", f"runs={runs}", "name=self")
     assert (runs / "self" / "labels.json").read_text() == (runs / "tuned" / "labels.json").read_text()

@@ -240,6 +240,12 @@ def test_the_average_network_moves_once_an_optimiser_step() -> None:
         torch.testing.assert_close(method.average.module[1][0].linear.weight, start + moved)
 
 
+@pytest.mark.parametrize("share", ["label_smoothing", "erasing", "ema"])
+def test_shares_lie_between_nothing_and_all(share: str) -> None:
+    with pytest.raises(UserError, match=f"method.{share} is 2; it lies between 0 and 1"):
+        finetune(slim(), None, layer=0, **{share: 2})
+
+
 def test_a_classifier_that_is_like_any_layer() -> None:
     torch.manual_seed(0)
     for plain in (True, False):

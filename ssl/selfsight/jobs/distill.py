@@ -54,7 +54,8 @@ def taught_by(source: RunFolder, cfg: DictConfig) -> tuple[nn.Module, list[str]]
     cfg.dataset = chosen(cfg.get("dataset"), of_teacher.dataset)
     if cfg.method.temperature == "auto":
         cfg.method.temperature = 0.1 if itself else 1.0
-    if all(cfg.labels.get(key) is None for key in ("per_class", "total", "fraction", "list", "split")):
+    amounts = ("per_class", "total", "fraction", "list", "split")
+    if cfg.labels.rule != "all" and all(cfg.labels.get(key) is None for key in amounts):
         cfg.labels.split = str(source.labels)
     fill_views(cfg, of_teacher.views)
     return network, classes

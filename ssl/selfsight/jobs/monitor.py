@@ -38,12 +38,30 @@ class Monitor(Callback):
         self.told: set[str] = set()
         self.began = self.last_step = 0.0
         self.first_epoch = 0
+        self.run_began: float | None = None
+        self.seconds_before = 0.0
         self.progress: Progress | None = None
+
+    # --- what a run that goes on has to know -------------------------------------------------------------------------
+
+    @property
+    def seconds(self) -> float:
+        """Of training so far, with the online evaluation, over all parts of a run that was stopped."""
+        return self.seconds_before + (0.0 if self.run_began is None else time.perf_counter() - self.run_began)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums, "steps": self.steps, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.sums, self.steps = state_dict["sums"], state_dict["steps"]
+        self.seconds_before = state_dict["seconds"]
 
     # --- the bar ---------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.run_began = time.perf_counter()
+        self.run_began = self.began = time.perf_counter()  # in the middle of an epoch its start is not told again
+        self.losses = [float(row["loss"]) for row in self.folder.read_metrics() if row.get("loss")]
+        self.sums = {name: value.to(pl_module.device) for name, value in self.sums.items()}
         self.first_epoch = trainer.current_epoch
         if trainer.is_global_zero and self.console.is_terminal:
             self.progress = Progress(
@@ -125,7 +143,7 @@ class Monitor(Callback):
         result = result if result.get("epoch") == epoch else {}
         found = {name: value for name, value in result.items() if isinstance(value, float)}
         speed = self.images * world / max(seconds, 1e-9)
-        gone = time.perf_counter() - self.run_began
+        gone = self.seconds - self.seconds_before
         left = gone / (epoch - self.first_epoch) * (epochs - epoch)
         assert isinstance(pl_module, Method)
         chance = pl_module.chance_loss()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 from typing import Any
 
 import torch
@@ -68,7 +67,7 @@ def fit(
     """Train to the end, or to a Ctrl-C; checkpoints, metrics and the labels used stay in the folder.
 
     Returns:
-        Seconds, on the first process; None on the others.
+        Seconds, those before a stop included, on the first process; None on the others.
     """
     try:
         clock = build.clock(cfg, data)
@@ -78,21 +77,20 @@ def fit(
         if data.data.prepared is not None:  # what the images had gone through is part of the run
             write_atomically(folder.path / "prepared.json", json.dumps(data.data.prepared, indent=2) + "\n")
         evaluation = build.build(cfg.evaluator.online)
-        callbacks = [GracefulInterrupt(folder.checkpoint), evaluation, Monitor(folder, console, evaluation)]
-        trainer = build.trainer(cfg, folder, callbacks)
+        monitor = Monitor(folder, console, evaluation)
+        trainer = build.trainer(cfg, folder, [GracefulInterrupt(folder.checkpoint), evaluation, monitor])
         if trainer.is_global_zero:
             if hasattr(data, "split"):
                 data.split.write(folder.labels)
             introduce(console, cfg, folder, method, data, clock, trainer.world_size)
-        start = time.perf_counter()
         trainer.fit(method, datamodule=data, ckpt_path=str(folder.checkpoint) if resumed else None, weights_only=True)
     except Interrupted:
         console.print(f"stopped, state saved; go on with: selfsight {job} resume={folder.path}")
         raise SystemExit(130) from None
-    except UserError:
+    except Exception:
         folder.drop_unused()
         raise
-    return time.perf_counter() - start if trainer.is_global_zero else None
+    return monitor.seconds if trainer.is_global_zero else None
 
 
 def method_name(cfg: DictConfig) -> str:

@@ -33,11 +33,13 @@ class AtomicCheckpoints(CheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, target)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             raise UserError(
-                f"the checkpoint '{target}' cannot be written ({error.strerror}); the run needs space there."
+                f"the checkpoint '{target}' cannot be written ({reason}); the run needs space there."
             ) from None
+        finally:
+            beside.unlink(missing_ok=True)
 
     def load_checkpoint(
         self, path: Any, map_location: Callable | None = None, weights_only: bool | None = None

@@ -61,7 +61,7 @@ class FineTune(Method):
         ema: momentum of an averaged model, which is evaluated beside the network; 0 for none.
 
     Raises:
-        UserError: the head has no such layer, or the backbone no such stage.
+        UserError: the head has no such layer, the backbone no such stage, or a share lies outside 0 .. 1.
     """
 
     n_views = (1, 1)
@@ -87,6 +87,9 @@ class FineTune(Method):
         plain_classifier: bool = True,
     ) -> None:
         super().__init__(backbone)
+        for name, share in {"label_smoothing": label_smoothing, "erasing": erasing, "ema": ema}.items():
+            if not 0 <= share <= 1:
+                raise UserError(f"method.{name} is {share}; it lies between 0 and 1.")
         depth = 0 if projector is None else len(projector)
         if layer == -1:
             layer = depth
