@@ -49,12 +49,18 @@ def resize(image: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
 
 
 def _resize_by_taps(image: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
-    """One side after the other, as products with sparse matrices of four weights a row."""
+    """Matrices of four weights a row."""
+    height, width = image.shape[:2]
+    return _resample(image, _weights(height, size[0], interpolation), _weights(width, size[1], interpolation))
+
+
+def _resample(image: Pixels, rows: Any, columns: Any) -> Pixels:
+    """One side after the other, as products with sparse matrices ``[h, H]`` and ``[w, W]``."""
     height, width = image.shape[:2]
     flat = image.astype(np.float32).reshape(height, -1)
-    tall = (_weights(height, size[0], interpolation) @ flat).reshape(size[0], width, 3)
+    tall = (rows @ flat).reshape(-1, width, 3)
     turned = cv2.transpose(tall).reshape(width, -1)
-    wide = (_weights(width, size[1], interpolation) @ turned).reshape(size[1], size[0], 3)
+    wide = (columns @ turned).reshape(-1, len(tall), 3)
     return cv2.transpose(np.clip(wide + 0.5, 0, 255).astype(np.uint8))
 
 
@@ -63,6 +69,45 @@ def _weights(length: int, size: int, interpolation: str) -> Any:
     start = torch.zeros(1)
     matrix = kernels.resize_matrix(start, start + length, size, length, interpolation)
     return scipy.sparse.csr_matrix(matrix[0].numpy())
+
+
+#: an enlarged image whose longer side is more than so many squares cut from it is not made as a whole
+ELONGATED = 4
+
+
+def mostly_cut_away(image: tuple[int, int], scaled: tuple[int, int], size: int) -> bool:
+    """Whether an image of (height, width), enlarged to ``scaled``, is much more than a square of ``size`` of it.
+
+    A line of 1 x 8,000 pixels, resized to 224 x 1,792,000, would take 4 GB.
+    """
+    return scaled[0] > image[0] and max(scaled) > ELONGATED * size
+
+
+def square_of_resized(
+    image: Pixels, scaled: tuple[int, int], corner: tuple[int, int], size: int, interpolation: str
+) -> Pixels:
+    """``size x size`` pixels, from ``corner`` (top, left) on, of the image at ``scaled`` (height, width).
+
+    Only the pixels are touched that the square is made of (1 / 1 from the square of the whole). ``bilinear`` or
+    ``bicubic``.
+    """
+    bands = [
+        _band(length, whole, first, size, interpolation)
+        for length, whole, first in zip(image.shape, scaled, corner, strict=False)
+    ]
+    (top, rows), (left, columns) = bands
+    return _resample(image[top : top + rows.shape[1], left : left + columns.shape[1]], rows, columns)
+
+
+def _band(length: int, whole: int, first: int, size: int, interpolation: str) -> tuple[int, Any]:
+    """First of the pixels of a side that ``size`` pixels need, from ``first`` on of ``whole``, and their weights."""
+    step = length / whole
+    reach = math.ceil(2 * max(step, 1)) + 1  # of a cubic
+    start = max(0, math.floor(first * step) - reach)
+    stop = min(length, math.ceil((first + size) * step) + reach)
+    place, span = torch.tensor([first * step - start]), torch.tensor([size * step])
+    matrix = kernels.resize_matrix(place, span, size, stop - start, interpolation, bounded=False)
+    return start, scipy.sparse.csr_matrix(matrix[0].numpy())
 
 
 def crop(
@@ -103,6 +148,8 @@ def center(image: Pixels, size: int, crop_fraction: float, interpolation: str) -
     tall = shorter if height <= width else int(shorter * height / width)
     wide = int(shorter * width / height) if height <= width else shorter
     top, left = round((tall - size) / 2), round((wide - size) / 2)
+    if mostly_cut_away((height, width), (tall, wide), size) and interpolation in ("bilinear", "bicubic"):
+        return square_of_resized(image, (tall, wide), (top, left), size, interpolation)
     return resize(image, (tall, wide), interpolation)[top : top + size, left : left + size]
 
 

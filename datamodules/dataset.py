@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import logging
 import os
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from selfsight.errors import UserError, nearest
+from selfsight.values import AUTO_SWITCH, SHARE, expect, whole
 
+from .checks import channels
 from .decode import Unreadable
 from .images import ArrayImages, DecodedImages, FileImages, ImageSet, join, taken
 from .memory import fits_in_memory
@@ -22,14 +27,14 @@ from .prepared import ShardImages
 
 log = logging.getLogger("selfsight")
 
+T = TypeVar("T")
+
 
 class UnreadableFiles:
     """Files that turned out to be no images: counted, named in a file, tolerated up to a share of all files."""
 
     def __init__(self, share: float, files: int = 0) -> None:
-        if not 0 <= share <= 1:
-            raise UserError(f"dataset.max_unreadable is {share}; it is a share of the files, from 0 to 1.")
-        self.share, self.files = share, files
+        self.share, self.files = expect("dataset.max_unreadable", share, SHARE), files
         self.reasons: dict[str, str] = {}
         self.report: Path | None = None
 
@@ -49,22 +54,32 @@ class UnreadableFiles:
         self.reasons |= new
         self._write(new.items())
         if len(self) > self.share * self.files or len(self) == self.files:
-            name, reason = next(iter(new.items()))
-            where = f" (all are named in {self.report})" if self.report is not None else ""
-            raise UserError(
-                f"{len(self)} of {self.files} files cannot be read as images, such as '{name}' ({reason}){where}: "
-                f"remove them, or tolerate a larger share with dataset.max_unreadable (now {self.share:g})."
-            )
+            raise self._refusal(f"{len(self)} of {self.files}", new)
+
+    def add_sample(self, found: Mapping[str, str], looked_at: int) -> None:
+        """Refuse, by a sample of ``looked_at`` files, images most of which cannot be read; else note them."""
+        if len(found) > max(0.5, self.share) * looked_at:
+            raise self._refusal(f"{len(found)} of a sample of {looked_at}", found)
+        self.add(found.items())
+
+    def _refusal(self, count: str, found: Mapping[str, str]) -> UserError:
+        name, reason = next(iter(found.items()))
+        where = f" (all are named in {self.report})" if self.report is not None else ""
+        return UserError(
+            f"{count} files cannot be read as images, such as '{name}' ({reason}){where}: "
+            f"remove them, or tolerate a larger share with dataset.max_unreadable (now {self.share:g})."
+        )
 
     def _write(self, found: Iterable[tuple[str, str]]) -> None:
         if self.report is None:
             return
-        # Earlier processes of a resumed run, and the other processes of this one, may have named them already.
-        known = self.report.read_text(encoding="utf-8").splitlines() if self.report.exists() else []
-        lines = [line for name, reason in found if (line := f"{name}\t{reason}") not in known]
+        # Earlier processes of a resumed run, and the other processes of this one, may have named them already. Names
+        # are written as the bytes that they are: not all are text.
+        known = self.report.read_bytes().splitlines() if self.report.exists() else []
+        lines = [line for name, reason in found if (line := os.fsencode(name) + f"\t{reason}".encode()) not in known]
         if lines:
-            with self.report.open("a", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in lines)
+            with self.report.open("ab") as file:
+                file.writelines(line + b"\n" for line in lines)
 
 
 @dataclass
@@ -83,6 +98,10 @@ class ImageData:
             ``image_size`` itself.
         unreadable: files that cannot be read, which are skipped.
         prepared: how the folder was re-encoded, where it was (see `prepared.record`).
+        about_labels: where the labels of a folder are from, or why there are none.
+
+    Raises:
+        UserError: a value that cannot be worked with, or a single class.
     """
 
     name: str
@@ -90,30 +109,49 @@ class ImageData:
     test: ImageSet | None
     classes: tuple[str, ...]
     image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Sequence[float]
+    std: Sequence[float]
     unlabelled: ImageSet | None = None
     eval_resize: int | None = None
     unreadable: UnreadableFiles = field(default_factory=lambda: UnreadableFiles(0.0))
     prepared: dict[str, Any] | None = None
+    about_labels: str = ""
 
     def __post_init__(self) -> None:
         self._leaks: int | None = None
+        self._joined: tuple[ImageSet, ImageSet | None, weakref.ref[ImageSet]] | None = None
         self.classes = tuple(self.classes)
-        self.mean, self.std = tuple(map(float, self.mean)), tuple(map(float, self.std))
-        if self.image_size < 1:
-            raise UserError(f"dataset.image_size is {self.image_size}; it has to be at least 1 pixel.")
-        if self.eval_resize is not None and self.eval_resize < self.image_size:
+        self.image_size = expect("dataset.image_size", self.image_size, whole(1))
+        self.mean = channels("dataset.mean", self.mean)
+        self.std = channels("dataset.std", self.std, positive=True)
+        if self.eval_resize is not None and expect("dataset.eval_resize", self.eval_resize, whole(1)) < self.image_size:
             raise UserError(
                 f"dataset.eval_resize is {self.eval_resize}, smaller than dataset.image_size={self.image_size}; "
                 "choose at least that."
             )
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise UserError("dataset.mean and dataset.std have to hold three values each, those of std above 0.")
+        check_classes(self.name, self.classes)
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def num_images(self) -> int:
+        """Images one may learn from."""
+        return len(self.train) + (0 if self.unlabelled is None else len(self.unlabelled))
+
+    @property
+    def held_out(self) -> bool:
+        """Whether there are test images."""
+        return self.test is not None and len(self.test) > 0
+
+    @property
+    def labelled(self) -> bool:
+        """Whether accuracies can be measured: training and test images have labels."""
+        return all(
+            part is not None and part.labels is not None and bool((part.labels >= 0).any())
+            for part in (self.train, self.test)
+        )
 
     def split(self, name: str) -> ImageSet:
         """The images called ``train``, ``test`` or ``unlabelled``.
@@ -131,6 +169,7 @@ class ImageData:
 
     def limited(self, n: int) -> ImageData:
         """The same with at most ``n`` images a part, evenly spaced over it: for tries, not for figures."""
+        n = expect("limit_images", n, whole(1))
 
         def some(images: ImageSet | None) -> ImageSet | None:
             if images is None or len(images) <= n:
@@ -142,8 +181,13 @@ class ImageData:
         return replace(self, train=train, test=some(self.test), unlabelled=some(self.unlabelled))
 
     def everything(self) -> ImageSet:
-        """All images one may learn from: `train` and `unlabelled`."""
-        return join(self.train, self.unlabelled)
+        """All images one may learn from: `train` and `unlabelled`. The same set as long as somebody has it."""
+        train, unlabelled, joined = self._joined or (None, None, lambda: None)
+        images = joined() if train is self.train and unlabelled is self.unlabelled else None
+        if images is None:
+            images = join(self.train, self.unlabelled)
+            self._joined = self.train, self.unlabelled, weakref.ref(images)
+        return images
 
     def warn_of_leaks(self) -> int:
         """Number of unlabelled images that are test images too, by content; a warning names it when there are any."""
@@ -159,26 +203,47 @@ class ImageData:
         return count
 
 
+def check_classes(name: str, classes: Sequence[str]) -> None:
+    """Refuse labels that are all the same."""
+    if len(classes) == 1:
+        raise UserError(
+            f"all images of '{name}' that have a label are of one class, '{classes[0]}', and telling classes apart "
+            "takes two: label images of another one, or set dataset.labels=none."
+        )
+
+
 def duplicates(first: ImageSet, second: ImageSet) -> int:
     """How many images of ``first`` are in ``second`` too, by a hash of their content.
 
-    Two sets of files are compared file by file (only files of equal length are read), others pixel by pixel.
+    Where all of them lie in files, or were decoded from some, the files are compared, else the pixels.
     """
-    if isinstance(first, FileImages) and isinstance(second, FileImages):
-        lengths = [[images.path(i).stat().st_size for i in range(len(images))] for images in (first, second)]
-        common = set(lengths[0]) & set(lengths[1])
-        known = {second.digest(i) for i, length in enumerate(lengths[1]) if length in common}
-        return sum(first.digest(i) in known for i, length in enumerate(lengths[0]) if length in common)
-    known = set(_digests(second))
-    return sum(digest in known for digest in _digests(first))
+    files = [[images.file(i) for i in range(len(images))] for images in (first, second)]
+    ones, others = ([file for file in part if file is not None] for part in files)
+    if len(ones) == len(first) and len(others) == len(second):
+        return _shared(ones, others, lambda file: file.stat().st_size, lambda file: _digest(file.read_bytes()))
+    left, right = ([(images, i) for i in range(len(images))] for images in (first, second))
+    return _shared(left, right, lambda one: one[0].glimpse(one[1]), lambda one: ImageSet.digest(*one))
 
 
-def _digests(images: ImageSet) -> Iterable[bytes]:
-    for index in range(len(images)):
-        try:
-            yield ImageSet.digest(images, index)
-        except Unreadable:
-            continue
+def _shared(
+    ones: Sequence[T], others: Sequence[T], glimpse: Callable[[T], Hashable], digest: Callable[[T], Hashable]
+) -> int:
+    """How many of ``ones`` are among ``others``. Only those that agree at a glance are looked at closely."""
+
+    def looked_at(items: Iterable[T], look: Callable[[T], Hashable]) -> Iterator[tuple[T, Hashable]]:
+        for item in items:
+            with contextlib.suppress(Unreadable, OSError):
+                yield item, look(item)
+
+    glimpses = [list(looked_at(items, glimpse)) for items in (ones, others)]
+    common = {seen for _, seen in glimpses[0]} & {seen for _, seen in glimpses[1]}
+    left, right = ([item for item, seen in part if seen in common] for part in glimpses)
+    known = {seen for _, seen in looked_at(right, digest)}
+    return sum(seen in known for _, seen in looked_at(left, digest))
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def keep_in_memory(images: FileImages | ShardImages, resident: bool | str, bad: UnreadableFiles) -> ImageSet:
@@ -186,7 +251,11 @@ def keep_in_memory(images: FileImages | ShardImages, resident: bool | str, bad: 
 
     ``resident`` is True, False, or ``auto``: when they take less than `SMALL` bytes. Files that cannot be read are left
     out and noted in ``bad``. Images of one size become `ArrayImages`.
+
+    Raises:
+        UserError: another word for ``resident``, or too many unreadable files.
     """
+    expect("dataset.resident", resident, AUTO_SWITCH)
     if resident is False or not len(images):
         return images
     probe = [_try_to_read(images, i) for i in range(0, len(images), max(1, len(images) // 16))]
@@ -202,9 +271,10 @@ def keep_in_memory(images: FileImages | ShardImages, resident: bool | str, bad: 
     kept = [i for i, image in enumerate(read) if isinstance(image, np.ndarray)]
     arrays = [image for image in read if isinstance(image, np.ndarray)]
     names, labels = [images.name(i) for i in kept], taken(images.labels, torch.tensor(kept, dtype=torch.int64))
+    root = images.root if isinstance(images, FileImages) else None
     if len({array.shape for array in arrays}) == 1:
-        return ArrayImages(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous(), labels, names)
-    return DecodedImages(arrays, labels, names) if arrays else images.select([])
+        return ArrayImages(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous(), labels, names, root)
+    return DecodedImages(arrays, labels, names, root) if arrays else images.select([])
 
 
 #: bytes of decoded images that are kept in memory without being asked

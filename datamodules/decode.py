@@ -18,6 +18,11 @@ EXTENSIONS = frozenset(
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+#: GIF, TIFF, the PNM family, JPEG 2000
+OTHER_STARTS = (
+    b"GIF8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", *(b"P%d" % n for n in range(1, 7)),
+    b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51",
+)  # fmt: skip
 
 # Damaged files are reported by us, once and by name.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -37,15 +42,48 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def looks_whole(path: Path) -> bool:
-    """Whether the file starts and ends as a complete JPEG or PNG does; of other files only decoding can tell."""
+    """Whether a file is a complete image, as far as can be told without decoding it.
+
+    A JPEG or PNG is when it has an end, WebP and BMP files say how long they are, and of the other formats only the
+    start is looked at.
+    """
     try:
         with path.open("rb") as file:
-            start = file.read(8)
-            file.seek(-8, 2)
-            end = file.read(8)
+            start = file.read(16)
+            size = file.seek(0, io.SEEK_END)
+            if start.startswith((JPEG_START, PNG_START)):
+                file.seek(max(0, size - 8))
+                return file.read().endswith((JPEG_END, PNG_END)) or has_end(path.read_bytes())
     except OSError:
         return False
-    return (start.startswith(JPEG_START) and end.endswith(JPEG_END)) or (start == PNG_START and end == PNG_END)
+    length = _stated_length(start)
+    return length is not None and length <= size
+
+
+def has_end(data: bytes) -> bool:
+    """Whether the JPEG or PNG at the start of the bytes is complete; others may follow it, as phones append."""
+    if data.endswith((JPEG_END, PNG_END)):
+        return True
+    if data.startswith(PNG_START):
+        return PNG_END in data
+    return data.find(JPEG_END, _pixels_of_jpeg(data)) >= 0
+
+
+def _pixels_of_jpeg(data: bytes) -> int:
+    """Where the headers of a JPEG are over; a thumbnail among them has an end of its own."""
+    at = len(JPEG_START)
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return at if data[at : at + 1] == b"\xff" else len(data)
+
+
+def _stated_length(start: bytes) -> int | None:
+    """How many bytes a file that begins so has at least; None where no image begins so."""
+    if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
+        return 8 + int.from_bytes(start[4:8], "little")
+    if start.startswith(b"BM"):
+        return int.from_bytes(start[2:6], "little")
+    return 0 if start.startswith(OTHER_STARTS) else None
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -61,7 +99,7 @@ def decode(data: bytes) -> np.ndarray:
         raise Unreadable("empty file")
     if data.startswith(JPEG_START):
         # Some decoders fill the missing part of a cut JPEG with grey and say nothing; Pillow tells it from a whole one.
-        if not data.endswith(JPEG_END):
+        if not has_end(data):
             return _pillow(data)
         fast = _simplejpeg()
         if fast is not None and b"Exif" not in data[:65536]:  # it knows nothing of orientation

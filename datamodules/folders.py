@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import csv
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
-import torch
 from torch import Tensor
 
 from selfsight.errors import UserError
 
-from .dataset import ImageData, UnreadableFiles, keep_in_memory
+from . import checks
+from .dataset import ImageData, UnreadableFiles, check_classes, keep_in_memory
 from .decode import EXTENSIONS, Unreadable, looks_whole, read_image
 from .images import FileImages, ImageSet, join
+from .labels import Labeller
 from .prepared import Shards, record
 from .splits import hold_out
 
-TEST_FOLDERS = ("test", "val", "valid", "validation")
+log = logging.getLogger("selfsight")
+
+#: names of folders, in any case, that hold the images to learn from and those held out
+TRAIN_FOLDERS = ("train", "training")
+TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 
 
 def folder(
@@ -41,12 +47,14 @@ def folder(
     """The images below a folder, in any depth.
 
     Args:
-        root: the folder. With a folder ``train`` in it beside ``test``, ``val``, ``valid`` or ``validation``, these two
-            are what is learned from and what is held out.
+        root: the folder. With a folder ``train`` in it (or one of `TRAIN_FOLDERS`) beside a ``test`` or ``val`` (or one
+            of `TEST_FOLDERS`), these two are what is learned from and what is held out. A ``train`` that holds all
+            images is taken as the root.
         labels: ``folders``: the first folder below the root is the class. ``none``: no labels. A path, relative to the
-            root: a CSV file of ``path,label``; images it does not name, or gives an empty label or -1, have none.
-            ``auto``: ``labels.csv`` if the root has one; folders, if there are at least two and no image lies outside
-            them; else none.
+            root: a CSV file of ``path,label``, with paths relative to the root, too; images it does not name, or gives
+            an empty label or -1, have none. It may name the test images as well. ``auto``: ``labels.csv`` if there is
+            one in the root, or, with paths relative to it, in the folder of the part; folders, if there are at least
+            two and no image lies outside them; else none.
         test: a folder of held-out images (relative to the root, or absolute), labelled by the same rule.
         test_fraction: without a test folder, the share of the images held out, by ``seed``, in every class; 0: none.
         unlabelled: a folder of further images without labels.
@@ -56,58 +64,47 @@ def folder(
     Raises:
         UserError: no such folder, no images in it, one image, too many unreadable files, a wrong list of labels.
     """
-    if not root:
+    if root is None or root == "":
         raise UserError("dataset=folder has to know where the images are: add dataset.root=DIR.")
-    top = _existing(Path(root).expanduser(), "dataset.root")
-    train_top, test_top = top, None if test is None else _existing(top / test, "dataset.test")
-    if test is None and (top / "train").is_dir():
-        test_top = next((top / each for each in TEST_FOLDERS if (top / each).is_dir()), None)
-        train_top = top if test_top is None else top / "train"
-    extra_top = None if unlabelled is None else _existing(top / unlabelled, "dataset.unlabelled")
-
-    shards = Shards.of(top)
-    find = find_images if shards is None else shards.below
-    images_of = FileImages if shards is None else shards.images
-    bad = UnreadableFiles(max_unreadable)
-    aside = [place for place in (test_top, extra_top) if place is not None]
-    paths = find(train_top, aside)
-    if not paths:
-        raise UserError(f"'{train_top}' holds no image: none of its files ends in {', '.join(sorted(EXTENSIONS))}.")
-    test_paths = [] if test_top is None else find(test_top, [])
-    if test_top is not None and not test_paths:
-        raise UserError(f"the test folder '{test_top}' holds no image.")
-    extra_paths = [] if extra_top is None else find(extra_top, [])
-    if extra_top is not None and not extra_paths:
-        raise UserError(f"the folder of unlabelled images '{extra_top}' holds no image.")
-
-    bad.files = len(paths) + len(test_paths) + len(extra_paths)
+    top = _existing("dataset.root", checks.path("dataset.root", root))
+    bad, shards = UnreadableFiles(max_unreadable), Shards.of(top)
+    labeller = Labeller(top, labels, Path.is_file if shards is None else shards.holds)
+    train, test_part, extra = _find_parts(top, test, unlabelled, find_images if shards is None else shards.below)
+    parts = [part for part in (train, test_part, extra) if part is not None]
+    bad.files = sum(len(part.paths) for part in parts)
     if shards is None and bad.files <= CHECKED:
-        paths = _without_damaged(train_top, paths, bad)
-        test_paths = [] if test_top is None else _without_damaged(test_top, test_paths, bad)
-        extra_paths = [] if extra_top is None else _without_damaged(extra_top, extra_paths, bad)
-    if len(paths) < 2:
-        raise UserError(f"'{train_top}' holds {len(paths)} image; there has to be more than one to learn from.")
+        for part in parts:
+            part.paths = _without_damaged(part, bad)
+    if len(train.paths) < 2:
+        raise UserError(f"'{train.place}' holds {len(train.paths)} image; there has to be more than one to learn from.")
 
-    known = label(train_top, paths, labels)
-    images = keep_in_memory(images_of(train_top, paths, known.labels), resident, bad)
-    further: list[ImageSet] = []
+    known = labeller(train.place, train.paths)
+    if known.suspicious:
+        log.warning(f"no image has a label: {known.origin}.")
+    test_labels = None if test_part is None or not known.classes else _label_test(test_part, labeller, known.classes)
+    labeller.check_tables()
+    check_classes(name, known.classes)
+
+    def read(part: Part, labels: Tensor | None = None) -> ImageSet:
+        images = (FileImages if shards is None else shards.images)(part.place, part.paths, labels)
+        return keep_in_memory(images, resident, bad)
+
+    images, further = read(train, known.labels), list[ImageSet]()
     if images.labels is not None and bool((images.labels < 0).any()):
         further.append(images.select((images.labels < 0).nonzero().flatten()))
         images = images.select((images.labels >= 0).nonzero().flatten())
-    if extra_top is not None:
-        further.append(keep_in_memory(images_of(extra_top, extra_paths), resident, bad))
+    if extra is not None:
+        further.append(read(extra))
 
     held: ImageSet | None = None
-    if test_top is not None:
-        test_labels = label(test_top, test_paths, labels, known.classes).labels if known.classes else None
-        held = keep_in_memory(images_of(test_top, test_paths, test_labels), resident, bad)
+    if test_part is not None:
+        held = read(test_part, test_labels)
     elif test_fraction:
         kept, chosen = hold_out(images.labels, len(images), test_fraction, seed)
         images, held = images.select(kept), images.select(chosen)
 
-    more = None
-    if further:
-        more = join(*further)
+    more = join(*further) if further else None
+    if more is not None:
         more.labels = None
     data = ImageData(
         name,
@@ -115,12 +112,13 @@ def folder(
         held,
         known.classes,
         image_size,
-        tuple(mean),
-        tuple(std),
+        mean,
+        std,
         more,
         eval_resize,
         unreadable=bad,
         prepared=record(top),
+        about_labels=f"labels from {known.origin}" if known.classes else f"no labels: {known.origin}",
     )
     data.warn_of_leaks()
     return data
@@ -128,15 +126,30 @@ def folder(
 
 #: up to this many files are looked at before training: their first and last bytes tell most damaged ones
 CHECKED = 100_000
+#: files of a part that are decoded before training, to tell a folder of images that nothing here can read
+SAMPLE = 8
 
 
 def find_images(root: Path, aside: Sequence[Path] = ()) -> list[str]:
     """Paths of all images below ``root``, relative to it, sorted; hidden files and the folders ``aside`` are left out.
 
     Linked folders are followed, each once.
+
+    Raises:
+        UserError: a folder cannot be read.
     """
-    found, seen = [], {place.resolve() for place in aside}
-    for place, folders, files in os.walk(root, followlinks=True):
+    return sorted(
+        above + name
+        for above, files in walk(root, aside)
+        for name in files
+        if os.path.splitext(name)[1].lower() in EXTENSIONS
+    )
+
+
+def walk(root: Path, aside: Sequence[Path] = ()) -> Iterator[tuple[str, list[str]]]:
+    """Every folder that `find_images` looks at: what stands before the names in it, and the names of its files."""
+    seen = {place.resolve() for place in aside}
+    for place, folders, files in os.walk(root, followlinks=True, onerror=_closed):
         real = Path(place).resolve()
         if real in seen:
             folders.clear()
@@ -144,106 +157,111 @@ def find_images(root: Path, aside: Sequence[Path] = ()) -> list[str]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         inside = os.path.relpath(place, root)
-        found += [
-            os.path.normpath(os.path.join(inside, name))
-            for name in files
-            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
-        ]
-    return sorted(found)
+        yield (
+            "" if inside == os.curdir else inside + os.sep,
+            [name for name in files if not name.startswith(".")],
+        )
 
 
-@dataclass(frozen=True)
-class Labels:
-    """``labels [N]`` int64 (-1: none) or None, and the names of the classes."""
-
-    labels: Tensor | None
-    classes: tuple[str, ...]
+def _closed(error: OSError) -> NoReturn:
+    raise UserError(
+        f"the folder '{error.filename}' cannot be read ({error.strerror}): make it readable, or move it elsewhere."
+    ) from None
 
 
-def label(root: Path, paths: Sequence[str], rule: str, classes: Sequence[str] | None = None) -> Labels:
-    """Labels of the images ``paths`` below ``root`` by ``rule`` (see `folder`); ``classes`` fixes the classes.
+@dataclass
+class Part:
+    """A folder and the paths of the images below it."""
 
-    Raises:
-        UserError: a list that is missing, malformed, or names files that do not exist or one twice; a class folder
-            that is not among ``classes``; no class folders where some are asked for.
-    """
-    first = [path.split(os.sep)[0] if os.sep in path else None for path in paths]
-    folders = {each for each in first if each is not None}
-    if rule == "auto":
-        if (root / "labels.csv").is_file():
-            rule = "labels.csv"
-        else:
-            rule = "folders" if None not in first and (len(folders) > 1 or classes) else "none"
-    if rule == "none":
-        return Labels(None, ())
-    if rule == "folders":
-        outside = sum(each is None for each in first)
-        if outside:
-            raise UserError(
-                f"{outside} images lie directly in '{root}', outside any class folder: move them, or set "
-                "dataset.labels=none."
-            )
-        names = [str(each) for each in first]
-    else:
-        names = read_labels(root / rule, root, paths)
-    given = {name for name in names if name}
-    if classes is None:
-        classes = sorted(given, key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name))
-    unknown = sorted(given - set(classes))
-    if unknown:
-        raise UserError(f"'{root}' has the class '{unknown[0]}', which the images to learn from do not have.")
-    number = {name: i for i, name in enumerate(classes)} | {"": -1}
-    return Labels(torch.tensor([number[name] for name in names], dtype=torch.int64), tuple(classes))
+    place: Path
+    paths: list[str]
 
 
-def read_labels(table: Path, root: Path, paths: Sequence[str]) -> list[str]:
-    """The label of each of ``paths`` in a CSV file ``path,label``; an empty string where there is none.
-
-    A first line ``path,label`` is a heading. Paths are relative to ``root``.
-    """
-    if not table.is_file():
-        raise UserError(f"dataset.labels names the file '{table}', which does not exist.")
-    position = {path: i for i, path in enumerate(paths)}
-    names: list[str | None] = [None] * len(paths)
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        for number, row in enumerate(csv.reader(file), 1):
-            if not row or (number == 1 and row[0].strip().lower() in ("path", "file", "filename", "image")):
-                continue
-            if len(row) != 2:
-                raise UserError(f"line {number} of '{table}' has {len(row)} columns; path,label are expected.")
-            path, name = os.path.normpath(row[0].strip()), row[1].strip()
-            at = position.get(path)
-            if at is None:
-                missing = "cannot be read as an image" if (root / path).is_file() else "does not exist"
-                raise UserError(f"line {number} of '{table}' names '{row[0].strip()}', which {missing} below '{root}'.")
-            if names[at] is not None:
-                raise UserError(f"'{table}' names '{row[0].strip()}' twice (line {number}); keep one of the lines.")
-            if name.startswith("-") and name != "-1":
-                raise UserError(f"line {number} of '{table}' has the label {name}; only -1 (no label) may be negative.")
-            names[at] = "" if name == "-1" else name
-    if not any(names):
-        raise UserError(f"'{table}' gives no image a label.")
-    return [name or "" for name in names]
+def _find_parts(
+    top: Path, test: str | None, unlabelled: str | None, find: Callable[[Path, Sequence[Path]], list[str]]
+) -> tuple[Part, Part | None, Part | None]:
+    """What is to be learned from, tested on, and learned from without labels (see `folder`)."""
+    given = {"dataset.test": test, "dataset.unlabelled": unlabelled}
+    named = {key: _existing(key, top / checks.path(key, value)) for key, value in given.items() if value is not None}
+    train_top, split = _split_folders(top)
+    test_top, extra_top = named.get("dataset.test", split), named.get("dataset.unlabelled")
+    aside = [place for place in (test_top, extra_top) if place is not None]
+    train = _without_train(Part(train_top, find(train_top, aside)))
+    for key, place in named.items():
+        if train.place.resolve().is_relative_to(place.resolve()):
+            raise UserError(f"{key} is '{place}', where the images to learn from are; name a folder of other images.")
+    parts = [train, *(None if place is None else Part(place, find(place, ())) for place in (test_top, extra_top))]
+    for part in parts:
+        if part is not None and not part.paths:
+            others = "".join(f", '{place}' left aside" for place in aside if part is train)
+            endings = ", ".join(sorted(EXTENSIONS))
+            raise UserError(f"'{part.place}' holds no image: none of its files ends in {endings}{others}.")
+    return train, parts[1], parts[2]
 
 
-def _existing(place: Path, key: str) -> Path:
+def _existing(key: str, place: Path) -> Path:
     if not place.is_dir():
         what = "is a file" if place.exists() else "does not exist"
         raise UserError(f"{key} is '{place}', which {what}; name a folder of images.")
     return place
 
 
-def _without_damaged(root: Path, paths: Sequence[str], bad: UnreadableFiles) -> list[str]:
-    """``paths`` without the files whose first and last bytes give them away, which are noted in ``bad``."""
-    reasons = {path: reason for path in paths if (reason := _damage(root / path)) is not None}
-    bad.add(reasons.items())
-    return [path for path in paths if path not in reasons]
+def _split_folders(top: Path) -> tuple[Path, Path | None]:
+    """The folders in ``top`` to learn from and to test on, by their names; ``top`` alone where one is missing."""
+    try:
+        with os.scandir(top) as entries:
+            # in small letters last, so that they win over the same name in capitals
+            there = {name.lower(): top / name for name in sorted(each.name for each in entries if each.is_dir())}
+    except OSError as error:
+        _closed(error)
+    train, test = (
+        next((there[name] for name in names if name in there), None) for names in (TRAIN_FOLDERS, TEST_FOLDERS)
+    )
+    return (top, None) if train is None or test is None else (train, test)
+
+
+def _without_train(part: Part) -> Part:
+    """The folder ``train`` in a part, where it holds all images."""
+    first = part.paths[0].split(os.sep)[0] if part.paths else ""
+    if first.lower() in TRAIN_FOLDERS and all(path.startswith(first + os.sep) for path in part.paths):
+        return Part(part.place / first, [path.removeprefix(first + os.sep) for path in part.paths])
+    return part
+
+
+def _label_test(part: Part, labeller: Labeller, classes: Sequence[str]) -> Tensor | None:
+    """Labels of held-out images; those without a label among others are taken out of ``part``."""
+    found = labeller(part.place, part.paths, classes)
+    known = [] if found.labels is None else (found.labels >= 0).nonzero().flatten().tolist()
+    if not known:
+        log.warning(
+            f"the test images in '{part.place}' have no labels, so that nothing can be measured which needs them: sort "
+            "them into class folders as those to learn from, or list them in labels.csv."
+        )
+        return None
+    if len(known) < len(part.paths):
+        log.warning(f"{len(part.paths) - len(known)} test images in '{part.place}' have no label and are left out.")
+        part.paths = [part.paths[i] for i in known]
+    assert found.labels is not None
+    return found.labels[known]
+
+
+def _without_damaged(part: Part, bad: UnreadableFiles) -> list[str]:
+    """The paths without the files that give themselves away or do so in a sample, which are noted in ``bad``."""
+
+    def damages(paths: Sequence[str]) -> dict[str, str]:
+        return {path: reason for path in paths if (reason := _damage(part.place / path)) is not None}
+
+    sample = part.paths[:: len(part.paths) // SAMPLE] if len(part.paths) > SAMPLE else []
+    broken = damages(sample)
+    bad.add_sample(broken, len(sample))
+    broken |= damages([path for path in part.paths if not looks_whole(part.place / path)])
+    bad.add(broken.items())
+    return [path for path in part.paths if path not in broken]
 
 
 def _damage(path: Path) -> str | None:
     try:
-        if not looks_whole(path):
-            read_image(path)
+        read_image(path)
     except Unreadable as reason:
         return str(reason)
     return None

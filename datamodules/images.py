@@ -39,9 +39,18 @@ class ImageSet:
         """What the image is called: its path below the root, or its number."""
         return str(index)
 
+    def file(self, index: int) -> Path | None:
+        """The file that image ``index`` is, or was decoded from, where it is one of its own."""
+        return None
+
     def select(self, indices: Tensor | Sequence[int]) -> ImageSet:
         """The images at ``indices``, in that order."""
         return SomeImages(self, torch.as_tensor(indices, dtype=torch.int64))
+
+    def glimpse(self, index: int) -> bytes:
+        """Size and first row of the pixels: what can be had cheaply, and equal images have in common."""
+        image = self.read(index)
+        return repr(image.shape).encode() + image[0].tobytes()
 
     def digest(self, index: int) -> bytes:
         """Hash of the pixels; for a set of files, of the file."""
@@ -50,15 +59,24 @@ class ImageSet:
 
 
 class ArrayImages(ImageSet):
-    """Images of one size in memory: ``pixels [N, 3, H, W]`` uint8."""
+    """Images of one size in memory: ``pixels [N, 3, H, W]`` uint8.
 
-    def __init__(self, pixels: Tensor, labels: Tensor | None = None, names: Sequence[str] | None = None) -> None:
+    With ``root`` the names are those of the files below it that they were decoded from.
+    """
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        labels: Tensor | None = None,
+        names: Sequence[str] | None = None,
+        root: Path | None = None,
+    ) -> None:
         assert pixels.dtype == torch.uint8
         assert pixels.ndim == 4
         assert labels is None or len(labels) == len(pixels)
         self.pixels: Tensor = pixels
         self.labels = labels
-        self.names = names
+        self.names, self.root = names, root
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -66,13 +84,20 @@ class ArrayImages(ImageSet):
     def read(self, index: int) -> np.ndarray:
         return np.ascontiguousarray(self.pixels[index].numpy().transpose(1, 2, 0))
 
+    def glimpse(self, index: int) -> bytes:
+        _, channels, height, width = self.pixels.shape
+        return repr((height, width, channels)).encode() + self.pixels[index, :, 0].T.contiguous().numpy().tobytes()
+
     def name(self, index: int) -> str:
         return str(index) if self.names is None else self.names[index]
+
+    def file(self, index: int) -> Path | None:
+        return None if self.root is None else self.root / self.name(index)
 
     def select(self, indices: Tensor | Sequence[int]) -> ArrayImages:
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         names = None if self.names is None else [self.names[i] for i in chosen.tolist()]
-        return ArrayImages(self.pixels[chosen], taken(self.labels, chosen), names)
+        return ArrayImages(self.pixels[chosen], taken(self.labels, chosen), names, self.root)
 
 
 class FileImages(ImageSet):
@@ -96,6 +121,9 @@ class FileImages(ImageSet):
     def path(self, index: int) -> Path:
         return self.root / self.name(index)
 
+    def file(self, index: int) -> Path:
+        return self.path(index)
+
     def read(self, index: int) -> np.ndarray:
         return read_image(self.path(index))
 
@@ -108,13 +136,18 @@ class FileImages(ImageSet):
 
 
 class DecodedImages(ImageSet):
-    """Images of several sizes in memory: one run of bytes, which worker processes share."""
+    """Images of several sizes in memory: one run of bytes, which worker processes share.
 
-    def __init__(self, images: Sequence[np.ndarray], labels: Tensor | None, names: Sequence[str]) -> None:
+    With ``root`` the names are those of the files below it that they were decoded from.
+    """
+
+    def __init__(
+        self, images: Sequence[np.ndarray], labels: Tensor | None, names: Sequence[str], root: Path | None = None
+    ) -> None:
         self.shapes = [image.shape for image in images]
         self._starts = np.concatenate([[0], np.cumsum([image.size for image in images])])
         self._bytes = np.concatenate([image.reshape(-1) for image in images])
-        self.labels, self.names = labels, names
+        self.labels, self.names, self.root = labels, names, root
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -124,6 +157,9 @@ class DecodedImages(ImageSet):
 
     def name(self, index: int) -> str:
         return self.names[index]
+
+    def file(self, index: int) -> Path | None:
+        return None if self.root is None else self.root / self.name(index)
 
 
 class SomeImages(ImageSet):
@@ -142,6 +178,9 @@ class SomeImages(ImageSet):
 
     def name(self, index: int) -> str:
         return self.images.name(int(self.indices[index]))
+
+    def file(self, index: int) -> Path | None:
+        return self.images.file(int(self.indices[index]))
 
 
 class JoinedImages(ImageSet):
@@ -170,6 +209,10 @@ class JoinedImages(ImageSet):
     def name(self, index: int) -> str:
         part, inside = self._at(index)
         return part.name(inside)
+
+    def file(self, index: int) -> Path | None:
+        part, inside = self._at(index)
+        return part.file(inside)
 
 
 def taken(labels: Tensor | None, indices: Tensor) -> Tensor | None:

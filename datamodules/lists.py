@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from selfsight.errors import UserError
 
+from .checks import read_text
 from .images import ImageSet
 
 #: SHA-256 of the sorted file names joined by line feeds, of published lists (SimCLR's imagenet_subsets; SimMatchV2's
@@ -25,28 +27,27 @@ PUBLISHED_LISTS = {
 def listed(images: ImageSet, file: Path, sha256: str | None = None) -> Tensor:
     """Positions of the images a file names, ascending: one name or path a line, a label after it is passed over.
 
+    A path may have more or fewer folders above than ours (``train/n01440764/x.JPEG``); those that both have are equal.
+
     Raises:
         UserError: no such file, a hash that differs, names that are not in the set, stand there twice, or fit several
             images.
     """
     if not file.is_file():
         raise UserError(f"labels.list is '{file}', which does not exist.")
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     if not lines:
         raise UserError(f"the list '{file}' names no image.")
-    by_path = {images.name(i).replace("\\", "/"): i for i in range(len(images))}
     by_name: dict[str, list[int]] = {}
-    for path, index in by_path.items():
-        by_name.setdefault(path.rsplit("/", 1)[-1], []).append(index)
+    for index in range(len(images)):
+        by_name.setdefault(re.split(r"[\\/]", images.name(index))[-1], []).append(index)
 
     def find(line: str) -> list[int]:
-        for entry in (line, line.replace(",", " ").rsplit(maxsplit=1)[0]):
-            if entry in by_path:
-                return [by_path[entry]]
-            base = entry.rsplit("/", 1)[-1]
-            # A path of other depth than ours (train/n01440764/x.JPEG) still names its file.
-            if base in by_name:
-                return [i for i in by_name[base] if entry.endswith(images.name(i))] or by_name[base]
+        for entry in _without_label(line):
+            path = _parts(entry)
+            fitting = [i for i in by_name.get(path[-1], []) if _same_place(path, _parts(images.name(i)))]
+            if fitting:
+                return [i for i in fitting if _parts(images.name(i)) == path] or fitting
         return []
 
     found = [find(line) for line in lines]
@@ -67,8 +68,23 @@ def listed(images: ImageSet, file: Path, sha256: str | None = None) -> Tensor:
 
 def list_digest(lines: Sequence[str]) -> str:
     """SHA-256 of the sorted file names, without folders, joined by line feeds."""
-    names = sorted(line.split()[0].rsplit("/", 1)[-1] for line in lines)
+    names = sorted(re.split(r"[\s,]", line)[0].rsplit("/", 1)[-1] for line in lines)
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def _without_label(line: str) -> list[str]:
+    """What a line may name: all of it, or what stands before a last comma or space."""
+    entries = (line, line.rpartition(",")[0], line.rsplit(maxsplit=1)[0].rstrip(","))
+    return [entry for entry in entries if _parts(entry)]
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.strip().replace("\\", "/").split("/") if part not in ("", ".")]
+
+
+def _same_place(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two paths agree in all the folders that both have."""
+    return all(a == b for a, b in zip(reversed(one), reversed(other), strict=False))
 
 
 def _verify(file: Path, lines: Sequence[str], sha256: str | None) -> None:

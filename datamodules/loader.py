@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
+import os
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -29,6 +32,7 @@ class Loader:
         rank, world: this process and their number.
         device: accelerator that batches are brought to, see `ahead`; None leaves them in main memory.
         once: there will be one epoch; the worker processes end with it instead of waiting for the next one.
+        shared: every batch is read by all worker processes together, not by one of them.
         progress: batches of the epoch that the consumer has finished and those it wants of an epoch, where it knows
             better than we do: an interrupted step is then repeated, not skipped.
     """
@@ -44,6 +48,7 @@ class Loader:
         world: int = 1,
         device: torch.device | None = None,
         once: bool = False,
+        shared: bool = False,
         progress: Callable[[], tuple[int, int] | None] = lambda: None,
     ) -> None:
         self.order, self.finish, self.progress = order, finish, progress
@@ -54,6 +59,7 @@ class Loader:
         self._reader, self._device = reader, device
         self._pin = device is not None and device.type != "cpu"
         self._workers = _Workers(reader, workers, self._pin, once) if workers else None
+        self._parts = workers if shared else 1
 
     def __len__(self) -> int:
         return self.order.steps
@@ -62,15 +68,28 @@ class Loader:
         if not self._resumed:
             self.epoch, self.given = self.epoch + 1, 0
         self._resumed = False
-        steps = requests(self.order, self.epoch, self.given, self.rank, self.world)
-        batches = self._workers.read(steps) if self._workers else map(self._read, steps)
+        batches = self._read(requests(self.order, self.epoch, self.given, self.rank, self.world))
         for raw in batches if self._device is None else ahead(batches, self._device):
             self.given += 1
             yield self.finish(raw)
 
-    def _read(self, request: Request) -> RawBatch:
-        raw = self._reader[request]
-        return raw.pin_memory() if self._pin else raw
+    def _read(self, steps: Iterator[Request]) -> Iterator[RawBatch]:
+        if self._workers is None:
+            for step in steps:
+                raw = self._reader[step]
+                yield raw.pin_memory() if self._pin else raw
+            return
+        read = self._workers.read(part for step in steps for part in step.parts(self._parts))
+        while parts := list(itertools.islice(read, self._parts)):
+            yield RawBatch.joined(parts)
+
+    def close(self) -> None:
+        """End the worker processes now; a further iteration starts others.
+
+        Left to the garbage collector, they may be collected in a process that is forked later, and complain there.
+        """
+        if self._workers is not None:
+            self._workers.close()
 
     def state_dict(self) -> dict[str, int]:
         done, wanted = self.progress() or (self.given, len(self))
@@ -118,11 +137,11 @@ class _Workers:
     """Processes that read what the current epoch asks for."""
 
     def __init__(self, reader: Reader, workers: int, pin: bool, once: bool) -> None:
-        self._steps: Iterator[Request] = iter(())
+        self._current = _Current()
         self._loader = DataLoader(
             _Map(reader),
             batch_size=None,
-            sampler=_Current(self),
+            sampler=self._current,
             num_workers=workers,
             collate_fn=_unchanged,
             worker_init_fn=_start_worker,
@@ -132,18 +151,24 @@ class _Workers:
         )
 
     def read(self, steps: Iterator[Request]) -> Iterator[RawBatch]:
-        self._steps = steps
+        self._current.steps = steps
         return iter(self._loader)
+
+    def close(self) -> None:
+        processes: Any = self._loader._iterator
+        if processes is not None:
+            processes._shutdown_workers()
+            self._loader._iterator = None
 
 
 class _Current:
-    """Sampler over the requests of the epoch that runs now."""
+    """Sampler over the requests of the epoch that runs now. It knows nothing of its loader, which then dies in time."""
 
-    def __init__(self, workers: _Workers) -> None:
-        self.workers = workers
+    def __init__(self) -> None:
+        self.steps: Iterator[Request] = iter(())
 
     def __iter__(self) -> Iterator[Request]:
-        return self.workers._steps
+        return self.steps
 
 
 class _Map(Dataset[RawBatch]):
@@ -158,6 +183,7 @@ def _start_worker(number: int) -> None:
     """Threads inside the processes would fight over the cores; Ctrl-C is the main process's to answer."""
     import cv2
 
+    gc.freeze()  # what is garbage here is the main process's, and other loaders in it would complain
     keep_freed_memory()
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -165,3 +191,8 @@ def _start_worker(number: int) -> None:
 
 def _unchanged(batch: Any) -> Any:
     return batch
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

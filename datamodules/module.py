@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
+import math
+import weakref
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,15 +15,15 @@ from lightning import LightningDataModule
 from torch import Tensor
 
 from selfsight.batch import Batch
-from selfsight.errors import UserError, nearest
 from selfsight.nn.distributed import rank, world_size
+from selfsight.values import AUTO, expect, one_of, whole
 
 from .cpu_views import CpuViews
 from .dataset import ImageData
 from .device_views import DeviceViews
 from .image_ops import normalize
 from .images import ImageSet
-from .loader import Loader, Reader
+from .loader import Loader, Reader, cores
 from .order import Order
 from .reader import EvaluationReader, PixelReader, RawBatch, TrainingReader
 from .views import View
@@ -33,6 +35,10 @@ ENGINES = ("auto", "cpu", "device")
 #: side in pixels up to which whole batches in torch are the faster way on the CPU, too (measured with SimCLR's views:
 #: 1.4 times as fast at 16 pixels, 0.8 at 32, 0.3 at 96)
 TINY = 24
+#: images that are worth a process of its own in evaluation
+FEWEST = 16
+#: of the processes that read
+ALL = Fraction(1)
 
 
 class ImageDataModule(LightningDataModule):
@@ -50,6 +56,7 @@ class ImageDataModule(LightningDataModule):
         views: `View` descriptions, in the order of ``Batch.views``; a mapping gives its values.
         batch_size: images per step over all processes; has to be a multiple of their number.
         num_workers: processes that read images; ``auto``: none for a set in memory, else one a core, at most 8.
+        worker_share: of these processes, for training; below 1 where another loader works at the same time.
         engine: ``cpu``, ``device``, or ``auto``: the device where it is an accelerator or the images are tiny.
         seed: of order and views.
         examples, last, split, replacement: images per epoch (None: one pass over the set), its last batch, how
@@ -60,7 +67,7 @@ class ImageDataModule(LightningDataModule):
         eval_batch_size: images per batch of `eval_dataloader`.
 
     Raises:
-        UserError: a batch larger than the set, no view, or an unknown engine.
+        UserError: a batch larger than the set, no view, an unknown engine, or a number that cannot be one.
     """
 
     def __init__(
@@ -80,20 +87,23 @@ class ImageDataModule(LightningDataModule):
         compile: bool = False,
         device: torch.device | str | None = None,
         eval_batch_size: int = 512,
+        worker_share: Fraction = ALL,
     ) -> None:
         super().__init__()
-        self.data, self.seed, self.channels_last = data, seed, channels_last
+        self.data, self.channels_last = data, channels_last
+        self.seed = expect("seed", seed, whole(0))
         self.views = list(views.values()) if isinstance(views, Mapping) else list(views)
-        self.batch_size, self.num_workers, self.eval_batch_size = batch_size, num_workers, eval_batch_size
-        if engine not in ENGINES:
-            raise UserError(f"views.engine is '{engine}'; one of {', '.join(ENGINES)}.{nearest(engine, ENGINES)}")
-        self._engine, self._device = engine, device
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.num_workers = expect("num_workers", num_workers, AUTO | whole(0))
+        self._worker_share = worker_share
+        self._engine, self._device = expect("views.engine", engine, one_of(*ENGINES)), device
         self.images = data.everything()
         self.order = Order(
             len(self.images), batch_size, examples=examples, seed=seed, last=last, replacement=replacement, split=split
         )
         self._start = {"epoch": 0, "batch": 0}
-        self._loader: Loader | None = None
+        #: Not held, so that a loader without a trainer ends with its last reader, and its processes with it.
+        self._loader: weakref.ref[Loader] | None = None
         self._pixels: Tensor | None = None
         self._fits = True
         self.device_views = DeviceViews(self.views, compile=compile)
@@ -127,18 +137,20 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> Loader:
         """Shuffled `Batch` es of views for this process; with a trainer, what `on_after_batch_transfer` finishes."""
         reader = self._training_reader()
-        self._loader = Loader(
+        workers = self._workers(reader, self.images)
+        loader = Loader(
             reader,
             self.order,
             self._hand_over,
-            workers=self._workers(reader, self.images),
+            workers=max(1, math.floor(workers * self._worker_share)) if workers else 0,
             rank=rank(),
             world=world_size(),
             device=self.device if self.device.type == "cuda" else None,
             progress=self._progress,
         )
-        self._loader.load_state_dict(self._start)
-        return self._loader
+        loader.load_state_dict(self._start)
+        self._loader = weakref.ref(loader)
+        return loader
 
     def eval_dataloader(self, split: str, limit: int | None = None) -> Loader:
         """All ``train``, ``test`` or ``unlabelled`` images in order, un-augmented: one view ``[B, 3, S, S]``.
@@ -157,12 +169,23 @@ class ImageDataModule(LightningDataModule):
             reader = EvaluationReader(images, self.data.eval_resize or size, size)
         batch = min(self.eval_batch_size, len(images))
         order = Order(len(images), batch, shuffle=False, last="keep")
-        workers = self._workers(reader, images)
-        return Loader(reader, order, lambda raw: self._evaluated(raw, images), workers=workers, once=True)
+        workers = min(self._workers(reader, images), -(-len(images) // FEWEST))
+        return Loader(
+            reader, order, lambda raw: self._evaluated(raw, images), workers=workers, once=True, shared=workers > 0
+        )
+
+    def close(self) -> None:
+        """End the processes that read for training."""
+        if (loader := self._training_loader()) is not None:
+            loader.close()
+
+    def teardown(self, stage: str) -> None:
+        self.close()
 
     def state_dict(self) -> dict[str, int]:
         """Where the training stands: epoch and batch."""
-        return self._start if self._loader is None else self._loader.state_dict()
+        loader = self._training_loader()
+        return self._start if loader is None else loader.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """The next `train_dataloader` goes on from there."""
@@ -187,6 +210,9 @@ class ImageDataModule(LightningDataModule):
         if self.channels_last:
             views = [view.contiguous(memory_format=torch.channels_last) for view in views]
         return Batch(views, raw.indices, raw.labels, boxes)
+
+    def _training_loader(self) -> Loader | None:
+        return None if self._loader is None else self._loader()
 
     def _training_reader(self) -> Reader:
         if self.engine == "cpu" or self.images.pixels is None:
@@ -214,7 +240,7 @@ class ImageDataModule(LightningDataModule):
         if isinstance(reader, PixelReader):
             return 0
         if self.num_workers == "auto":
-            return 0 if images.in_memory else min(8, len(os.sched_getaffinity(0)))
+            return 0 if images.in_memory else min(8, cores())
         return int(self.num_workers)
 
     def _step_seed(self, raw: RawBatch) -> int:

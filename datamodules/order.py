@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from selfsight.errors import UserError, nearest
+from selfsight.errors import UserError
+from selfsight.values import expect, one_of, whole
 
 SPLITS = ("batch", "block", "stride")
 LASTS = ("drop", "keep", "fill")
@@ -48,16 +50,11 @@ class Order:
     split: str = "batch"
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise UserError(
-                f"split of the order is '{self.split}'; one of {', '.join(SPLITS)}.{nearest(self.split, SPLITS)}"
-            )
-        if self.last not in LASTS:
-            raise UserError(f"last batch is '{self.last}'; one of {', '.join(LASTS)}.{nearest(self.last, LASTS)}")
+        expect("split of the order", self.split, one_of(*SPLITS))
+        expect("last batch", self.last, one_of(*LASTS))
+        expect("batch_size", self.batch_size, whole(1))
         if self.images < 1:
             raise UserError("the data set holds no image to draw from.")
-        if self.batch_size < 1:
-            raise UserError(f"batch_size is {self.batch_size}; it has to be at least 1.")
         if self.steps < 1:
             raise UserError(
                 f"batch_size is {self.batch_size} and an epoch has {self.length} images; "
@@ -124,6 +121,13 @@ class Request:
     step: int
     indices: list[int]
     draws: list[int]
+
+    def parts(self, number: int) -> list[Request]:
+        """The step in ``number`` requests of nearly as many images each, for as many processes."""
+        edges = [len(self.indices) * k // number for k in range(number + 1)]
+        return [
+            Request(self.epoch, self.step, self.indices[a:b], self.draws[a:b]) for a, b in itertools.pairwise(edges)
+        ]
 
 
 def requests(order: Order, epoch: int, start: int, rank: int = 0, world: int = 1) -> Iterator[Request]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from selfsight.errors import UserError
 from .images import ImageSet, taken
 
 RECORD = "prepared.json"
+#: size and time of every image of the source, by path
+SOURCES = "sources.json"
 TABLE = "images.csv"
 COLUMNS = ("path", "shard", "offset", "height", "width")
 
@@ -35,18 +38,23 @@ def record(root: Path) -> dict[str, Any] | None:
     Raises:
         UserError: the preparation was not finished, or the record cannot be read.
     """
-    place = root / RECORD
-    if not place.is_file():
-        return None
-    try:
-        content: dict[str, Any] = json.loads(place.read_text())
-    except ValueError:
-        raise UserError(f"'{place}' cannot be read; prepare the folder again.") from None
-    if not content.get("finished"):
+    content = begun(root)
+    if content is not None and not content.get("finished"):
         raise UserError(
             f"'{root}' was not prepared to the end; repeat the command that began it: it goes on from there."
         )
     return content
+
+
+def begun(root: Path) -> dict[str, Any] | None:
+    """The same of a preparation that may not be finished."""
+    place = root / RECORD
+    if not place.is_file():
+        return None
+    try:
+        return dict(json.loads(place.read_text()))
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"'{place}' cannot be read; prepare the folder again, under another name.") from None
 
 
 def resized(image: np.ndarray, shortest: int | None) -> np.ndarray:
@@ -79,7 +87,7 @@ class ShardImages(ImageSet):
     ) -> None:
         assert labels is None or len(labels) == len(rows)
         self.root, self.labels = root, labels
-        self._names = np.array([row[0].encode() for row in rows], dtype=np.bytes_)
+        self._names = np.array([os.fsencode(row[0]) for row in rows], dtype=np.bytes_)
         self._places = np.array([row[1:] for row in rows], dtype=np.int64).reshape(-1, 4)
         self._maps: dict[int, np.ndarray] = {}
 
@@ -90,13 +98,22 @@ class ShardImages(ImageSet):
         return self.__dict__ | {"_maps": {}}  # a worker maps the files itself
 
     def read(self, index: int) -> np.ndarray:
-        shard, offset, height, width = (int(number) for number in self._places[index])
+        _, _, height, width = self._places[index].tolist()
+        return np.array(self._pixels(index)).reshape(height, width, 3)
+
+    def _pixels(self, index: int) -> np.ndarray:
+        """All values of an image in a row, in the map of their file."""
+        shard, offset, height, width = self._places[index].tolist()
         if shard not in self._maps:
             self._maps[shard] = np.memmap(self.root / shard_name(shard), np.uint8, mode="r")
-        return np.array(self._maps[shard][offset : offset + height * width * 3]).reshape(height, width, 3)
+        return self._maps[shard][offset : offset + height * width * 3]
+
+    def glimpse(self, index: int) -> bytes:
+        _, _, height, width = self._places[index].tolist()
+        return repr((height, width, 3)).encode() + self._pixels(index)[: width * 3].tobytes()
 
     def name(self, index: int) -> str:
-        return bytes(self._names[index]).decode()
+        return os.fsdecode(bytes(self._names[index]))
 
     def select(self, indices: Tensor | Sequence[int]) -> ShardImages:
         chosen = torch.as_tensor(indices, dtype=torch.int64)
@@ -112,7 +129,7 @@ def shard_name(number: int) -> str:
 
 def read_table(root: Path) -> list[tuple[str, int, int, int, int]]:
     """Path, shard, offset, height, width of every image in the shards of ``root``, sorted by path."""
-    with (root / TABLE).open(newline="", encoding="utf-8") as file:
+    with (root / TABLE).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = [(row[0], int(row[1]), int(row[2]), int(row[3]), int(row[4])) for row in csv.reader(file)]
     return sorted(rows)
 
@@ -120,15 +137,15 @@ def read_table(root: Path) -> list[tuple[str, int, int, int, int]]:
 class Shards:
     """The images of a folder prepared with ``encode=raw``, found by path as those of any folder."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, unreadable: Collection[str] = ()) -> None:
+        self.root, self._unreadable = root, unreadable
         self._rows = {row[0]: row for row in read_table(root)}
 
     @classmethod
     def of(cls, root: Path) -> Shards | None:
         """Those of ``root``; None where it is no such folder."""
         made = record(root)
-        return cls(root) if made is not None and made["encode"] == "raw" else None
+        return cls(root, made["unreadable"]) if made is not None and made["encode"] == "raw" else None
 
     def below(self, place: Path, aside: Sequence[Path] = ()) -> list[str]:
         """Paths of all images below ``place``, relative to it; the folders ``aside`` are left out."""
@@ -144,6 +161,11 @@ class Shards:
         inside = self._prefix(place)
         rows = [(path, *self._rows[inside + path][1:]) for path in paths]
         return ShardImages(self.root, rows, labels)
+
+    def holds(self, path: Path) -> bool:
+        """Whether there is such an image, or was one that could not be read."""
+        inside = os.path.relpath(path, self.root)
+        return inside in self._rows or inside in self._unreadable
 
     def _prefix(self, place: Path) -> str:
         if not place.resolve().is_relative_to(self.root.resolve()):

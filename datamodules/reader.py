@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .cpu_ops import mostly_cut_away, square_of_resized
 from .cpu_views import CpuViews
 from .decode import Unreadable
 from .images import ImageSet
@@ -55,6 +56,22 @@ class RawBatch:
 
     def pin_memory(self) -> RawBatch:
         return self._map(lambda tensor: tensor.pin_memory())
+
+    @classmethod
+    def joined(cls, parts: Sequence[RawBatch]) -> RawBatch:
+        """The parts of one step, read by several processes, as one batch."""
+        if len(parts) == 1:
+            return parts[0]
+        labels = [part.labels for part in parts if part.labels is not None]
+        return cls(
+            parts[0].epoch,
+            parts[0].step,
+            torch.cat([part.indices for part in parts]),
+            torch.cat(labels) if labels else None,
+            [torch.cat(same) for same in zip(*(part.views for part in parts), strict=True)],
+            [torch.cat(same) for same in zip(*(part.boxes for part in parts), strict=True)],
+            [missed for part in parts for missed in part.skipped],
+        )
 
 
 class TrainingReader:
@@ -134,8 +151,16 @@ def central_square(images: Tensor, resize: int, size: int) -> Tensor:
     """``[B, 3, H, W]`` uint8: shorter side to ``resize`` (antialiased bilinear), then the central ``size`` square."""
     height, width = images.shape[-2:]
     short = min(height, width)
-    if short != resize:
+    if short == resize:
+        scaled = height, width
+    else:
         scaled = max(size, round(height * resize / short)), max(size, round(width * resize / short))
+    top, left = (scaled[0] - size) // 2, (scaled[1] - size) // 2
+    if mostly_cut_away((height, width), scaled, size):
+        cut = [
+            square_of_resized(image, scaled, (top, left), size, "bilinear") for image in images.movedim(1, 3).numpy()
+        ]
+        return torch.from_numpy(np.stack(cut)).movedim(3, 1)
+    if scaled != (height, width):
         images = functional.interpolate(images, scaled, mode="bilinear", antialias=True)
-    top, left = (images.shape[-2] - size) // 2, (images.shape[-1] - size) // 2
     return images[..., top : top + size, left : left + size]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from lightning import LightningDataModule
 
 from selfsight.batch import SemiBatch
 from selfsight.errors import UserError
+from selfsight.values import NULL, expect, whole
 
 from .dataset import ImageData
 from .loader import Loader
@@ -75,8 +77,9 @@ class SemiDataModule(LightningDataModule):
                 f"a semi-supervised run needs the view '{missing[0]}', and views has {', '.join(views) or 'none'}: "
                 "choose views that describe labelled, weak and strong."
             )
-        if mu < 1:
-            raise UserError(f"mu is {mu}; it has to be at least 1 unlabelled image for each labelled one.")
+        expect("mu", mu, whole(1))
+        expect("batch_size", batch_size, whole(1))
+        expect("steps_per_epoch", steps_per_epoch, NULL | whole(1))
         self.split = chosen_labels(data.train, labels, data.classes)
         data.warn_of_leaks()
         self.data, self.batch_size = hide_labels(data, self.split), batch_size
@@ -84,7 +87,7 @@ class SemiDataModule(LightningDataModule):
         if not include_labelled and self.data.unlabelled is None:
             raise UserError("every image keeps its label, so that none is left to learn from without: keep fewer.")
         hidden = data if include_labelled else _without(data, self.split)
-        steps = steps_per_epoch or len(hidden.everything()) // (mu * batch_size)
+        steps = steps_per_epoch or hidden.num_images // (mu * batch_size)
         shared: dict[str, Any] = {
             "num_workers": num_workers, "engine": engine, "replacement": replacement, "channels_last": channels_last,
             "compile": compile, "device": device, "eval_batch_size": eval_batch_size,
@@ -92,15 +95,18 @@ class SemiDataModule(LightningDataModule):
         self.views = several = [view for name, view in views.items() if name != "labelled"]
         if steps < 1:
             raise UserError(
-                f"a step takes {mu} x {batch_size} unlabelled images and there are {len(hidden.everything())}: "
+                f"a step takes {mu} x {batch_size} unlabelled images and there are {hidden.num_images}: "
                 "choose a smaller batch_size, or steps_per_epoch."
             )
+        # The reading processes are shared out as the images of a step are.
         self.labelled = ImageDataModule(
-            self.few, [views["labelled"]], batch_size=batch_size, examples=steps * batch_size, seed=2 * seed, **shared
-        )
+            self.few, [views["labelled"]], batch_size=batch_size, examples=steps * batch_size, seed=2 * seed,
+            worker_share=Fraction(1, 1 + mu), **shared,
+        )  # fmt: skip
         self.unlabelled = ImageDataModule(
-            hidden, several, batch_size=mu * batch_size, examples=steps * mu * batch_size, seed=2 * seed + 1, **shared
-        )
+            hidden, several, batch_size=mu * batch_size, examples=steps * mu * batch_size, seed=2 * seed + 1,
+            worker_share=Fraction(mu, 1 + mu), **shared,
+        )  # fmt: skip
         self.steps_per_epoch = steps
 
     @property
@@ -127,6 +133,14 @@ class SemiDataModule(LightningDataModule):
         """As `ImageDataModule.eval_dataloader`; ``train`` are the labelled images."""
         self.labelled.trainer = self.trainer
         return self.labelled.eval_dataloader(split, limit)
+
+    def close(self) -> None:
+        """End the processes that read for training."""
+        self.labelled.close()
+        self.unlabelled.close()
+
+    def teardown(self, stage: str) -> None:
+        self.close()
 
     def state_dict(self) -> dict[str, int]:
         """Where the training stands: epoch and batch."""
@@ -183,9 +197,10 @@ class SemiLoader:
 
 def _without(data: ImageData, split: LabelSplit) -> ImageData:
     """All images to learn from but those of the split, as the training images of a set."""
-    rest = torch.ones(len(data.everything()), dtype=torch.bool)
+    images = data.everything()
+    rest = torch.ones(len(images), dtype=torch.bool)
     rest[split.tensor()] = False
-    return replace(data, train=data.everything().select(rest.nonzero().flatten()), unlabelled=None)
+    return replace(data, train=images.select(rest.nonzero().flatten()), unlabelled=None)
 
 
 class LabelledDataModule(ImageDataModule):
@@ -207,6 +222,8 @@ class LabelledDataModule(ImageDataModule):
         steps_per_epoch: int | None,
         **options: Any,
     ) -> None:
+        expect("batch_size", batch_size, whole(1))
+        expect("steps_per_epoch", steps_per_epoch, NULL | whole(1))
         self.split = chosen_labels(data.train, labels, data.classes)
         few = replace(hide_labels(data, self.split), unlabelled=None)
         steps = steps_per_epoch or max(1, len(self.split) // batch_size)

@@ -17,13 +17,19 @@ from torch import Tensor
 
 from selfsight.drawing import draw
 from selfsight.errors import UserError
+from selfsight.values import Kind, each, expect, one_of, whole
 
+from . import checks
 from .dataset import ImageData, UnreadableFiles, keep_in_memory
 from .folders import find_images
 from .images import ArrayImages, FileImages, ImageSet, join
 from .splits import hold_out
 
 Stats = Sequence[float]
+FEWEST_AND_MOST = Kind(
+    "a list of the fewest and the most shapes of an image",
+    lambda v: each(whole(1)).fits(v) and len(v) == 2 and v[0] <= v[1],
+)
 
 
 def digits(
@@ -40,13 +46,13 @@ def digits(
     rows = np.loadtxt(Path(home.submodule_search_locations[0], "datasets", "data", "digits.csv.gz"), delimiter=",")
     grey, labels = rows[:, :-1], rows[:, -1]
     levels = (grey.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
-    side = (image_size, image_size)
+    side = (expect("dataset.image_size", image_size, whole(1)),) * 2
     enlarged = np.stack([cv2.resize(image, side, interpolation=cv2.INTER_CUBIC) for image in levels])
     pixels = torch.from_numpy(enlarged)[:, None].repeat(1, 3, 1, 1)
     images = ArrayImages(pixels, torch.from_numpy(labels.astype(np.int64)))
     train, test = hold_out(images.labels, len(images), test_fraction, seed)
     classes = tuple(str(digit) for digit in range(10))
-    return ImageData(name, images.select(train), images.select(test), classes, image_size, tuple(mean), tuple(std))
+    return ImageData(name, images.select(train), images.select(test), classes, image_size, mean, std)
 
 
 def cifar10(*, root: str, download: bool, image_size: int, mean: Stats, std: Stats, name: str = "cifar10") -> ImageData:
@@ -73,7 +79,7 @@ def _cifar(
     root: str, download: bool, kind: str, folder: str, train: list[str], test: list[str], meta: str,
     keys: tuple[str, str], image_size: int, mean: Stats, std: Stats, name: str,
 ) -> ImageData:  # fmt: skip
-    top = Path(root).expanduser()
+    top = checks.path("dataset.root", root)
     place = top / folder
     _obtain(
         name,
@@ -89,14 +95,14 @@ def _cifar(
         return ArrayImages(pixels, torch.tensor([label for batch in batches for label in batch[keys[0]]]))
 
     classes = tuple(_arrays_only(place / meta)[keys[1]])
-    return ImageData(name, images(train), images(test), classes, image_size, tuple(mean), tuple(std))
+    return ImageData(name, images(train), images(test), classes, image_size, mean, std)
 
 
 def stl10(
     *, root: str, download: bool, unlabelled: bool, image_size: int, mean: Stats, std: Stats, name: str = "stl10"
 ) -> ImageData:
     """STL-10: 5,000 + 8,000 labelled images of 96 x 96 in 10 classes, 100,000 without labels (``stl10_binary``)."""
-    top = Path(root).expanduser()
+    top = checks.path("dataset.root", root)
     place = top / "stl10_binary"
     files = ["train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "class_names.txt"]
     files += ["unlabeled_X.bin"] if unlabelled else []
@@ -115,14 +121,14 @@ def stl10(
 
     classes = tuple((place / "class_names.txt").read_text().split())
     extra = images("unlabeled", labelled=False) if unlabelled else None
-    return ImageData(name, images("train"), images("test"), classes, image_size, tuple(mean), tuple(std), extra)
+    return ImageData(name, images("train"), images("test"), classes, image_size, mean, std, extra)
 
 
 def svhn(
     *, root: str, download: bool, extra: bool, image_size: int, mean: Stats, std: Stats, name: str = "svhn"
 ) -> ImageData:
     """SVHN: 73,257 + 26,032 house numbers of 32 x 32; ``extra`` adds 531,131 easier ones to those learned from."""
-    top = Path(root).expanduser()
+    top = checks.path("dataset.root", root)
     parts = ["train", "test", *(["extra"] if extra else [])]
 
     def fetch(datasets: Any) -> None:
@@ -145,7 +151,7 @@ def svhn(
 
     train = join(images("train"), images("extra") if extra else None)
     classes = tuple(str(digit) for digit in range(10))
-    return ImageData(name, train, images("test"), classes, image_size, tuple(mean), tuple(std))
+    return ImageData(name, train, images("test"), classes, image_size, mean, std)
 
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -155,7 +161,7 @@ def fashion_mnist(
     *, root: str, download: bool, image_size: int, mean: Stats, std: Stats, name: str = "fashion_mnist"
 ) -> ImageData:
     """Fashion-MNIST: 60,000 + 10,000 grey images of 28 x 28 in 10 classes (``FashionMNIST/raw`` below ``root``)."""
-    top = Path(root).expanduser()
+    top = checks.path("dataset.root", root)
     place = top / "FashionMNIST" / "raw"
     stems = [f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")]
     present = [file if (file := place / stem).exists() else place / f"{stem}.gz" for stem in stems]
@@ -165,7 +171,7 @@ def fashion_mnist(
         grey, labels = (_idx(place / f"{part}-{what}-ubyte") for what in ("images-idx3", "labels-idx1"))
         return ArrayImages(grey[:, None].repeat(1, 3, 1, 1), labels.long())
 
-    return ImageData(name, images("train"), images("t10k"), FASHION, image_size, tuple(mean), tuple(std))
+    return ImageData(name, images("train"), images("t10k"), FASHION, image_size, mean, std)
 
 
 def shapes(
@@ -181,10 +187,13 @@ def shapes(
     name: str = "shapes",
 ) -> ImageData:
     """Drawn images of ``drawn_size`` pixels a side, see `selfsight.drawing.draw`, without labels."""
+    for key, value, low in (("train", train, 2), ("test", test, 0), ("drawn_size", drawn_size, 1), ("seed", seed, 0)):
+        expect(f"dataset.{key}", value, whole(low))
+    expect("dataset.number", number, FEWEST_AND_MOST)
     rng = np.random.default_rng(seed)
     images = np.stack([draw(drawn_size, rng, number)[0] for _ in range(train + test)])
     parts = [ArrayImages(part) for part in torch.from_numpy(images).permute(0, 3, 1, 2).split([train, test])]
-    return ImageData(name, parts[0], parts[1] if test else None, (), image_size, tuple(mean), tuple(std))
+    return ImageData(name, parts[0], parts[1] if test else None, (), image_size, mean, std)
 
 
 def imagenet(
@@ -192,7 +201,7 @@ def imagenet(
     max_unreadable: float, name: str = "imagenet",
 ) -> ImageData:  # fmt: skip
     """ImageNet-1k: ``train`` and ``val`` below ``root``, each with one folder a class (n01440764, ...)."""
-    top = Path(root).expanduser()
+    top = checks.path("dataset.root", root)
     by_hand = "it cannot be downloaded: register at image-net.org, unpack its archives and sort val into class folders"
     _obtain(name, [top / "train", top / "val"], top, False, None, by_hand)
     return _tree(top, None, image_size, eval_resize, mean, std, resident, max_unreadable, name)
@@ -203,14 +212,15 @@ def imagenet100(
     resident: bool | str, max_unreadable: float, name: str = "imagenet100",
 ) -> ImageData:  # fmt: skip
     """100 classes of an ImageNet-1k tree: those of `IMAGENET100`, or the folders a text file ``classes`` names."""
-    top = Path(root).expanduser()
+    top = checks.path("dataset.root", root)
     by_hand = "dataset.root has to be an ImageNet-1k tree, which cannot be downloaded: register at image-net.org"
     _obtain(name, [top / "train", top / "val"], top, False, None, by_hand)
     chosen = IMAGENET100.split()
     if classes is not None:
-        if not Path(classes).is_file():
-            raise UserError(f"dataset.classes is '{classes}', which does not exist; name a text file of class folders.")
-        chosen = [line.split()[0] for line in Path(classes).read_text().splitlines() if line.strip()]
+        file = checks.path("dataset.classes", classes)
+        if not file.is_file():
+            raise UserError(f"dataset.classes is '{file}', which does not exist; name a text file of class folders.")
+        chosen = list({line.split()[0] for line in checks.read_text(file).splitlines() if line.strip()})
     return _tree(top, sorted(chosen), image_size, eval_resize, mean, std, resident, max_unreadable, name)
 
 
@@ -235,9 +245,8 @@ def imagenette(
     resident: bool | str, max_unreadable: float, name: str = "imagenette",
 ) -> ImageData:  # fmt: skip
     """Imagenette: 9,469 + 3,925 images of ten easy ImageNet classes; ``size``: ``full``, ``320px`` or ``160px``."""
-    if size not in ("full", "320px", "160px"):
-        raise UserError(f"dataset.size is '{size}'; one of full, 320px, 160px.")
-    top = Path(root).expanduser()
+    expect("dataset.size", size, one_of("full", "320px", "160px"))
+    top = checks.path("dataset.root", root)
     place = top / ("imagenette2" if size == "full" else f"imagenette2-{size[:-2]}")
 
     def fetch(datasets: Any) -> None:
@@ -272,9 +281,7 @@ def _tree(
     train, test = files("train"), files("val")
     bad = UnreadableFiles(max_unreadable, len(train) + len(test))
     kept: list[ImageSet] = [keep_in_memory(images, resident, bad) for images in (train, test)]
-    return ImageData(
-        name, kept[0], kept[1], tuple(chosen), image_size, tuple(mean), tuple(std), None, eval_resize, unreadable=bad
-    )
+    return ImageData(name, kept[0], kept[1], tuple(chosen), image_size, mean, std, None, eval_resize, unreadable=bad)
 
 
 def _obtain(

@@ -13,13 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfsight.errors import UserError, nearest
+from selfsight.errors import UserError
+from selfsight.values import SHARE, expect, number, one_of, whole
 
+from . import checks
 from .dataset import ImageData
 from .images import ImageSet, join
 from .lists import listed
 
 RULES = ("balanced", "proportional", "first_k", "first_percent", "usb", "torchssl", "list", "all")
+SOME = number("a share above 0 and at most 1", lambda v: 0 < v <= 1)
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,8 @@ def select_labels(
     Raises:
         UserError: more asked for than there is, a class without any label, an impossible amount, a wrong list.
     """
-    if rule not in RULES:
-        raise UserError(f"labels.rule is '{rule}'; one of {', '.join(RULES)}.{nearest(rule, RULES)}")
+    expect("labels.rule", rule, one_of(*RULES))
+    expect("labels.seed", seed, whole(0, 2**32 - 1))
     if images.labels is None:
         raise UserError("the images have no labels to choose from: use class folders or a labels.csv.")
     labels = images.labels
@@ -107,7 +110,7 @@ def select_labels(
     if rule == "list":
         if file is None:
             raise UserError("labels.rule=list needs the file of names: use labels.list=FILE.")
-        chosen = listed(images, Path(file), sha256)
+        chosen = listed(images, checks.path("labels.list", file), sha256)
     elif rule == "all":
         chosen = (labels >= 0).nonzero().flatten()
     else:
@@ -146,7 +149,7 @@ def chosen_labels(images: ImageSet, choice: LabelSplit | Mapping[str, Any], clas
     if len(amounts) > 1 and ("split" in given or "list" in given):
         raise UserError(f"labels.{amounts[-1]} already says which images keep labels; leave out labels.{amounts[0]}.")
     if "split" in given:
-        return LabelSplit.read(given["split"], images)
+        return LabelSplit.read(checks.path("labels.split", given["split"]), images)
     if "list" in given:
         given |= {"rule": "list", "file": given.pop("list")}
     return select_labels(images, **given, classes=classes)
@@ -174,9 +177,7 @@ def _counts(labels: Tensor, classes: Sequence[str], rule: str, amount: dict[str,
     """Labels to keep in each class; UserError when there are not enough."""
     available = torch.bincount(labels[labels >= 0], minlength=len(classes))
     (key, value), number = next(iter(amount.items())), len(classes)
-    if value <= 0 or (key == "fraction" and value > 1):
-        limit = "above 0 and at most 1" if key == "fraction" else "at least 1"
-        raise UserError(f"labels.{key} is {value}; it has to be {limit}.")
+    value = expect(f"labels.{key}", value, SOME if key == "fraction" else whole(1))
     if rule == "first_percent":
         if key != "fraction":
             raise UserError("labels.rule=first_percent takes labels.fraction.")
@@ -222,14 +223,15 @@ def hold_out(labels: Tensor | None, images: int, fraction: float, seed: int) -> 
     ``ceil(fraction * images)`` images are held out, but never all of a class.
 
     Raises:
-        UserError: a fraction that leaves nothing on one side.
+        UserError: a fraction that leaves nothing on one side, or no class of two images.
     """
+    fraction = expect("dataset.test_fraction", fraction, SHARE)
     total = -int(-fraction * images // 1)
     if not 0 < fraction < 1 or not 0 < total < images:
         raise UserError(
             f"test_fraction is {fraction} of {images} images; between 0 and 1, it has to leave some on both sides."
         )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(expect("dataset.seed", seed, whole(0)))
     classes = torch.zeros(images, dtype=torch.int64) if labels is None else labels
     names, counts = classes.unique(return_counts=True)
     held = []
@@ -237,6 +239,11 @@ def hold_out(labels: Tensor | None, images: int, fraction: float, seed: int) -> 
         members = (classes == name).nonzero().flatten()
         held.append(members[torch.randperm(len(members), generator=generator)[:share]])
     test = torch.cat(held).sort().values
+    if not len(test):
+        raise UserError(
+            f"none of the {images} images can be held out, since each is the only one of its class: set "
+            "dataset.labels=none, or name a folder of test images, dataset.test=DIR."
+        )
     kept = torch.ones(images, dtype=torch.bool)
     kept[test] = False
     return kept.nonzero().flatten(), test

@@ -24,6 +24,14 @@ def rotated_by_tag() -> bytes:
     return encoded(image, quality=95, exif=tags)
 
 
+def with_thumbnail() -> bytes:
+    """A JPEG that carries a small one, complete with its end, before its own pixels."""
+    small, large = encoded(PLAIN[:8, :8], quality=95), encoded(PLAIN, quality=95)
+    return large[:2] + b"\xff\xe1" + (len(small) + 2).to_bytes(2, "big") + small + large[2:]
+
+
+WITH_THUMBNAIL = with_thumbnail()
+
 FILES = {
     "jpeg": encoded(PLAIN, quality=95),
     "progressive": encoded(PLAIN, quality=95, progressive=True),
@@ -31,6 +39,7 @@ FILES = {
     "cmyk jpeg": encoded(Image.fromarray(PLAIN).convert("CMYK"), quality=95),
     "orientation tag": rotated_by_tag(),
     "jpeg with bytes after its end": encoded(PLAIN, quality=95) + b"trailing bytes",
+    "jpeg with a thumbnail": WITH_THUMBNAIL,
     "png": encoded(PLAIN, "PNG"),
     "rgba": encoded(np.dstack([PLAIN, GREY]), "PNG"),
     "grey and alpha": encoded(Image.fromarray(PLAIN).convert("LA"), "PNG"),
@@ -40,6 +49,8 @@ FILES = {
     "bmp": encoded(PLAIN, "BMP"),
     "webp": encoded(PLAIN, "WEBP", lossless=True),
     "tiff": encoded(PLAIN, "TIFF"),
+    "ppm": encoded(PLAIN, "PPM"),
+    "jpeg 2000": encoded(PLAIN, "JPEG2000"),
     "one pixel": encoded(PLAIN[:1, :1], "PNG"),
     "one row": encoded(PLAIN[:1], "PNG"),
 }
@@ -71,9 +82,11 @@ def test_sixteen_bits_keep_the_upper_eight(image: np.ndarray, ending: str) -> No
         (b"this is a text\n", "no image"),
         (FILES["jpeg"][: len(FILES["jpeg"]) // 2], "incomplete"),
         (FILES["png"][: len(FILES["png"]) // 2], "incomplete"),
-        (encoded(Image.fromarray(GREY).convert("F"), "TIFF"), "32 bits"),
+        (WITH_THUMBNAIL[:-20], "incomplete"),
+        (FILES["webp"][:-20], "no image"),
+        (FILES["bmp"][:20], "no image"),
     ],
-    ids=["empty", "text", "half a jpeg", "half a png", "float"],
+    ids=["empty", "text", "half a jpeg", "half a png", "cut after a thumbnail", "cut webp", "cut bmp"],
 )
 def test_refused(data: bytes, reason: str, tmp_path) -> None:
     with pytest.raises(Unreadable, match=reason):
@@ -83,12 +96,23 @@ def test_refused(data: bytes, reason: str, tmp_path) -> None:
     assert not looks_whole(path)
 
 
+def test_pixels_of_32_bits() -> None:
+    with pytest.raises(Unreadable, match="32 bits"):
+        decode(encoded(Image.fromarray(GREY).convert("F"), "TIFF"))
+
+
 def test_missing_file(tmp_path) -> None:
     with pytest.raises(Unreadable, match="No such file"):
         read_image(tmp_path / "none.png")
 
 
-def test_ends_of_files_tell_whole_ones(tmp_path) -> None:
-    for kind in ("jpeg", "progressive", "cmyk jpeg", "png", "palette"):
-        (tmp_path / "file").write_bytes(FILES[kind])
-        assert looks_whole(tmp_path / "file"), kind
+@pytest.mark.parametrize("kind", FILES)
+def test_whole_files_look_so_without_being_decoded(kind: str, tmp_path) -> None:
+    (tmp_path / "file").write_bytes(FILES[kind])
+    assert looks_whole(tmp_path / "file")
+    (tmp_path / "file").write_bytes(FILES[kind] + b"trailing bytes")
+    assert looks_whole(tmp_path / "file")
+
+
+def test_no_file_does_not_look_whole(tmp_path) -> None:
+    assert not looks_whole(tmp_path / "none.png")

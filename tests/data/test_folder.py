@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from selfsight.datamodules import FileImages, ImageData, dataset, folder, memory
+from selfsight.datamodules import ArrayImages, FileImages, ImageData, dataset, folder, folders, images, join, memory
 from selfsight.datamodules.dataset import UnreadableFiles, duplicates
+from selfsight.datamodules.decode import read_image
 from selfsight.datamodules.folders import find_images
+from selfsight.datamodules.images import SomeImages
 from selfsight.errors import UserError
 
 from .writers import encoded, picture, write_pictures
@@ -55,7 +59,8 @@ def test_class_folders_in_any_depth(tmp_path: Path) -> None:
 def test_one_subfolder_is_no_class(tmp_path: Path) -> None:
     write_pictures(tmp_path, ["camera/1.jpg", "camera/2.jpg"])
     assert make(tmp_path).train.labels is None
-    assert make(tmp_path, labels="folders").classes == ("camera",)
+    with pytest.raises(UserError, match=r"are of one class, 'camera', .* or set dataset.labels=none"):
+        make(tmp_path, labels="folders")
 
 
 def test_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
@@ -80,6 +85,54 @@ def test_train_beside_test(tmp_path: Path, test_name: str) -> None:
     assert data.test.labels.tolist() == [1]
 
 
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("TRAIN", "Val"), ("training", "testing")])
+def test_parts_are_known_in_any_case(tmp_path: Path, train: str, test: str) -> None:
+    write_pictures(tmp_path, [f"{train}/a/1.png", f"{train}/b/1.png", f"{test}/b/2.png"])
+    data = make(tmp_path)
+    assert names(data) == ["a/1.png", "b/1.png"]
+    assert data.test.labels.tolist() == [1]
+
+
+def test_train_without_a_test_folder_is_the_root(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["train/a/1.png", "train/b/1.png", "train/b/2.png", "more/1.png", "held/a/1.png"])
+    data = make(tmp_path, unlabelled="more", test="held")
+    assert (data.classes, names(data)) == (("a", "b"), ["a/1.png", "b/1.png", "b/2.png"])
+    assert len(make(tmp_path, unlabelled="more", test="held", labels="none").everything()) == 4
+
+
+def test_train_beside_other_classes_is_a_class(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["train/1.png", "tram/1.png"])
+    assert make(tmp_path).classes == ("train", "tram")
+
+
+def test_another_test_folder_beside_train_and_test(tmp_path: Path) -> None:
+    write_pictures(tmp_path, [f"{part}/{c}/1.png" for part in ("train", "test", "val") for c in "ab"])
+    data = make(tmp_path, test="val")
+    assert (data.classes, len(data.train), len(data.test)) == (("a", "b"), 2, 2)
+
+
+@pytest.mark.parametrize("key", ["test", "unlabelled"])
+@pytest.mark.parametrize("place", [".", "..", "../set"])
+def test_parts_that_hold_the_images_to_learn_from(tmp_path: Path, key: str, place: str) -> None:
+    write_pictures(tmp_path / "set", ["a/1.png", "b/1.png"])
+    with pytest.raises(UserError, match=rf"dataset.{key} is '.*', where the images to learn from are"):
+        make(tmp_path / "set", **{key: place})
+
+
+def test_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures(tmp_path, ["a/1.png", "b/1.png", "c/1.png"])
+    listed = os.scandir
+
+    def closed(place: Any) -> Any:
+        if str(place).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return listed(place)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(UserError, match=r"the folder '.*/b' cannot be read \(Permission denied\): make it readable"):
+        make(tmp_path)
+
+
 def test_own_test_folder_inside_the_root_is_not_learned_from(tmp_path: Path) -> None:
     write_pictures(tmp_path, ["a/1.png", "b/1.png", "held/a/2.png", "held/b/2.png", "more/9.png"])
     data = make(tmp_path, test="held", unlabelled="more")
@@ -101,40 +154,6 @@ def test_held_out_by_seed_in_every_class(tmp_path: Path) -> None:
     assert len(first.train) == 16
 
 
-def test_labels_from_a_list(tmp_path: Path) -> None:
-    write_pictures(tmp_path, ["1.png", "2.png", "x/3.png", "4.png", "5.png"])
-    (tmp_path / "labels.csv").write_text("path,label\n2.png,oak\nx/3.png,elm\n1.png,oak\n4.png,-1\n")
-    data = make(tmp_path)
-    assert data.classes == ("elm", "oak")
-    assert names(data) == ["1.png", "2.png", "x/3.png"]
-    assert data.train.labels.tolist() == [1, 1, 0]
-    assert names(data, "unlabelled") == ["4.png", "5.png"]
-    assert data.unlabelled.labels is None
-
-
-@pytest.mark.parametrize(
-    ("table", "sentence"),
-    [
-        ("1.png,a\n9.png,b\n", "line 2 .* names '9.png', which does not exist"),
-        ("1.png,a\n1.png,b\n", "names '1.png' twice"),
-        ("1.png,a,b\n", "3 columns; path,label are expected"),
-        ("1.png,-2\n", "label -2; only -1"),
-        ("1.png,\n2.png,-1\n", "gives no image a label"),
-    ],
-)
-def test_wrong_list(tmp_path: Path, table: str, sentence: str) -> None:
-    write_pictures(tmp_path, ["1.png", "2.png"])
-    (tmp_path / "labels.csv").write_text(table)
-    with pytest.raises(UserError, match=sentence):
-        make(tmp_path)
-
-
-def test_list_that_is_not_there(tmp_path: Path) -> None:
-    write_pictures(tmp_path, ["1.png", "2.png"])
-    with pytest.raises(UserError, match=r"my.csv', which does not exist"):
-        make(tmp_path, labels="my.csv")
-
-
 @pytest.mark.parametrize(
     ("files", "changes", "sentence"),
     [
@@ -144,8 +163,8 @@ def test_list_that_is_not_there(tmp_path: Path) -> None:
         (["a/1.png", "b/2.png", "3.png"], {"labels": "folders"}, "1 images lie directly in"),
         (["a/1.png", "b/2.png", "held/c/1.png"], {"test": "held"}, "has the class 'c', which the images to learn from"),
         (["1.png", "2.png"], {"test_fraction": 1.0}, "test_fraction is 1.0 of 2 images"),
-        (["1.png", "2.png"], {"max_unreadable": 2}, "max_unreadable is 2; it is a share"),
-        (["1.png", "2.png"], {"mean": (0.5,)}, "three values each"),
+        (["1.png", "2.png"], {"max_unreadable": 2}, "max_unreadable is 2; a share from 0 to 1 was expected"),
+        (["1.png", "2.png"], {"mean": (0.5,)}, "dataset.mean is .*; a list of three numbers"),
         (["1.png", "2.png"], {"eval_resize": 8}, "eval_resize is 8, smaller than dataset.image_size=16"),
     ],
 )
@@ -199,6 +218,43 @@ def test_only_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").write_text("no image")
     with pytest.raises(UserError, match="2 of 2 files"):
         make(tmp_path, max_unreadable=1.0)
+
+
+def test_names_that_are_no_text_are_reported_as_they_are(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "set", [f"{i}.jpg" for i in range(9)])
+    broken = os.fsencode(tmp_path / "set") + b"/b\xe4d.jpg"
+    Path(os.fsdecode(broken)).touch()
+    data = make(tmp_path / "set", max_unreadable=0.2)
+    data.unreadable.write_to(tmp_path / "unreadable.txt")
+    data.unreadable.write_to(tmp_path / "unreadable.txt")
+    assert (tmp_path / "unreadable.txt").read_bytes() == b"b\xe4d.jpg\tempty file\n"
+
+
+def test_a_start_decodes_a_sample_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[Path] = []
+
+    def counted(path: Path) -> np.ndarray:
+        decoded.append(path)
+        return read_image(path)
+
+    monkeypatch.setattr(folders, "read_image", counted)
+    trailing = encoded(picture(), quality=95) + b"trailing bytes"
+    for i in range(40):
+        (tmp_path / f"{i}.jpg").write_bytes(trailing)
+        (tmp_path / f"{i}.webp").write_bytes(encoded(picture(), "WEBP"))
+    (tmp_path / "cut.webp").write_bytes(encoded(picture(), "WEBP")[:-20])
+    data = make(tmp_path, max_unreadable=0.1)
+    assert list(data.unreadable.reasons) == ["cut.webp"]
+    assert len(decoded) <= folders.SAMPLE + 2
+
+
+def test_most_of_a_sample_unreadable(tmp_path: Path) -> None:
+    """Nothing at the ends of a TIFF of floats says that it cannot be read."""
+    float_image = Image.fromarray(picture(channels=1)).convert("F")
+    for i in range(30):
+        (tmp_path / f"{i}.tif").write_bytes(encoded(float_image, "TIFF"))
+    with pytest.raises(UserError, match=r"of a sample of \d+ files cannot be read as images, such as .*32 bits"):
+        make(tmp_path, max_unreadable=0.1)
 
 
 def test_report_grows_as_files_are_met(tmp_path: Path) -> None:
@@ -261,6 +317,74 @@ def test_test_images_among_the_unlabelled_are_counted(
     assert "1 of the 2 unlabelled images" in caplog.text
     assert data.warn_of_leaks() == 1
     assert duplicates(data.train, data.test) == 0
+
+
+@pytest.mark.parametrize("resident", [False, True, "auto"])
+def test_files_are_compared_without_decoding_them(
+    tmp_path: Path, resident: bool | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where some of the images lie in memory, and where the unlabelled ones are of two folders."""
+    write_pictures(tmp_path, ["train/1.png", "train/2.png", "train/3.png", "test/4.png", "test/5.png"])
+    (tmp_path / "labels.csv").write_text("train/1.png,a\ntrain/2.png,b\ntest/4.png,a\ntest/5.png,b\n")
+    write_pictures(tmp_path / "more", ["u1.png", "u2.png"], first_seed=4)  # u1 has the content of test/5.png
+    data = make(tmp_path, unlabelled="more", resident=resident)
+    held = make(tmp_path, resident=True).test
+    assert len(data.unlabelled) == 3
+    monkeypatch.setattr(images, "read_image", None)
+    assert duplicates(data.unlabelled, data.test) == duplicates(data.unlabelled, held) == 1
+
+
+def test_only_files_of_equal_length_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = {"a/1.png": b"one", "a/2.png": b"four", "b/1.png": b"two", "b/2.png": b"longer"}
+    for name, content in contents.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    read: list[bytes] = []
+    monkeypatch.setattr(dataset, "_digest", lambda content: read.append(content) or content)
+    assert duplicates(*(FileImages(tmp_path / part, ["1.png", "2.png"]) for part in "ab")) == 0
+    assert sorted(read) == [b"one", b"two"]
+
+
+def test_images_without_files_are_compared_by_their_pixels() -> None:
+    pixels = torch.stack([torch.from_numpy(picture(i)).permute(2, 0, 1) for i in range(5)])
+    same_row = pixels[:1].clone()
+    same_row[..., 1:, :] = 0  # alike at a glance only
+    several = join(ArrayImages(pixels[3:]), SomeImages(ArrayImages(pixels), torch.tensor([1])), ArrayImages(same_row))
+    assert duplicates(several, ArrayImages(pixels[:4])) == 2
+
+
+def test_all_images_are_joined_once(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["a/1.png", "b/2.png", "more/3.png"])
+    data = make(tmp_path, unlabelled="more", resident=True)
+    whole = data.everything()
+    assert data.everything() is whole
+    assert data.num_images == len(whole) == 3
+    kept = weakref.ref(whole)
+    del whole
+    assert kept() is None  # a copy of many images is not held for somebody who may ask again
+    data.unlabelled = None
+    assert data.num_images == len(data.everything()) == 2
+
+
+def test_what_can_be_measured_is_told(tmp_path: Path) -> None:
+    write_pictures(tmp_path, [f"{c}/{i}.png" for c in "ab" for i in range(4)])
+    told = {
+        (data.held_out, data.labelled)
+        for data in (
+            make(tmp_path, test_fraction=0.25),
+            make(tmp_path),
+            make(tmp_path, labels="none", test_fraction=0.5),
+        )
+    }
+    assert told == {(True, True), (False, False), (True, False)}
+
+
+def test_one_image_a_class_leaves_none_to_hold_out(tmp_path: Path) -> None:
+    write_pictures(tmp_path, [f"{c}/1.png" for c in "abcd"])
+    with pytest.raises(
+        UserError, match="none of the 4 images can be held out, since each is the only one of its class"
+    ):
+        make(tmp_path, test_fraction=0.25)
 
 
 def test_selection_keeps_names_labels_and_content(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_imagenette_finds_the_folder_of_its_size(tmp_path: Path) -> None:
     write_tree(tmp_path / "imagenette2-160", ["n01", "n02"])
     data = imagenette(root=str(tmp_path), download=False, size="160px", **TREE)
     assert (len(data.train), len(data.test)) == (6, 4)
-    with pytest.raises(UserError, match=r"dataset.size is '200px'; one of full, 320px, 160px"):
+    with pytest.raises(UserError, match=r"dataset.size is '200px'; full, 320px or 160px"):
         imagenette(root=str(tmp_path), download=False, size="200px", **TREE)
 
 

@@ -83,7 +83,11 @@ def test_usb_trains_without_labels_on_both_parts() -> None:
         ({"per_class": 21}, "class 'c' has 20 images and 21 labels are asked for"),
         ({"total": 101, "rule": "proportional"}, "101 labels are asked for .* and 100 exist"),
         ({"fraction": 1.5}, "labels.fraction is 1.5"),
-        ({"per_class": 0}, "labels.per_class is 0; it has to be at least 1"),
+        ({"per_class": 0}, "labels.per_class is 0; a whole number of at least 1 was expected"),
+        ({"per_class": 1.5}, "labels.per_class is 1.5; a whole number"),
+        ({"total": "many"}, "labels.total is 'many'; a whole number"),
+        ({"fraction": 0}, "labels.fraction is 0; a share above 0 and at most 1"),
+        ({"per_class": 1, "seed": -1}, "labels.seed is -1; a whole number"),
         ({}, "give one of labels.per_class"),
         ({"per_class": 1, "total": 3}, "give one of labels.per_class"),
         ({"total": 10, "rule": "usb"}, "10 is no multiple"),
@@ -121,8 +125,9 @@ TREE_LABELS = [0, 0, 0, 1, 1, 1]
         ["n02/n02_1.JPEG", "n01/n01_0.JPEG", "n01/n01_2.JPEG"],
         ["train/n02/n02_1.JPEG 1", "train/n01/n01_0.JPEG 0", "train/n01/n01_2.JPEG 0"],
         ["n02/n02_1.JPEG,1", "n01/n01_0.JPEG,0", "n01/n01_2.JPEG,0"],
+        ["./n02/n02_1.JPEG, a name", "n01\\n01_0.JPEG,a name", "/data/n01/n01_2.JPEG,a name"],
     ],
-    ids=["names", "class and name", "path and label", "csv"],
+    ids=["names", "class and name", "path and label", "csv", "other ways"],
 )
 def test_lists_of_names(tmp_path: Path, lines: list[str]) -> None:
     (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
@@ -140,10 +145,12 @@ def test_lists_of_names(tmp_path: Path, lines: list[str]) -> None:
         ("n01_0.JPEG\nn02_0.JPEG\nn01_0.JPEG\n", "1 images stand in .* twice: 'n01/n01_0.JPEG'"),
         ("n01_0.JPEG\n", "class '1' would be left without any label"),
         ("\n", "names no image"),
+        (",\nn01_0.JPEG\n/\n", "2 of 3 names in .* are not in the data set: ',', '/'"),
+        ("\xe4.JPEG\n".encode("latin-1"), "list.txt' is no text in UTF-8"),
     ],
 )
-def test_wrong_lists(tmp_path: Path, text: str, sentence: str) -> None:
-    (tmp_path / "list.txt").write_text(text)
+def test_wrong_lists(tmp_path: Path, text: str | bytes, sentence: str) -> None:
+    (tmp_path / "list.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=sentence):
         select_labels(labelled(TREE_LABELS, TREE), rule="list", file=tmp_path / "list.txt")
 
@@ -155,6 +162,32 @@ def test_name_of_several_images_needs_its_class(tmp_path: Path) -> None:
         select_labels(images, rule="list", file=tmp_path / "list.txt")
     (tmp_path / "list.txt").write_text("b/1.png\na/1.png\n")
     assert select_labels(images, rule="list", file=tmp_path / "list.txt").indices == (0, 1)
+
+
+def test_images_of_one_name_are_told_apart_by_whole_folders(tmp_path: Path) -> None:
+    images, file = labelled([0, 1, 1], ["bobcat/1.png", "cat/1.png", "cat/2.png"]), tmp_path / "list.txt"
+    for line in ("bobcat/2.png", "dog/2.png", "bobcat/2.png 0"):  # bobcat/2.png is held out, say
+        file.write_text(f"cat/1.png\n{line}\n")
+        with pytest.raises(UserError, match=rf"1 of 2 names in .* are not in the data set: '{line}'"):
+            select_labels(images, rule="list", file=file)
+    file.write_text("train/bobcat/1.png\n/data/train/cat/1.png\n")
+    assert select_labels(images, rule="list", file=file).indices == (0, 1)
+
+
+def test_a_list_may_name_fewer_or_more_folders(tmp_path: Path) -> None:
+    file = tmp_path / "list.txt"
+    deep = labelled([0, 1], ["x/a/1.png", "y/a/1.png"])
+    file.write_text("a/1.png\n")
+    with pytest.raises(UserError, match=r"fit several images: 'a/1.png'"):
+        select_labels(deep, rule="list", file=file)
+    file.write_text("x/a/1.png\ny/a/1.png\n")
+    assert select_labels(deep, rule="list", file=file).indices == (0, 1)
+    exact = labelled([0, 1], ["a/1.png", "x/a/1.png"])
+    file.write_text("a/1.png\nx/a/1.png\n")
+    assert select_labels(exact, rule="list", file=file).indices == (0, 1)
+    flat = labelled([0, 1], ["1.png", "2, b.png"])
+    file.write_text("train/a/1.png\n2, b.png\n")
+    assert select_labels(flat, rule="list", file=file).indices == (0, 1)
 
 
 def test_list_is_verified(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 #: part of selfsight -> its floor; a file imports from its own part or from lower floors
 FLOORS = {
     "errors": 0, "batch": 0, "drawing": 0, "allocator": 0,
-    "nn": 1,
+    "nn": 1, "values": 1,
     "losses": 2, "optim": 2,
     "backbones": 3,
     "checkpoints": 4,
