@@ -6,11 +6,13 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .features import FINAL, PROJECTION, Device, Features, extract
@@ -22,7 +24,7 @@ class FeatureCache:
     """A folder of ``<key>.safetensors``, one a stage; the key is a hash of everything the features depend on.
 
     A file whose content does not match its own checksum is named in a warning and made again. Files appear whole or not
-    at all, so two runs may share a folder.
+    at all, so two runs may share a folder. Where nothing can be written, a warning says so, and nothing is kept.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -54,10 +56,19 @@ class FeatureCache:
         missing = [stage for stage in stages if stage not in found]
         if missing:
             made = extract(backbone, datamodule.eval_dataloader(split), device, missing, head=head)
-            for stage, features in made.items():
-                _write(paths[stage], features, {**keys[stage], "stage": stage})
+            self._keep(made, {paths[stage]: {**keys[stage], "stage": stage} for stage in made})
             found |= made
         return {stage: found[stage] for stage in stages}
+
+    def _keep(self, made: Mapping[str, Features], about: Mapping[Path, Mapping[str, str]]) -> None:
+        try:
+            for features, (path, key) in zip(made.values(), about.items(), strict=True):
+                _write(path, features, key)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            log.warning(
+                "The features cannot be kept in %s (%s); they are made again the next time.", self.folder, reason
+            )
 
 
 def weights_digest(*modules: nn.Module | None) -> str:
@@ -76,13 +87,18 @@ def data_digest(images: Any) -> str:
     pieces = [b"" if images.labels is None else _bytes(images.labels)]
     if images.pixels is not None:
         pieces += [str(tuple(images.pixels.shape)).encode(), _bytes(images.pixels)]
-    elif hasattr(images, "path"):
-        for index in range(len(images)):
-            stat = images.path(index).stat()
-            pieces.append(f"{images.name(index)} {stat.st_size} {stat.st_mtime_ns}".encode())
     else:
-        pieces += [images.digest(index) for index in range(len(images))]
+        pieces += [_of_image(images, index) for index in range(len(images))]
     return _digest(pieces)
+
+
+def _of_image(images: Any, index: int) -> bytes:
+    file = images.file(index)
+    if file is None:
+        digest: bytes = images.digest(index)
+        return digest
+    stat = file.stat()
+    return os.fsencode(images.name(index)) + f" {stat.st_size} {stat.st_mtime_ns}".encode()
 
 
 def view_description(datamodule: Any) -> str:
@@ -94,8 +110,6 @@ def view_description(datamodule: Any) -> str:
 
 
 def _read(path: Path) -> Features | None:
-    from safetensors import SafetensorError, safe_open
-
     if not path.exists():
         return None
     try:
@@ -110,9 +124,7 @@ def _read(path: Path) -> Features | None:
         return None
 
 
-def _write(path: Path, features: Features, about: dict[str, str]) -> None:
-    from safetensors.torch import save_file
-
+def _write(path: Path, features: Features, about: Mapping[str, str]) -> None:
     tensors = {"x": features.x.contiguous(), "indices": features.indices.contiguous()}
     if features.labels is not None:
         tensors["labels"] = features.labels.contiguous()

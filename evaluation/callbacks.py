@@ -11,6 +11,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
+from selfsight.values import takes, whole
+
 from .classification import predict
 from .diagnostics import Diagnostics, judge, view_figures
 from .features import FINAL, Evaluator, extract, frozen
@@ -21,6 +23,7 @@ VIEWED = 512  # images whose two views are compared
 Result = dict[str, Any]
 
 
+@takes(every=whole(1), limit=whole(1))
 class OnlineEvaluation(Callback):
     """Runs evaluators on the backbone at the end of every ``every``-th epoch, and of the last one.
 

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfsight.errors import UserError
+from selfsight.values import takes, whole
 
 from .features import Features, checked
 
 
+@takes(clusters=whole(1), iterations=whole(1), restarts=whole(1), seed=whole(0))
 @dataclass(frozen=True)
 class Clustering:
     """Spherical k-means (faiss) fitted on the training features; test images go to the nearest centre.

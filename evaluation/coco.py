@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from selfsight.errors import UserError
 
+from .image_files import read_image
+
 #: COCO's twelve figures begin with these: over overlaps of 0.5 to 0.95, at two of them, and by size of the object
 FIGURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 #: what a result must not carry: pycocotools takes boxes for masks wherever it finds them
@@ -75,16 +77,11 @@ class CocoImages(Dataset[Sample | UserError]):
             return error
 
     def _read(self, index: int) -> Sample:
-        from PIL import Image
         from torchvision import tv_tensors
         from torchvision.transforms import v2
 
         path, listed = self.paths[index], self.annotations.loadImgs(self.ids[index])[0]
-        try:
-            with Image.open(path) as file:
-                pixels = torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1)
-        except OSError:
-            raise UserError(f"'{path}' cannot be read as an image; take it out of the annotations.") from None
+        pixels = torch.from_numpy(read_image(path)).permute(2, 0, 1)
         H, W = pixels.shape[1:]
         if (listed["height"], listed["width"]) != (H, W):
             raise UserError(
@@ -139,8 +136,8 @@ def coco(
     """
     top = Path(root).expanduser()
     parts = [
-        CocoImages(top / split, top / annotations.replace("{split}", split), masks=masks, learn=split == train)
-        for split in (train, test)
+        CocoImages(top / split, top / annotations.replace("{split}", split), masks=masks, learn=learn)
+        for split, learn in ((train, True), (test, False))
     ]
     if parts[0].classes != parts[1].classes:
         raise UserError(

@@ -9,8 +9,7 @@ from torch import Tensor
 from selfsight.errors import UserError
 
 from .features import Features
-from .knn import neighbours
-from .retrieval import without_self
+from .knn import other_neighbours
 
 
 def compare(a: Features, b: Features, k: int = 10) -> dict[str, float]:
@@ -51,5 +50,5 @@ def neighbour_overlap(a: Tensor, b: Tensor, k: int) -> float:
     lists = []
     for x in (a, b):
         unit = F.normalize(x.float(), dim=1)
-        lists.append(without_self(neighbours(unit, unit, k + 1)[1]))
+        lists.append(other_neighbours(unit, unit, k)[1])
     return float((lists[0][:, :, None] == lists[1][:, None, :]).any(dim=2).double().mean())

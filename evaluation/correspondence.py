@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from selfsight.errors import UserError
 from selfsight.losses.pixpro import positives
 from selfsight.nn.boxes import corners
+from selfsight.values import above, takes, whole
 
-from .features import FINAL, Device, frozen, home, tapped
+from .features import FINAL, Device, home, staged
 from .views import STANDARD, plain_view, view_batches
 
 
+@takes(images=whole(1), pos_ratio=above(0), seed=whole(0))
 @dataclass(frozen=True)
 class DenseCorrespondence:
     """For each cell of one view that has a partner in the other: is the most similar cell there a partner? No labels.
@@ -30,6 +32,7 @@ class DenseCorrespondence:
     pos_ratio: float = 0.7
     stage: str = FINAL
     seed: int = 0
+    needs_labels = False
 
     @property
     def protocol(self) -> str:
@@ -42,19 +45,16 @@ class DenseCorrespondence:
         """``dense_correspondence`` and ``dense_correspondence_chance``."""
         device = home(backbone, device)
         view = replace(plain_view(datamodule), count=2, **STANDARD)
-        names = [] if self.stage == FINAL else [self.stage]
         hits = partners = cells = 0.0
-        with frozen(backbone), tapped(backbone, names) as caught:
+        with staged(backbone, [self.stage], maps=True) as outputs:
             for batch in view_batches(datamodule, [view], "train", self.images, self.seed, device=device):
-                maps = []
-                for images in batch.views:
-                    final = backbone.forward_features(images.to(device))  # type: ignore[operator]
-                    maps.append(caught.get(self.stage, final).float())
+                maps = [outputs(images.to(device))[self.stage].float() for images in batch.views]
                 if maps[0].ndim != 4:
                     raise UserError("This backbone gives no feature maps, which correspondence is about: take a CNN.")
                 assert batch.boxes is not None, "crops come with their boxes"
                 a, b = (corners(box.to(device)) for box in batch.boxes)
-                pairs = positives(a, b, tuple(maps[0].shape[2:]), pos_ratio=self.pos_ratio)  # [B, HW, HW]
+                h, w = maps[0].shape[2:]
+                pairs = positives(a, b, (h, w), pos_ratio=self.pos_ratio)  # [B, HW, HW]
                 found, chance, queries = correspondence(maps[0], maps[1], pairs)
                 hits, partners, cells = hits + found, partners + chance, cells + queries
         if not cells:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from selfsight.drawing import VOID
 from selfsight.errors import UserError
+from selfsight.values import above, takes, whole
 
 from .dilation import dilated
-from .features import FINAL, Device, frozen, home, large_enough, stage_names, tapped
+from .features import FINAL, Device, home, staged
 from .knn import neighbours
 from .segmentation import Masked, SegmentationData
 
@@ -33,6 +34,9 @@ class Maps:
         return len(self.x)
 
 
+@takes(
+    size=whole(1), dilate=whole(0), learning_rates=above(0), epochs=whole(1), batch_size=whole(1), seed=whole(0)
+)  # fmt: skip
 @dataclass(frozen=True)
 class DenseLinear:
     """A 1x1 convolution on standardised frozen maps, upsampled bilinearly to the masks.
@@ -55,6 +59,7 @@ class DenseLinear:
     epochs: int = 25
     batch_size: int = 64
     seed: int = 0
+    needs_labels = False
 
     @property
     def protocol(self) -> str:
@@ -106,6 +111,7 @@ class DenseLinear:
         return [(weight.detach(), bias.detach()) for weight, bias in heads]
 
 
+@takes(size=whole(1), dilate=whole(0), k=whole(1), temperature=above(0), memory=whole(1), seed=whole(0))
 @dataclass(frozen=True)
 class DenseKNN:
     """Each cell of a test map takes the mean label of its nearest cells among the training maps; nothing is trained.
@@ -127,6 +133,7 @@ class DenseKNN:
     temperature: float = 0.02
     memory: int = 100_000
     seed: int = 0
+    needs_labels = False
 
     @property
     def protocol(self) -> str:
@@ -185,21 +192,19 @@ def maps(
         normalised_like: has ``views`` whose first gives ``mean`` and ``std``.
         stage: ``final`` (the last map), or a module name out of ``feature_info``.
     """
+    for name, part in (("learn from", data.train), ("measure on", data.test)):
+        if not len(part):
+            raise UserError(f"The images with masks '{data.name}' hold none to {name}: a dense probe takes both.")
     device = home(backbone, device)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in _statistics(normalised_like))
-    if stage not in stage_names(backbone):
-        raise UserError(f"'{stage}' is no stage of this backbone ({', '.join(stage_names(backbone))}).")
-    names = [] if stage == FINAL else [stage]
     found = []
-    with frozen(backbone), tapped(backbone, names) as caught:
+    with staged(backbone, [stage], maps=True) as outputs:
         for part in (data.train, data.test):
             kept, masks = [], []
             for start in range(0, len(part), 32):
                 pairs = part[start : start + 32]
                 images = torch.stack([_square(image, size) for image, _ in pairs]).to(device)
-                with large_enough(images):
-                    final = backbone.forward_features((images / 255 - mean) / std)  # type: ignore[operator]
-                kept.append(caught.get(stage, final).float().cpu())
+                kept.append(outputs((images / 255 - mean) / std)[stage].float().cpu())
                 masks += [torch.from_numpy(mask) for _, mask in pairs]
             _check_masks(masks, part, data.classes)
             found.append(Maps(torch.cat(kept), masks))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from selfsight.errors import UserError
 from selfsight.optim.groups import decayed_and_plain, layer_decayed
+from selfsight.values import SWITCH, above, at_least, one_of, takes, whole
 
 from .coco import CocoImages, DetectionData, Target, average_precision, loaded
 from .features import Device, home, tapped
@@ -59,6 +60,7 @@ class Pyramid(nn.Module):
         return self
 
 
+@takes(norm=one_of(*NORMS), heads=one_of(*HEADS), short_side=whole(1), long_side=whole(1))
 def detector(
     backbone: nn.Module,
     classes: int,
@@ -90,9 +92,6 @@ def detector(
     from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
     from torchvision.ops import MultiScaleRoIAlign
 
-    for name, value, known in (("norm", norm, NORMS), ("heads", heads, HEADS)):
-        if value not in known:
-            raise UserError(f"{name} is '{value}'; choose from {', '.join(known)}.")
     backbone.requires_grad_(True)
     if norm == "frozen":
         for module in backbone.modules():
@@ -126,6 +125,11 @@ def detector(
     return MaskRCNN(body, classes + 1, **options)
 
 
+@takes(
+    masks=SWITCH, iterations=whole(1), batch_size=whole(1), warmup=whole(0), drops=whole(1, empty=True),
+    gamma=at_least(0), layer_decay=above(0), norm=one_of(*NORMS), heads=one_of(*HEADS), short_side=whole(1),
+    long_side=whole(1), boxes=whole(1), proposals=whole(1), seed=whole(0),
+)  # fmt: skip
 @dataclass(frozen=True)
 class Detection:
     """A detector fine-tuned as a whole, measured once, after the last step.
@@ -155,10 +159,6 @@ class Detection:
     boxes: int
     proposals: int
     seed: int
-
-    def __post_init__(self) -> None:
-        if self.iterations < 1 or self.batch_size < 1:
-            raise UserError(f"iterations={self.iterations} of {self.batch_size} images; both have to be 1 or more.")
 
     @property
     def protocol(self) -> str:

@@ -115,13 +115,19 @@ FIGURES: Mapping[str, Figure] = {
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """Feature spread, effective rank and eigenvalue decay of the test features. Needs no labels."""
+    """Feature spread, effective rank and eigenvalue decay of the test features. Needs no labels.
+
+    Of a set without test images it is given the training features in their place.
+    """
 
     needs_labels = False
 
     @property
     def protocol(self) -> str:
-        return "spread, effective rank (RankMe) and eigenvalue decay of frozen un-augmented test features"
+        return (
+            "spread, effective rank (RankMe) and eigenvalue decay of frozen un-augmented test features (of training "
+            "features where there is no test set)"
+        )
 
     def __call__(self, train: Features, test: Features) -> dict[str, float]:
         """``feature_std``, ``rank``, ``rank_share`` (of the dimensions, or of the images if fewer), ``alpha_req``."""

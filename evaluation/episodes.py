@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfsight.errors import UserError
+from selfsight.values import takes, whole
 
 from .features import Features, checked
 from .linear import per_class
 
 
+@takes(ways=whole(2), shots=whole(1), queries=whole(1), episodes=whole(1), seed=whole(0))
 @dataclass(frozen=True)
 class Episodes:
     """``ways`` classes, ``shots`` labelled and ``queries`` unlabelled test images of each, many times over.

@@ -133,6 +133,20 @@ def stage_names(backbone: nn.Module) -> list[str]:
     return [*_stage_info(backbone), FINAL]
 
 
+def missing_labels(data: Any) -> str:
+    """What keeps a data set from being measured by its labels, in a few words; nothing where nothing does.
+
+    Args:
+        data: an `ImageData`: accuracies take labelled images to learn from and labelled ones held out.
+    """
+    for name, images in (("training", data.train), ("test", data.test)):
+        if images is None or not len(images):
+            return f"data set '{data.name}' has no {name} images"
+        if images.labels is None or not bool((images.labels >= 0).any()):
+            return f"the {name} images of data set '{data.name}' have no labels"
+    return ""
+
+
 def extract(
     backbone: nn.Module,
     loader: Iterable[Any],
@@ -147,30 +161,22 @@ def extract(
         backbone: timm interface. Its training flags are as before when this returns.
         loader: yields `Batch` with one un-augmented view.
         device: where to compute; default: where the backbone's parameters are. The features come back on the CPU.
-        stages: ``"final"`` (the pooled output), module names out of ``feature_info`` (averaged over the image),
-            ``"last2"``, ``"last3"``, ... (those last stages side by side), ``"projection"`` (after ``head``).
+        stages: see `staged`.
         head: the projector, for ``"projection"``.
 
     Returns:
         `Features` by stage.
     """
     device, dtype = home(backbone, device), next(backbone.parameters()).dtype
-    made_of = {stage: _parts(backbone, stage, head) for stage in stages}
-    names = {name for parts in made_of.values() for name in parts} - {FINAL, PROJECTION}
     kept: dict[str, list[Tensor]] = {stage: [] for stage in stages}
     labels: list[Tensor] = []
     indices: list[Tensor] = []
-    with frozen(backbone, *([] if head is None else [head])), tapped(backbone, names, pooled) as caught:
+    with staged(backbone, stages, head=head) as outputs:
         for batch in loader:
             if not len(batch):  # every file of it was unreadable
                 continue
-            images = batch.views[0].to(device, dtype, non_blocking=True)
-            with large_enough(images):
-                caught[FINAL] = pooled(backbone(images))
-            if head is not None:
-                caught[PROJECTION] = head(caught[FINAL])
-            for stage, parts in made_of.items():
-                kept[stage].append(torch.cat([caught[part] for part in parts], dim=1).float().cpu())
+            for stage, x in outputs(batch.views[0].to(device, dtype, non_blocking=True)).items():
+                kept[stage].append(x.float().cpu())
             indices.append(batch.indices.cpu())
             if batch.labels is not None:
                 labels.append(batch.labels.cpu())
@@ -181,6 +187,37 @@ def extract(
     if label is not None and bool((label < 0).all()):
         label = None
     return {stage: Features(torch.cat(parts), label, index) for stage, parts in kept.items()}
+
+
+@contextmanager
+def staged(
+    backbone: nn.Module, stages: Sequence[str], *, head: nn.Module | None = None, maps: bool = False
+) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
+    """From images ``[B, 3, H, W]`` to what each stage makes of them, everything frozen.
+
+    Args:
+        stages: ``"final"`` (the pooled output), module names out of ``feature_info`` (averaged over the image),
+            ``"last2"``, ``"last3"``, ... (those last stages side by side), ``"projection"`` (after ``head``).
+        maps: give maps ``[B, D, h, w]`` instead of ``[B, D]``; of ``"final"`` and of modules alone.
+
+    Raises:
+        UserError: no such stage, or one without a map.
+    """
+    made_of = {stage: _parts(backbone, stage, head, maps) for stage in stages}
+    names = {name for parts in made_of.values() for name in parts} - {FINAL, PROJECTION}
+    keep: Callable[[Tensor], Tensor] = (lambda x: x) if maps else pooled
+    forward: Callable[[Tensor], Tensor] = backbone.forward_features if maps else backbone  # type: ignore[assignment]
+    with frozen(backbone, *([] if head is None else [head])), tapped(backbone, names, keep) as caught:
+
+        def outputs(images: Tensor) -> dict[str, Tensor]:
+            with large_enough(images):
+                caught[FINAL] = keep(forward(images))
+            if head is not None:
+                caught[PROJECTION] = head(caught[FINAL])
+            parts = {stage: [caught[part] for part in of] for stage, of in made_of.items()}
+            return {stage: of[0] if len(of) == 1 else torch.cat(of, dim=1) for stage, of in parts.items()}
+
+        yield outputs
 
 
 @contextmanager
@@ -230,26 +267,26 @@ def _stage_info(backbone: nn.Module) -> dict[str, dict[str, Any]]:
     return {info["module"]: info for info in getattr(backbone, "feature_info", [])}
 
 
-def _parts(backbone: nn.Module, stage: str, head: nn.Module | None) -> list[str]:
+def _parts(backbone: nn.Module, stage: str, head: nn.Module | None, maps: bool) -> list[str]:
     """The outputs one stage is made of."""
     modules = list(_stage_info(backbone))
     if stage == FINAL or stage in modules:
         return [stage]
+    several = stage.startswith("last") and stage[4:].isdigit()
+    if maps and (several or stage == PROJECTION):
+        raise UserError(f"The stage '{stage}' is no map; take one of {', '.join(stage_names(backbone))}.")
     if stage == PROJECTION:
         if head is None:
-            raise UserError(
-                "The stage 'projection' needs the projector, which an exported backbone no longer has: give a run "
-                "folder."
-            )
+            raise UserError("The stage 'projection' comes after a projector, and there is none.")
         return [PROJECTION]
-    if stage.startswith("last") and stage[4:].isdigit():
+    if several:
         n = int(stage[4:])
         if not 1 <= n <= len(modules):
             raise UserError(
                 f"'{stage}' asks for {n} stages, and this backbone has {len(modules)}: {', '.join(modules)}."
             )
         return modules[-n:]
-    choices = [*modules, FINAL, PROJECTION, "last2"]
+    choices = stage_names(backbone) if maps else [*modules, FINAL, PROJECTION, "last2"]
     raise UserError(f"'{stage}' is no stage of this backbone ({', '.join(choices)}).{nearest(stage, choices)}")
 
 

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsight.errors import UserError, nearest
+from selfsight.errors import UserError
+from selfsight.values import SWITCH, above, one_of, takes, whole
 
 from .features import Features, checked
 
@@ -23,6 +24,7 @@ VOTE_BLOCK = 5_000_000  # votes (images x classes) kept at a time
 BACKENDS = ("auto", "torch", "faiss")
 
 
+@takes(k=whole(1), temperature=above(0), backend=one_of(*BACKENDS), bf16=SWITCH)
 @dataclass(frozen=True)
 class KNN:
     """Weighted cosine kNN.
@@ -46,14 +48,6 @@ class KNN:
     device: str | None = None
     bf16: bool = False
     needs_labels = True
-
-    def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise UserError(f"'{self.backend}' is no backend ({', '.join(BACKENDS)}).{nearest(self.backend, BACKENDS)}")
-        if self.k is not None and (not self.k or min(self.k) < 1):
-            raise UserError(f"k is {list(self.k)}, and numbers of neighbours start at 1.")
-        if self.temperature <= 0:
-            raise UserError(f"The kNN temperature is {self.temperature} and must be above 0; 0.07 is usual.")
 
     @property
     def protocol(self) -> str:
@@ -124,6 +118,22 @@ def neighbours(
         values, order = values.float().sort(dim=1, descending=True, stable=True)  # sorting k beats topk's sorting
         similarity[block], index[block] = values, columns.gather(1, order)
     return similarity, index
+
+
+def other_neighbours(queries: Tensor, bank: Tensor, k: int, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """As `neighbours` of queries that are in the bank themselves: each with its own row left out, and no other.
+
+    Exact copies of a query are neighbours like any other, whatever the order in which a search returns equals.
+
+    Args:
+        own: ``[M]``, the row of each query in the bank, -1 for one that is not in it; None: row i is query i.
+    """
+    similarity, index = neighbours(queries, bank, k + 1)
+    if own is None:
+        own = torch.arange(len(index), device=index.device)
+    kept = index != own[:, None]
+    kept[kept.all(dim=1), -1] = False  # not in the bank, or behind k copies of itself: the last one is too many
+    return similarity[kept].view(len(index), k), index[kept].view(len(index), k)
 
 
 def true_class_ranks(

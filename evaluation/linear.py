@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from selfsight.errors import UserError
+from selfsight.values import above, at_least, takes, whole
 
 from .features import Features, checked
 from .logistic import BLOCK, Linear, fit_lbfgs, fit_sgd
@@ -21,6 +22,7 @@ HELD_OUT = 0.1
 STANDARD_SHOTS = (1, 5, 20)
 
 
+@takes(penalties=at_least(0), folds=whole(2), seed=whole(0))
 @dataclass(frozen=True)
 class LinearProbe:
     """Multinomial logistic regression by L-BFGS: every penalty at once, the best on held-out training images, refitted.
@@ -38,12 +40,6 @@ class LinearProbe:
     seed: int = 0
     device: str | None = None
     needs_labels = True
-
-    def __post_init__(self) -> None:
-        if self.folds is not None and self.folds < 2:
-            raise UserError(
-                f"Cross-validation with {self.folds} parts leaves nothing to fit on: take folds of 2 or more."
-            )
 
     @property
     def protocol(self) -> str:
@@ -68,6 +64,10 @@ class LinearProbe:
         }
 
 
+@takes(
+    learning_rates=above(0), weight_decays=at_least(0), epochs=whole(1), batch_size=whole(1), momentum=at_least(0),
+    seed=whole(0),
+)  # fmt: skip
 @dataclass(frozen=True)
 class SGDProbe:
     """Linear heads trained by SGD with momentum on cached features, a grid of rates and decays as one batched head.
@@ -124,6 +124,7 @@ class SGDProbe:
         )
 
 
+@takes(shots=whole(1), draws=whole(1), penalty=at_least(0), seed=whole(0))
 @dataclass(frozen=True)
 class FewShot:
     """Logistic regression on ``k`` labelled images per class, drawn several times: mean and standard deviation.

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from selfsight.errors import UserError, nearest
 from selfsight.nn.probes import ConvClassifier, LinearClassifier, MultLayerClassifier
 from selfsight.optim.schedule import Clock, Cosine, Milestones, Schedule, Table, Warmup
+from selfsight.values import above, takes, whole
 
-from .features import FINAL, Device, frozen, home, pooled, tapped
+from .features import FINAL, Device, frozen, home, missing_labels, staged
 from .linear import top_accuracies
 
 CROP = {"crop": "resized", "scale": (0.08, 1.0), "hflip": 0.5}
@@ -112,15 +113,17 @@ PROTOCOLS: Mapping[str, Protocol] = {
 }  # fmt: skip
 
 
+@takes(epochs=whole(1), batch_size=whole(1), lr=above(0), first_per_class=whole(1), seed=whole(0))
 @dataclass(frozen=True)
 class PublishedProbe:
     """Trains classifiers on frozen features of augmented images, one a stage, all on the same forward pass.
 
     Attributes:
-        protocol_name: one of `PROTOCOLS`. stages: as in `extract`, heads of their own each.
+        protocol_name: one of `PROTOCOLS`. stages: see `features.staged`; each has a classifier of its own.
         epochs, batch_size, lr: other than published, for data sets of another size; the protocol line then says so.
         first_per_class: labels of the first images of every class alone, in the order of the data set; an epoch stays
             as long as with all of them (RotNet's few-label protocol). None: all.
+        head: the projector, for the stage ``projection``.
     """
 
     protocol_name: str
@@ -130,6 +133,8 @@ class PublishedProbe:
     lr: float | None = None
     first_per_class: int | None = None
     seed: int = 0
+    head: nn.Module | None = None
+    needs_labels = True
 
     def __post_init__(self) -> None:
         if self.protocol_name == "spark-finetune":
@@ -163,7 +168,13 @@ class PublishedProbe:
         return f"linear probe '{self.protocol_name}', augmented images, SGD, last epoch ({'; '.join(notes)})"
 
     def on_images(self, backbone: nn.Module, datamodule: Any, device: Device = None) -> dict[str, float]:
-        """``linear_top1`` (``linear_top5``) of the last stage asked for, and ``linear_<stage>_top1`` of every one."""
+        """``linear_top1`` (``linear_top5``) of the last stage asked for, and ``linear_<stage>_top1`` of every one.
+
+        Raises:
+            UserError: training or test images have no labels, before anything is trained.
+        """
+        if reason := missing_labels(datamodule.data):
+            raise UserError(f"A linear probe needs labels to learn and to measure, and {reason}.")
         device = home(backbone, device)
         heads = self.train(backbone, datamodule, device)
         logits: dict[str, list[Tensor]] = {stage: [] for stage in self.stages}
@@ -172,10 +183,12 @@ class PublishedProbe:
             for batch in datamodule.eval_dataloader("test"):
                 for stage, x in inputs(batch.views[0].to(device)).items():
                     logits[stage].append(heads[_key(stage)](x).cpu())
-                labels.append(batch.labels)
+                labels.append(batch.labels.cpu())
+        truth = torch.cat(labels)
+        known = truth >= 0
         results: dict[str, float] = {}
         for stage in self.stages:
-            scores = top_accuracies(torch.cat(logits[stage]), torch.cat(labels).cpu())
+            scores = top_accuracies(torch.cat(logits[stage])[known], truth[known])
             results |= {f"linear_{stage}_{name}": value for name, value in scores.items()}
             results |= {f"linear_{name}": value for name, value in scores.items()}
         return results
@@ -217,15 +230,8 @@ class PublishedProbe:
     @contextmanager
     def _inputs(self, backbone: nn.Module) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
         """From images to what each stage's classifier sees, the backbone frozen."""
-        on_map = self.rule.head != "linear"
-        names = [stage for stage in self.stages if stage != FINAL]
-        with frozen(backbone), tapped(backbone, names, (lambda x: x) if on_map else pooled) as caught:
-
-            def inputs(images: Tensor) -> dict[str, Tensor]:
-                final = backbone.forward_features(images) if on_map else pooled(backbone(images))  # type: ignore[operator]
-                return {stage: (final if stage == FINAL else caught[stage]).float() for stage in self.stages}
-
-            yield inputs
+        with staged(backbone, self.stages, head=self.head, maps=self.rule.head != "linear") as outputs:
+            yield lambda images: {stage: x.float() for stage, x in outputs(images).items()}
 
     def _datamodule(self, datamodule: Any, rule: Protocol, device: torch.device) -> Any:
         """The training images, augmented as the protocol says."""
@@ -235,10 +241,11 @@ class PublishedProbe:
             raise UserError(f"A linear probe needs labels, and the training images of '{data.name}' have none.")
         labels, K = data.train.labels, self.first_per_class
         known = [(labels == c).nonzero()[:, 0] for c in range(len(data.classes))]
-        if K is not None and not 1 <= K <= min(map(len, known)):
+        fewest = min(map(len, known))
+        if K is not None and fewest < K:
             raise UserError(
-                f"The first {K} labels of every class were asked for, and classes have {min(map(len, known))} images "
-                "or more: ask for at least 1 and no more than that."
+                f"The first {K} labels of every class were asked for, and the smallest class has {fewest} labelled "
+                "training images: ask for no more than that."
             )
         labelled = data.train.select(torch.cat([rows[:K] for rows in known]).sort().values)
         examples = sum(map(len, known))

@@ -9,14 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsight.errors import UserError, nearest
+from selfsight.errors import UserError
+from selfsight.values import one_of, takes, whole
 
 from .features import Features, checked
-from .knn import neighbours
+from .knn import neighbours, other_neighbours
 
 GALLERIES = ("train", "test")
 
 
+@takes(k=whole(1), gallery=one_of(*GALLERIES), depth=whole(1))
 @dataclass(frozen=True)
 class Retrieval:
     """Each test image is a query; what it should find are the gallery's images of its class.
@@ -31,12 +33,6 @@ class Retrieval:
     gallery: str = "train"
     depth: int | None = 1000
     needs_labels = True
-
-    def __post_init__(self) -> None:
-        if self.gallery not in GALLERIES:
-            raise UserError(
-                f"gallery='{self.gallery}'; one of {', '.join(GALLERIES)}.{nearest(self.gallery, GALLERIES)}"
-            )
 
     @property
     def protocol(self) -> str:
@@ -56,9 +52,7 @@ class Retrieval:
                 f"recall at {max(self.k)} was asked for, and the gallery holds {available} images: take less."
             )
         bank, queries = F.normalize(gallery.x, dim=1), F.normalize(test.x, dim=1)
-        _, index = neighbours(queries, bank, max(depth, *self.k) + inside)
-        if inside:
-            index = without_self(index)
+        _, index = (other_neighbours if inside else neighbours)(queries, bank, max(depth, *self.k))
         labels = test.known_labels
         right = gallery.known_labels[index] == labels[:, None]  # [M, depth]
         classes = max(gallery.classes, test.classes)
@@ -79,10 +73,3 @@ def average_precision(right: Tensor, relevant: Tensor) -> Tensor:
     place = torch.arange(1, right.shape[1] + 1, dtype=torch.float64, device=right.device)
     precision = right.double().cumsum(dim=1) / place
     return (precision * right).sum(dim=1) / relevant.clamp(min=1, max=right.shape[1])
-
-
-def without_self(index: Tensor) -> Tensor:
-    """``[M, K]`` neighbours of row i in the set that holds row i itself -> ``[M, K - 1]`` without i."""
-    own = index == torch.arange(len(index), device=index.device)[:, None]
-    own[~own.any(dim=1), -1] = True  # behind K exact copies of itself: drop the last of those
-    return index[~own].view(len(index), -1)

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from selfsight.drawing import SHAPES, VOID, draw
 from selfsight.errors import UserError
+from selfsight.values import Kind, expect, number, takes, whole
+
+from .image_files import read_image
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -59,10 +62,17 @@ class SegmentationData:
     classes: tuple[str, ...]
 
 
+FEWEST_AND_MOST = Kind(
+    "a list of the fewest and the most shapes of an image, such as [1,3],", lambda v: len(v) == 2 and v[0] <= v[1]
+)
+
+
+@takes(train=whole(0), test=whole(0), size=whole(1), seed=whole(0), number=whole(0))
 def shapes(
     train: int = 200, test: int = 100, size: int = 64, seed: int = 0, number: Sequence[int] = (1, 3)
 ) -> SegmentationData:
     """Drawn images, see `selfsight.drawing.draw`; for other images of them take another seed."""
+    expect("number of shapes", number, FEWEST_AND_MOST)
     rng = np.random.default_rng(seed)
     pairs = [draw(size, rng, number) for _ in range(train + test)]
 
@@ -72,6 +82,7 @@ def shapes(
     return SegmentationData("shapes", part(pairs[:train], "train"), part(pairs[train:], "test"), SHAPES)
 
 
+@takes(test_share=number("a share between 0 and 1", lambda v: 0 < v < 1), seed=whole(0))
 def folder(root: str, test_share: float = 0.2, seed: int = 0, classes: Sequence[str] | None = None) -> SegmentationData:
     """``root/images`` and ``root/masks`` (or the two inside ``root/train`` and ``root/test``), paired by file name.
 
@@ -81,7 +92,7 @@ def folder(root: str, test_share: float = 0.2, seed: int = 0, classes: Sequence[
     Args:
         classes: their names; None: as many numbers as the training masks use.
     """
-    top = Path(root)
+    top = Path(root).expanduser()
     if (top / "train").is_dir():
         train, test = _pairs(top / "train"), _pairs(top / "test")
     else:
@@ -106,6 +117,7 @@ def voc(root: str, download: bool = False) -> SegmentationData:
     """
     from torchvision.datasets import VOCSegmentation
 
+    root = str(Path(root).expanduser())
     try:
         sets = [VOCSegmentation(root, year="2012", image_set=split, download=download) for split in ("train", "val")]
     except RuntimeError:
@@ -141,23 +153,19 @@ def _pairs(top: Path) -> list[tuple[Path, Path]]:
 
 
 def _reader(pairs: Sequence[tuple[Path, Path]]) -> Callable[[int], Pair]:
-    return lambda index: (_image(pairs[index][0]), _mask(pairs[index][1]))
-
-
-def _image(path: Path) -> NDArray[np.uint8]:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+    return lambda index: (read_image(pairs[index][0]), _mask(pairs[index][1]))
 
 
 def _mask(path: Path) -> NDArray[np.uint8]:
     from PIL import Image
 
-    with Image.open(path) as image:
-        if image.mode not in ("P", "L", "1", "I", "I;16"):
-            raise UserError(f"{path} has colours ({image.mode}), and a mask holds one class number for every pixel.")
-        values = np.asarray(image)
+    try:
+        with Image.open(path) as image:
+            mode, values = image.mode, np.asarray(image)
+    except OSError:
+        raise UserError(f"'{path}' cannot be read as a mask; repair it, or take it and its image out.") from None
+    if mode not in ("P", "L", "1", "I", "I;16"):
+        raise UserError(f"{path} has colours ({mode}), and a mask holds one class number for every pixel.")
     if values.max(initial=0) > VOID:
         raise UserError(f"{path} holds the value {values.max()}, and masks go up to 254, with 255 for void.")
     return values.astype(np.uint8)

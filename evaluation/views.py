@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsight.batch import Batch
-from selfsight.errors import UserError, nearest
+from selfsight.values import one_of, takes, whole
 
 from .diagnostics import lidar, view_figures
 from .features import Device, frozen, home
@@ -38,6 +38,7 @@ OPERATIONS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+@takes(images=whole(2), views=whole(2), seed=whole(0))
 @dataclass(frozen=True)
 class ViewQuality:
     """Figures of augmented views, without labels: LiDAR, alignment, uniformity, and the kNN of views.
@@ -62,6 +63,7 @@ class ViewQuality:
         return {"lidar": lidar(x)} | view_figures(x[:, 0], x[:, 1])
 
 
+@takes(operations=one_of(*OPERATIONS), images=whole(2), seed=whole(0))
 @dataclass(frozen=True)
 class Invariance:
     """How far each operation alone moves the features, from 1 (not at all) down to 0 (as far as another image).
@@ -73,19 +75,17 @@ class Invariance:
         operations: names from `OPERATIONS`, which says how strong each is; None: all.
     """
 
-    operations: tuple[str, ...] | None = None
+    operations: Sequence[str] | None = None
     images: int = 1024
     seed: int = 0
     needs_labels = False
 
-    def __post_init__(self) -> None:
-        for name in self.operations or ():
-            if name not in OPERATIONS:
-                raise UserError(f"'{name}' is no operation ({', '.join(OPERATIONS)}).{nearest(name, OPERATIONS)}")
-
     @property
     def protocol(self) -> str:
-        return f"cosine of frozen features with and without one operation, {self.images} test images (other image: 0)"
+        return (
+            f"cosine of frozen features with and without one operation (another image: 0), at most {self.images} test "
+            "images (training images where there is no test set)"
+        )
 
     def on_images(self, backbone: nn.Module, datamodule: Any, device: Device = None) -> dict[str, float]:
         """``invariance_<operation>`` by operation."""
@@ -121,15 +121,17 @@ def view_batches(
 ) -> Iterator[Batch]:
     """One pass over (some of) a split's images, each with the given views; whole batches only.
 
-    ``images`` are spread evenly over the split: files usually stand sorted by class.
+    ``images`` are spread evenly over the split: files usually stand sorted by class. Of a semi-supervised run they are
+    those that it learns from without labels.
     """
-    source = datamodule.data.split(split)
+    like = getattr(datamodule, "unlabelled", datamodule)
+    source = like.data.split(split)
     n = min(images, len(source))
     batch = min(settings.pop("batch_size", 256), n)
     rows = torch.linspace(0, len(source) - 1, n // batch * batch).long()
-    data = replace(datamodule.data, train=source.select(rows), unlabelled=None)
-    module = type(datamodule)(
-        data, views, batch_size=batch, num_workers=datamodule.num_workers, engine="auto", seed=seed,
+    data = replace(like.data, train=source.select(rows), unlabelled=None)
+    module = type(like)(
+        data, views, batch_size=batch, num_workers=like.num_workers, engine="auto", seed=seed,
         device=settings.pop("device", None),
     )  # fmt: skip
     yield from module.train_dataloader()

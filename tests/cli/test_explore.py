@@ -1,7 +1,9 @@
-"""The explorer as a person uses it, in a real browser: Debian's chromium and chromium-driver."""
+"""The explorer: what it shows and answers; and in the hands of a person, in Debian's chromium with its driver."""
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import shutil
 import subprocess
@@ -11,14 +13,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 
+import selfsight
 from selfsight import cli
 from selfsight.datamodules import digits
+from selfsight.jobs import build, embedding_facts
+from selfsight.jobs.evaluate import plain_data
+from selfsight.jobs.explore import learnt_from
+from selfsight.jobs.explorer import Explorer
+from selfsight.jobs.run_folder import RunFolder
+
+from .test_evaluate import finished, pictures, refused
 
 #: widgets live in shadow roots, which plain selectors do not enter
 FIND = """
@@ -127,9 +138,89 @@ def test_search_by_image(page: webdriver.Chrome, tmp_path: Path) -> None:
     assert first[1] == data.limited(300).train.name(7)
     (tmp_path / "words.png").write_text("no image")
     put(page, "path", str(tmp_path / "words.png"))
-    until(lambda: model(page, "status", "text") == "That is no image.")
+    until(lambda: model(page, "status", "text") == "That is no image (no image).")
 
 
 def test_nothing_is_wrong_in_the_console(page: webdriver.Chrome) -> None:
     severe = [entry["message"] for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
     assert not [message for message in severe if "favicon" not in message]
+
+
+def opened(run: Path) -> Explorer:
+    folder, backbone = RunFolder(run), selfsight.load(run)
+    data = plain_data(build.images(folder.config()), backbone, num_workers=0)
+    train, images = learnt_from(backbone, data)
+    return Explorer(folder, data, backbone, train, embedding_facts.facts(train, train, images, "pca"), "train")
+
+
+def name_of(explorer: Explorer, point: int) -> str:
+    name: str = explorer.images.name(int(explorer.indices[point]))
+    return name
+
+
+def test_an_image_is_read_as_those_of_data_sets(tmp_path: Path) -> None:
+    """One that was taken upright, and one of 16 bits, find themselves."""
+    root = pictures(tmp_path / "photos", 8)
+    grey = (np.arange(18 * 18, dtype=np.uint16).reshape(18, 18) % 251).astype(np.uint8)
+    Image.fromarray(grey).save(root / "grey.png")
+    run = finished(tmp_path / "run", "dataset=folder", f"dataset.root={root}", "dataset.test_fraction=0")
+    explorer = opened(run)
+
+    def found(picture: Image.Image, **options: Any) -> str:
+        content = io.BytesIO()
+        picture.save(content, "PNG", **options)
+        explorer.search(content.getvalue())
+        return name_of(explorer, explorer.selected[0])
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    with Image.open(root / "3.png") as upright:
+        assert found(upright) == "3.png"
+        assert found(upright.transpose(Image.Transpose.ROTATE_90), exif=exif) == "3.png"
+    assert found(Image.fromarray(grey.astype(np.uint16) << 8)) == "grey.png"
+    explorer.search(b"words")
+    assert explorer.status.text == "That is no image (no image)."
+
+
+def test_images_without_labels_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = pictures(tmp_path / "photos", 10)
+    odd = os.fsdecode(b"\xe4.png")  # a name that is no text
+    (root / "9.png").rename(root / odd)
+    (root / "labels.csv").write_text("".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(8)))
+    run = finished(tmp_path / "run", "dataset=folder", f"dataset.root={root}", "dataset.test_fraction=0.25")
+    explorer = opened(run)
+    shown = [name_of(explorer, i) for i in range(len(explorer.known.rows))]
+    assert len(shown) == 8
+    assert {"8.png", odd} < set(shown)
+    explorer.label.value = "no label"
+    kept = explorer.view.filter.booleans
+    assert {name for name, keep in zip(shown, kept, strict=True) if keep} == {"8.png", odd}
+    explorer.label.value, explorer.errors.value = "everything", "only errors"
+    kept = explorer.view.filter.booleans
+    assert not {name for name, keep in zip(shown, kept, strict=True) if keep} & {"8.png", odd}
+
+    explorer.source.selected.indices = [i for i, name in enumerate(shown) if name in ("8.png", odd)]
+    explorer.export()
+    assert sorted((run / "selections" / "selection.txt").read_bytes().split()) == [b"8.png", b"\xe4.png"]
+    assert "labels.list" not in explorer.status.text
+    explorer.source.selected.indices = [i for i, name in enumerate(shown) if name not in ("8.png", odd)]
+    explorer.export()
+    assert "labels.list" in explorer.status.text
+    (run / "selections").rename(run / "aside")
+    (run / "selections").touch()
+    explorer.export()
+    assert "cannot be made" in explorer.status.text
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("port=99999", "port is 99999; a number from 0 to 65535 was expected."),
+        ("port=-5", "port is -5; a number from 0 to 65535 was expected."),
+        ("split=banana", "split is 'banana'; train or test was expected."),
+        ("split=tst", "Did you mean 'test'?"),
+        ("projection=tsme", "Did you mean 'tsne'?"),
+    ],
+)
+def test_what_cannot_be_shown_is_one_sentence(word: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told in refused(capsys, "explore", "run=nowhere", word)

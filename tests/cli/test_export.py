@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -12,12 +13,14 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import selfsight
 from selfsight import cli
 from selfsight.backbones.registry import create
 from selfsight.checkpoints.export import export_backbone, to_detectron2
+from selfsight.checkpoints.load import start_from
 from selfsight.errors import UserError
 
 
@@ -117,7 +120,7 @@ def test_the_job(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     spec = {"backbone": {"name": "resnet18"}, "image_size": 64, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.yaml").touch()
+    (run / "config.yaml").write_text("job: pretrain\n")
     export_backbone(net, spec, run)
     wanted = net(x)
 
@@ -163,3 +166,94 @@ def test_the_job(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
         assert told in error
         assert error.count("\n") == 1
     assert sorted(run.iterdir()) == before
+
+
+def exported(place: Path, name: str, **options: object) -> tuple[nn.Module, Path]:
+    """A network in eval mode, and the folder it was exported to."""
+    place.mkdir()
+    torch.manual_seed(0)
+    net = create(name, **options)  # type: ignore[arg-type]
+    net(torch.randn(4, 3, 32, 32))
+    spec = {"backbone": {"name": name, **options}, "image_size": 32, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    export_backbone(net, spec, place)
+    return net.eval(), place
+
+
+@pytest.mark.parametrize("form", ["timm", "torchvision"])
+def test_a_stem_for_small_images_is_told(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is printed is enough to read the file."""
+    net, place = exported(tmp_path / "net", "resnet18", stem="cifar", zero_init_last=False)
+    file = tmp_path / "weights"
+    cli.main(["export", f"backbone={place}", f"format={form}", f"out={file}"])
+    told = capsys.readouterr().out
+    if form == "timm":
+        assert "net = timm.create_model('resnet18', num_classes=0, zero_init_last=False)" in told
+        theirs, weights = timm.create_model("resnet18", num_classes=0), load_file(file)
+    else:
+        theirs, weights = torchvision.models.resnet18(), torch.load(file, weights_only=True)
+        theirs.fc = nn.Identity()
+    assert "before loading, net.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False) and net.maxpool = " in told
+    theirs.conv1, theirs.maxpool = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False), torch.nn.Identity()
+    theirs.load_state_dict(weights)
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(theirs.eval()(x), net(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("resnet10_slim", {"width": 8}, "timm has no 'resnet10_slim', which is a network of ours"),
+        ("simclr_resnet18", {}, "timm has no 'simclr_resnet18', which is a network of ours"),
+        ("mobilenetv3_small_050", {}, "timm's 'mobilenetv3_small_050' has other layers than this one"),
+    ],
+)
+def test_timm_has_no_such_network(
+    name: str, options: dict[str, int], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, place = exported(tmp_path / "net", name, **options)
+    with pytest.raises(SystemExit):
+        cli.main(["export", f"backbone={place}", "format=timm", f"out={tmp_path / 'file'}"])
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "file").exists()
+
+
+def test_arguments_of_the_network_are_told_to_timm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net, place = exported(tmp_path / "net", "resnet18", output_stride=16, drop_path=0.1)
+    cli.main(["export", f"backbone={place}", "format=timm", f"out={tmp_path / 'file.safetensors'}"])
+    assert "timm.create_model('resnet18', num_classes=0, output_stride=16); RGB" in capsys.readouterr().out
+    theirs = timm.create_model("resnet18", num_classes=0, output_stride=16)
+    theirs.load_state_dict(load_file(tmp_path / "file.safetensors"))
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(theirs.eval()(x), net(x))
+
+
+@pytest.mark.parametrize("form", ["timm", "torchvision", "detectron2", "safetensors"])
+def test_what_cannot_be_written_is_one_sentence(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    _, place = exported(tmp_path / "net", "resnet18")
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(SystemExit):
+        cli.main(["export", f"backbone={place}", f"format={form}", f"out={tmp_path / 'file'}"])
+    told = capsys.readouterr().err
+    assert "cannot be written (No space left on device)" in told
+    assert told.count("\n") == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.parent != place]
+
+
+def test_another_backbone_is_never_taken_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong path inside a run, or in the folder of one, is no way to that run."""
+    _, place = exported(tmp_path / "net", "resnet18")
+    for wrong in (place / "typo", place / "typo.pth", place / "checkpoints" / "last.ckpt"):
+        with pytest.raises(UserError, match=r"There is no folder '.*' with a backbone in it"):
+            selfsight.load(wrong)
+    monkeypatch.chdir(place)
+    with pytest.raises(UserError, match="There is no folder 'nope' with a backbone in it"):
+        start_from(create("resnet18"), "nope")
+    with pytest.raises(UserError, match=r"Did you mean '.*/net'\?"):
+        selfsight.load(tmp_path / "nett")
+    for right in (place, place / "backbone.json", place / "backbone.safetensors"):
+        assert selfsight.load(right).spec["image_size"] == 32  # type: ignore[index]

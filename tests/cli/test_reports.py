@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from selfsight.batch import Batch
 from selfsight.datamodules import digits
 from selfsight.evaluation import cache
 from selfsight.evaluation.features import Features
-from selfsight.jobs import compare_runs, embedding_map, page, pictures, report
+from selfsight.jobs import compare_runs, embedding_facts, embedding_map, page, pictures, report
 from selfsight.jobs.run_folder import RunFolder
 from selfsight.jobs.thumbnails import denormalised
 
@@ -62,7 +63,7 @@ def test_every_stage_from_one_pass(runs: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_published_protocols_by_name(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["linear", f"run={runs / 'a'}", "linear.protocol=supcon", "linear.epochs=1"])
-    protocol = record(runs / "a", "linear-supcon")["protocol"]
+    protocol = record(runs / "a", "linear-supcon-epochs_1")["protocol"]
     assert "augmented images, SGD" in protocol
     assert "epochs 1 for 100" in protocol
     for name, told in (("spark-finetune", "selfsight finetune"), ("supconn", "Did you mean 'supcon'")):
@@ -85,6 +86,19 @@ def test_report_needs_no_network(runs: Path) -> None:
     assert "guessing" in page
 
 
+def test_report_of_what_detectors_and_older_versions_left(runs: Path, tmp_path: Path) -> None:
+    """A record without a stage, and figures of every depth, each in its row."""
+    folder = RunFolder(tmp_path)
+    (tmp_path / "eval").mkdir()
+    result = {"box_ap": 0.25, "few_shot": {"5": {"mean": 0.5, "std": 0.1}}, "all": {"final": {"map": 0.75}}}
+    content = {"protocol": "Mask <R-CNN>", "data": "drawn (4 images)", "result": result}
+    (tmp_path / "eval" / "detect.json").write_text(json.dumps(content))
+    told = report.evaluations(folder)
+    assert "drawn (4 images): Mask &lt;R-CNN&gt;" in told
+    for name, value in (("box_ap", "0.2500"), ("few_shot 5", "0.5000 ± 0.1000"), ("all final map", "0.7500")):
+        assert f"<tr><td>{name}</td><td>{value}</td></tr>" in told
+
+
 def test_a_map_of_a_hundred_thousand_points() -> None:
     """Each point is drawn once a colouring, pictures stay few, and the whole fits into a page."""
     n = 100_000
@@ -93,14 +107,14 @@ def test_a_map_of_a_hundred_thousand_points() -> None:
     data = Data(digits(image_size=8, mean=(0.3,) * 3, std=(0.3,) * 3, test_fraction=0.2, seed=0, name="digits"))
     test = Features(x, labels, torch.arange(n) % len(data.data.test))
     train = Features(x[:500], labels[:500], torch.arange(500))
-    known = embedding_map.facts(train, test, "pca")
-    made = embedding_map.figure(data, test, known)
+    known = embedding_facts.facts(train, test, data.data.test, "pca")
+    made = embedding_map.figure(data, known)
     shown = [trace for trace in made.data if trace.visible]
     assert {trace.type for trace in made.data} == {"scattergl"}
     assert sum(len(trace.x) for trace in shown) == n
     assert sum(len(trace.x) for trace in made.data) == 5 * n  # class, prediction, right or wrong, cluster, loss
     assert len(made.layout.images) <= embedding_map.FRAMED
-    size = len(page.figure_html(made, name="map")) + len(embedding_map.hover_card(data, test, known, "map"))
+    size = len(page.figure_html(made, name="map")) + len(embedding_map.hover_card(data, known, "map"))
     assert size < 30_000_000
 
 
@@ -115,16 +129,45 @@ def test_neighbours_vote() -> None:
     """By hand: two classes on two axes, one test image on the other class's axis."""
     train = Features(torch.eye(2).repeat(10, 1), torch.tensor([0, 1]).repeat(10), torch.arange(20))
     test = Features(torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 0.0]]), torch.tensor([0, 1, 1]), torch.arange(3))
-    answers, loss = embedding_map.votes(train, test)
+    answers, loss = embedding_facts.votes(train, test)
     assert answers.tolist() == [0, 1, 0]
     assert loss[:2].max() < 1e-4 < 6 < loss[2]
 
 
+def test_nobody_votes_for_itself() -> None:
+    """Of 200 pairs of copies with opposite labels every image is taken for its twin's class, whoever is found first."""
+    base = torch.randn(200, 32, generator=torch.Generator().manual_seed(0))
+    twins = Features(base.repeat(2, 1), torch.arange(400) // 200, torch.arange(400))
+    known = embedding_facts.facts(twins, twins, None, "pca")
+    assert known.labels is not None
+    assert known.wrong.all()
+
+
+def test_images_without_labels_neither_vote_nor_are_wrong() -> None:
+    x = torch.eye(2).repeat(10, 1)
+    labels = torch.tensor([0, 1]).repeat(10)
+    labels[4:] = -1
+    some = Features(x, labels, torch.arange(20))
+    known = embedding_facts.facts(some, some, None, "pca")
+    assert known.predictions is not None
+    assert known.labels is not None
+    assert known.loss is not None
+    assert np.array_equal(known.predictions, known.rows % 2), "an image is taken for what the labelled ones like it are"
+    assert not known.wrong.any()
+    assert (known.loss[known.labels < 0] == 0).all()
+    data = Data(digits(image_size=8, mean=(0.3,) * 3, std=(0.3,) * 3, test_fraction=0.2, seed=0, name="digits"))
+    by_class, _, mistakes, _ = embedding_map.colourings(data, known)
+    for colouring in (by_class, mistakes):
+        assert colouring.names[-1] == "no label"
+        assert (colouring.values == len(colouring.names) - 1).sum() == 16
+        assert len(colouring.names) == len(colouring.colours)
+
+
 def test_points_beyond_the_fitted_ones_stand_beside_their_twins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding_map, "FITTED", 60)
+    monkeypatch.setattr(embedding_facts, "FITTED", 60)
     x = np.random.default_rng(0).normal(size=(60, 16)).astype(np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    flat = embedding_map.flatten(np.concatenate([x, x[:5]]), "tsne")
+    flat = embedding_facts.flatten(np.concatenate([x, x[:5]]), "tsne")
     nearest = np.linalg.norm(flat[60:, None] - flat[None, :60], axis=2).argmin(1)
     assert nearest.tolist() == [0, 1, 2, 3, 4]
 
@@ -228,15 +271,67 @@ def test_compare_runs(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     names = ["a", "b", "c"]
     cli.main(["compare-runs", *(str(runs / name) for name in names), f"out={tmp_path / 'page.html'}", "features=true"])
     told = capsys.readouterr().out
-    assert "mean of 2 seeds" in told  # a and b; c is another method
+    assert "mean of 2 seeds (a, …)" in told  # a and b; c is another method
     folders = [RunFolder.open(runs / name) for name in names]
     changed = {row[0]: row[1:] for row in compare_runs.differences(folders)}
     assert changed["seed"] == ["0", "1", "0"]
     assert changed["method._target_"][2] == "selfsight.methods.swav.SwAV"
     assert "dataset.name" not in changed
-    assert [row[0] for row in compare_runs.alike([folders[0], folders[0]], "cpu")] == ["a and a"]
-    assert compare_runs.alike([folders[0], folders[0]], "cpu")[0][1:] == ["1.000", "100.0%"]
+    twin = RunFolder.open(shutil.copytree(runs / "a", tmp_path / "twin"))
+    assert compare_runs.alike([folders[0], twin], "cpu") == [["a and twin", "1.000", "100.0%"]]
     assert "What differs in the configuration" in (tmp_path / "page.html").read_text()
-    with pytest.raises(SystemExit):
-        cli.main(["compare-runs", str(runs / "a")])
-    assert "two run folders" in capsys.readouterr().err
+    for words in ([str(runs / "a")], [str(runs / "a"), f"{runs}/b/../a"]):
+        with pytest.raises(SystemExit):
+            cli.main(["compare-runs", *words])
+        assert "two different run folders" in capsys.readouterr().err
+
+
+def summarised(path: Path, config: str, **summary: Any) -> RunFolder:
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(f"method: {{}}\n{config}")
+    (path / "summary.json").write_text(json.dumps(summary))
+    (path / "metrics.csv").write_text("epoch,loss,rank\n1,2.5,3\n2,2.0,4\n")
+    return RunFolder.open(path)
+
+
+def test_the_table_of_runs(tmp_path: Path) -> None:
+    """Everything measured has a column, and the mean of the seeds a number in each."""
+
+    def run(seed: int, knn: float, shot: float) -> RunFolder:
+        measured = {"knn_top1": knn, "rank": 10.0 * seed, "few_shot": {"1": {"mean": shot, "std": 0.1}}}
+        learned = {"student": {"top1": knn / 2}, "teacher": {"top1": knn / 4}}
+        config = f"seed: {seed}\nlabels: {{seed: {seed}}}\ndatamodule: {{labels: {{seed: {seed}}}}}\nlr: 1\n"
+        return summarised(tmp_path / f"s{seed}", config, pretrained=measured, classifiers=learned, train_seconds=60)
+
+    folders = [run(1, 0.5, 0.4), run(3, 0.7, 0.6)]
+    titles, rows = compare_runs.table(folders)
+    averaged = "test accuracy of the average"
+    assert titles == ["run", "epochs", "kNN", "rank", "test accuracy", averaged, "1/class", "time"]
+    assert rows[0] == ["s1", "2", "50.0%", "10.0", "25.0%", "12.5%", "40.0% ± 10.0", "1:00"]
+    mean = ["60.0% ± 14.1", "20.0 ± 14.1", "30.0% ± 7.1", "15.0% ± 3.5", "50.0% ± 14.1"]
+    assert rows[2] == ["mean of 2 seeds (s1, …)", "", *mean, ""]
+    changed = compare_runs.differences(folders)
+    assert [row[0] for row in changed] == ["seed", "labels.seed", "datamodule.labels.seed"]
+
+
+def test_what_repetitions_are(tmp_path: Path) -> None:
+    """Runs of other seeds, and those that go on from them; neither copies nor runs of another recipe."""
+    sources = [summarised(tmp_path / f"pre{seed}", f"seed: {seed}\nlr: 1\n") for seed in (0, 1)]
+    other = summarised(tmp_path / "other", "seed: 0\nlr: 2\n")
+    tuned = [
+        summarised(tmp_path / f"tuned{i}", f"seed: {i}\nrun: {source.path}\nlabels: {{split: {source.path}/l.json}}\n")
+        for i, source in enumerate([*sources, other])
+    ]
+    copy = RunFolder.open(shutil.copytree(sources[0].path, tmp_path / "copy"))
+    assert compare_runs.repetitions([*sources, copy, other, *tuned]) == [[0, 1], [4, 5]]
+    assert compare_runs.repetitions([sources[0], copy]) == []
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    folders = [summarised(tmp_path / place / "x", f"seed: {i}\n") for i, place in enumerate("ab")]
+    assert compare_runs.titles_of(folders) == ["a/x", "b/x"]
+    assert compare_runs.titles_of([*folders, summarised(tmp_path / "y", "seed: 0\n")])[2] == "y"
+    drawn = compare_runs.curves(folders)
+    for column in ("loss", "rank"):
+        assert report.TITLES[column] in drawn
+    assert drawn.count('"name":"a\\u002fx"') == drawn.count('"name":"b\\u002fx"') == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from selfsight.checkpoints.export import export_backbone
 from .test_pretrain import photographs
 
 FOLDER = ["dataset=folder", "dataset.image_size=16", "dataset.test_fraction=0.25"]
+AS_GIVEN = "test_fraction_0.25-image_size_16"  # what names of records say of these words
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_transfer_has_results_of_its_own(run: Path, tmp_path: Path) -> None:
     own = (run / "eval" / "knn.json").read_bytes()
     flowers = coloured(tmp_path / "flowers", {"rose": (200, 30, 60), "iris": (60, 30, 200)})
     cli.main(["knn", f"run={run}", *FOLDER, f"dataset.root={flowers}"])
-    there = record(run, "knn-folder-flowers")
+    there = record(run, f"knn-folder-flowers-{AS_GIVEN}")
     assert there["result"]["knn_k1_top1"] == 1
     assert there["data"] == "folder (18 images, 2 classes)"
     assert there["protocol"].endswith("; on folder-flowers at 16 px, pretrained on photos")
@@ -69,10 +71,11 @@ def test_transfer_has_results_of_its_own(run: Path, tmp_path: Path) -> None:
     cli.main(["linear", f"run={run}", *FOLDER, f"dataset.root={noise}"])
     cli.main(["knn", f"run={run}", *FOLDER, f"dataset.root={noise}", "stage=layer2"])
     assert {p.stem for p in (run / "eval").iterdir()} == {
-        "knn", "knn-folder-flowers", "linear-folder-noise", "knn-folder-noise-layer2"
+        "knn", f"knn-folder-flowers-{AS_GIVEN}", f"linear-folder-noise-{AS_GIVEN}",
+        f"knn-folder-noise-{AS_GIVEN}-layer2",
     }  # fmt: skip
-    assert record(run, "linear-folder-noise")["data"] == "folder (30 images, 4 classes)"
-    assert record(run, "knn-folder-flowers") == there
+    assert record(run, f"linear-folder-noise-{AS_GIVEN}")["data"] == "folder (30 images, 4 classes)"
+    assert record(run, f"knn-folder-flowers-{AS_GIVEN}") == there
     assert (run / "eval" / "knn.json").read_bytes() == own
     cli.main(["knn", f"run={run}"])  # the cache does not mix the two up
     assert record(run, "knn")["result"] == json.loads(own)["result"]
@@ -84,15 +87,44 @@ def test_evaluators_of_one_job_do_not_share_a_file(run: Path) -> None:
     cli.main([*words, "evaluator=logistic_cv", "evaluator.folds=2", "evaluator.penalties=[1e-3,1e-2]"])
     cli.main([*words, "evaluator=linear_sgd", "evaluator.epochs=1"])
     cli.main([*words, "stage=last2"])
-    assert {p.stem for p in (run / "eval").iterdir()} == {"linear", "linear-cv", "sgd", "linear-last2"}
-    assert "2-fold cross-validation" in record(run, "linear-cv")["protocol"]
+    few_folds = "logistic_cv-folds_2-penalties_0.001,0.01"
+    assert {p.stem for p in (run / "eval").iterdir()} == {
+        "linear", few_folds, "linear_sgd-epochs_1", "linear-last2"
+    }  # fmt: skip
+    assert "2-fold cross-validation" in record(run, few_folds)["protocol"]
+
+
+def test_settings_of_one_evaluator_do_not_share_a_file(run: Path, tmp_path: Path) -> None:
+    """Names say what is not as usual, and numbers the rest. The same words again find their own file."""
+    words = ["knn", f"run={run}"]
+    for more in ([], ["evaluator.k=[1,5]"], ["evaluator.k=5"], ["evaluator=retrieval", "evaluator.gallery=test"]):
+        cli.main([*words, *more])
+    cli.main([*words, "+dataset.image_size=8"])
+    assert {p.stem for p in (run / "eval").iterdir()} == {
+        "knn", "knn-k_1,5", "knn-k_5", "retrieval-gallery_test", "knn-photos-test_fraction_0.25-image_size_8"
+    }  # fmt: skip
+    for place, colour in (("here", (200, 30, 60)), ("there", (30, 200, 60))):
+        root = coloured(tmp_path / place / "flowers", {"a": colour, "b": (60, 30, 200)})
+        cli.main([*words, *FOLDER, f"dataset.root={root}"])
+    first, second = (record(run, f"knn-folder-flowers-{AS_GIVEN}{number}") for number in ("", "-2"))
+    assert [one["settings"]["dataset"]["root"] for one in (first, second)] == [
+        str(tmp_path / place / "flowers") for place in ("here", "there")
+    ]
+    before = sorted((run / "eval").iterdir())
+    cli.main([*words, *FOLDER, f"dataset.root={tmp_path / 'there' / 'flowers'}"])
+    cli.main([*words, "evaluator.k=[1,5]"])
+    assert sorted((run / "eval").iterdir()) == before
+    with (run / "metrics.csv").open(newline="") as file:
+        (last,) = csv.DictReader(file)
+    assert {f"{name}/knn_top1" for name in ("knn", "knn-k_5", f"knn-folder-flowers-{AS_GIVEN}-2")} <= last.keys()
 
 
 def test_a_stage_reaches_the_probes_that_look_at_images(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["evaluator.data.train=8", "evaluator.data.test=4", "evaluator.size=16"]
     for stage in ("final", "layer1"):
         cli.main(["dense", f"run={run}", "evaluator=dense_knn", *small, f"stage={stage}"])
-    found = [record(run, name)["result"]["dense_knn_miou"] for name in ("dense_knn-shapes", "dense_knn-shapes-layer1")]
+    names = ("dense_knn-shapes-size_16-train_8-test_4", "dense_knn-shapes-size_16-train_8-test_4-layer1")
+    found = [record(run, name)["result"]["dense_knn_miou"] for name in names]
     assert found[0] != found[1]
     capsys.readouterr()
     with pytest.raises(SystemExit):
@@ -161,7 +193,7 @@ def no_checkpoint(run: Path) -> list[str]:
     [
         (no_number, "features are NaN or infinite, so the backbone has diverged"),
         (other_network, "holds another network than the 'resnet18'"),
-        (one_class, "carry one label, and telling classes apart takes two"),
+        (one_class, "telling classes apart takes two"),
         (lambda run: ["knn", f"run={run}", "evaluator.k=[5,9000]"], "9000"),
         (masks_of_another_size, "has 10 x 20 pixels and its image 20 x 20"),
         (small_images, "was given images of 30 x 30 pixels and needs at least 63"),

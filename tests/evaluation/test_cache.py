@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -107,7 +108,7 @@ def test_files_are_known_by_name_size_and_time(tmp_path: Path) -> None:
     def images(*names: str) -> Any:
         return type("Files", (), {
             "labels": None, "pixels": None, "__len__": lambda self: len(names),
-            "name": lambda self, i: names[i], "path": lambda self, i: tmp_path / names[i],
+            "name": lambda self, i: names[i], "file": lambda self, i: tmp_path / names[i],
         })()  # fmt: skip
 
     for name in ("a", "b"):
@@ -117,6 +118,28 @@ def test_files_are_known_by_name_size_and_time(tmp_path: Path) -> None:
     assert both != data_digest(images("b", "a"))
     (tmp_path / "a").write_bytes(b"1234")
     assert both != data_digest(images("a", "b"))
+
+
+def test_images_of_parts_and_names_that_are_no_text(tmp_path: Path) -> None:
+    """Files that make only a part of a set are told by name, size and time, too, and a name may be any bytes."""
+    from selfsight.datamodules.images import FileImages, JoinedImages
+
+    name = os.fsdecode(b"\xe4.png")
+    for file in (name, "b.png"):
+        (tmp_path / file).write_bytes(b"no image is ever read here")
+    one, other = FileImages(tmp_path, [name]), FileImages(tmp_path, ["b.png"])
+    assert data_digest(one) != data_digest(other)
+    assert data_digest(JoinedImages([one, other])) == data_digest(FileImages(tmp_path, [name, "b.png"]))
+
+
+def test_features_that_cannot_be_kept_are_said(
+    tmp_path: Path, backbone: TinyBackbone, source: Source, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "taken").write_text("a file where the folder would be")
+    with caplog.at_level(logging.WARNING, "selfsight"):
+        found = FeatureCache(tmp_path / "taken").extract(backbone, source, "train", stages=["final", "stem"])
+    assert torch.equal(found["final"].x, FeatureCache(tmp_path / "free").extract(backbone, source, "train")["final"].x)
+    assert caplog.text.count("cannot be kept") == 1
 
 
 def test_weights_digest_sees_dtype_names_and_head() -> None:

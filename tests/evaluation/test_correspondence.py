@@ -5,8 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from selfsight.datamodules.module import ImageDataModule
+from selfsight.errors import UserError
 from selfsight.evaluation.correspondence import DenseCorrespondence, correspondence
 
+from .conftest import TinyBackbone
 from .test_views import module  # noqa: F401 - a fixture
 
 
@@ -31,6 +33,11 @@ class Maps(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         return self.function(x)  # type: ignore[operator]
+
+
+def test_a_stage_that_is_none(module: ImageDataModule, backbone: TinyBackbone) -> None:  # noqa: F811
+    with pytest.raises(UserError, match=r"'steam' is no stage of this backbone .* Did you mean 'stem'"):
+        DenseCorrespondence(images=8, stage="steam").on_images(backbone, module)
 
 
 def test_colours_of_the_place_are_found_again_and_noise_is_not(module: ImageDataModule) -> None:  # noqa: F811

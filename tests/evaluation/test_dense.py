@@ -164,6 +164,36 @@ def test_bad_folders_are_one_sentence_each(tmp_path: Path) -> None:
         voc(str(tmp_path))
 
 
+def test_pictures_are_read_as_data_sets_read_theirs(tmp_path: Path) -> None:
+    """A 16-bit image keeps its greys, one that was taken upright is turned as its mask is; damaged ones are named."""
+    grey = (np.arange(256, dtype=np.uint16).reshape(16, 16)) << 8
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by a quarter
+    wide = np.zeros((16, 24, 3), np.uint8)
+    wide[:, :12] = 200
+    (tmp_path / "images").mkdir()
+    for name, picture in (("a", Image.fromarray(grey)), ("b", Image.fromarray(wide))):
+        write(tmp_path / "masks" / f"{name}.png", np.zeros(picture.size, np.uint8))
+        picture.save(tmp_path / "images" / f"{name}.png", exif=exif if name == "b" else None)
+    data = folder(str(tmp_path), classes=["ground"])
+    pictures = {Path(part.names[i]).stem: part[i][0] for part in (data.train, data.test) for i in range(len(part))}
+    assert np.abs(pictures["a"].astype(int) - (grey >> 8)[..., None]).max() <= 1
+    assert pictures["b"].shape == (24, 16, 3)
+    assert (pictures["b"][:12] > 150).all()
+    for part in ("images", "masks"):
+        (tmp_path / part / "a.png").write_bytes(b"nothing")
+        with pytest.raises(UserError, match=r"a\.png' cannot be read as a"):
+            read_all(tmp_path)
+
+
+def test_stages_without_a_map_are_refused(backbone: TinyBackbone, drawn: SegmentationData) -> None:
+    for stage, told in (("last2", "is no map; take one of stem, top, final"), ("stemm", "Did you mean 'stem'")):
+        with pytest.raises(UserError, match=told):
+            maps(backbone, drawn, 12, LIKE, stage)
+    with pytest.raises(UserError, match="hold none to measure on"):
+        maps(backbone, shapes(train=2, test=0), 12, LIKE)
+
+
 def test_masks_beyond_the_classes_are_refused(backbone: TinyBackbone, tmp_path: Path) -> None:
     for i in range(5):
         write(tmp_path / "images" / f"{i}.png", np.zeros((12, 12, 3), np.uint8))

@@ -22,6 +22,8 @@ from selfsight.evaluation.coco import CocoImages, average_precision, coco
 from selfsight.evaluation.detection import Detection, detector, predict
 from selfsight.evaluation.segmentation import VOID, shapes
 
+from ..cli.test_evaluate import finished
+
 SIDE = 64
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
 SPEC = {"backbone": {"name": "resnet10_slim", "width": 8}, "image_size": SIDE, "mean": MEAN, "std": STD}
@@ -220,7 +222,7 @@ def test_masks_of_another_size_than_their_images(root: Path, tmp_path: Path) -> 
 def test_networks_without_a_pyramid_are_refused() -> None:
     with pytest.raises(UserError, match="take a ResNet or ConvNeXt"):
         detector(create("alexnet_rotnet"), 2, masks=False)
-    with pytest.raises(UserError, match="norm is 'sync'; choose from frozen, batch"):
+    with pytest.raises(UserError, match="norm of detector is 'sync'; frozen or batch was expected"):
         detector(create("resnet10_slim", width=8), 2, masks=False, norm="sync")
 
 
@@ -299,6 +301,26 @@ def test_the_job(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert told_instead in error
         assert error.count("\n") == 1
     assert not (tmp_path / "no").exists()
+
+
+def test_other_settings_leave_what_was_measured_before(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has its record and its detector, the same command finds its own again, and the report shows them all."""
+    rates = iter((0.1, 0.2, 0.3))
+    monkeypatch.setattr(Detection, "__call__", lambda *_, **__: ({"box_ap": next(rates)}, nn.Linear(1, 1)))
+    run = finished(tmp_path / "run", "limit_images=40")
+    words = [f"run={run}", f"dataset.root={root}", "masks=false", "num_workers=0", "accelerator=cpu"]
+    for changed in ("detection.iterations=2", "detection.iterations=3", "detection.iterations=2"):
+        cli.main(["detect", *words, changed])
+    made = {path.name for path in (run / "eval").iterdir()}
+    assert made == {"detect.json", "detector.safetensors", "detect-2.json", "detector-2.safetensors"}
+    kept = {name: json.loads((run / "eval" / f"{name}.json").read_text()) for name in ("detect", "detect-2")}
+    assert [kept[name]["result"]["box_ap"] for name in ("detect", "detect-2")] == [0.3, 0.2]
+    cli.main(["report", f"run={run}", "projection=pca"])
+    told = (run / "report.html").read_text()
+    assert "<h3>detect-2</h3>" in told
+    assert "<tr><td>box_ap</td><td>0.3000</td></tr>" in told
 
 
 @pytest.mark.parametrize("recipe", ["coco/pixpro", "coco/spark"])

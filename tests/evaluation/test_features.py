@@ -90,7 +90,11 @@ def test_frozen_restores_after_an_error(backbone: TinyBackbone) -> None:
 
 @pytest.mark.parametrize(
     ("stage", "sentence"),
-    [("stemm", "Did you mean 'stem'"), ("last3", "asks for 3 stages"), ("projection", "needs the projector")],
+    [
+        ("stemm", "Did you mean 'stem'"),
+        ("last3", "asks for 3 stages"),
+        ("projection", "comes after a projector, and there is none"),
+    ],
 )
 def test_wrong_stages(backbone: TinyBackbone, batches: list[Batch], stage: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):

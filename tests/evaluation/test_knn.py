@@ -102,8 +102,8 @@ def test_bfloat16_is_close() -> None:
     ("wrong", "sentence"),
     [
         ({"backend": "fais"}, "Did you mean 'faiss'"),
-        ({"k": [0, 5]}, "start at 1"),
-        ({"temperature": 0.0}, "must be above 0"),
+        ({"k": [0, 5]}, r"k of KNN is \[0, 5\]; null or a list in which each is a whole number of at least 1"),
+        ({"temperature": 0.0}, "temperature of KNN is 0.0; a number above 0"),
     ],
 )
 def test_wrong_settings(wrong: dict[str, object], sentence: str) -> None:

@@ -11,7 +11,8 @@ from selfsight.errors import UserError
 from selfsight.evaluation.clustering import Clustering, match
 from selfsight.evaluation.episodes import Episodes
 from selfsight.evaluation.features import Features
-from selfsight.evaluation.retrieval import Retrieval, average_precision, without_self
+from selfsight.evaluation.knn import other_neighbours
+from selfsight.evaluation.retrieval import Retrieval, average_precision
 
 from .conftest import clusters
 
@@ -50,8 +51,21 @@ def test_a_query_never_finds_itself_in_its_own_gallery() -> None:
 
 
 def test_itself_may_hide_behind_exact_copies() -> None:
-    index = torch.tensor([[0, 1, 2], [2, 0, 3], [2, 1, 0]])
-    assert without_self(index).tolist() == [[1, 2], [2, 0], [1, 0]]
+    """Whatever the order in which a search returns equals, a row finds the other copies and never itself."""
+    x = torch.nn.functional.normalize(torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    x = x.repeat(4, 1)
+    similarity, index = other_neighbours(x, x, 3)
+    assert (index % 6 == torch.arange(24)[:, None] % 6).all()
+    assert not (index == torch.arange(24)[:, None]).any()
+    assert (index.sort(dim=1).values.diff(dim=1) > 0).all(), "one copy was counted twice"
+    torch.testing.assert_close(similarity, torch.ones(24, 3))
+
+
+def test_queries_may_stand_anywhere_in_the_bank_or_not_in_it() -> None:
+    bank = torch.eye(4)
+    queries = bank[[2, 0]] + torch.tensor([0.5, 0.4, 0.3, 0.2])
+    _, index = other_neighbours(queries, bank, 2, own=torch.tensor([2, -1]))
+    assert index.tolist() == [[0, 1], [0, 1]]
 
 
 def test_clean_clusters_are_found_and_shuffled_labels_are_not() -> None:

@@ -130,8 +130,6 @@ def test_folds_hold_every_row_out_once_and_keep_the_classes_even() -> None:
     for fitting, held in parts:
         assert sorted(fitting.tolist() + held.tolist()) == list(range(40))
         assert (labels[held] == 1).sum() == 3
-    with pytest.raises(UserError, match="folds of 2 or more"):
-        LinearProbe(folds=1)
 
 
 def test_cross_validation_chooses_as_sklearn_does() -> None:

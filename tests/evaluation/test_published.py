@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from selfsight.datamodules import ArrayImages, ImageData
 from selfsight.datamodules.module import ImageDataModule
@@ -145,9 +146,41 @@ def test_few_labels_are_the_first_and_an_epoch_stays_as_long(backbone: TinyBackb
     assert "first 2 of every class" in probe.protocol
     everything = PublishedProbe("rotation-conv", batch_size=16)._datamodule(module, probe.rule, device)
     assert torch.equal(everything.data.train.pixels, module.data.train.pixels)
-    for wrong in (0, 17):
-        with pytest.raises(UserError, match="16 images or more"):
-            PublishedProbe("rotation-conv", first_per_class=wrong).train(backbone, module, device)
+    with pytest.raises(UserError, match="the smallest class has 16 labelled training images"):
+        PublishedProbe("rotation-conv", first_per_class=17).train(backbone, module, device)
+
+
+def test_stages_are_those_of_every_evaluator(backbone: TinyBackbone, module: ImageDataModule) -> None:
+    head = nn.Linear(6, 5)
+    probe = PublishedProbe("swav", stages=["last2", "projection"], epochs=8, batch_size=16, lr=1.0, head=head)
+    heads = probe.train(backbone, module, torch.device("cpu"))
+    assert [heads[stage].in_features for stage in ("last2", "projection")] == [4 + 6, 5]
+    assert probe.on_images(backbone, module)["linear_last2_top1"] > 0.9
+    for stage, told in (("banana", "is no stage"), ("projection", "comes after a projector, and there is none")):
+        with pytest.raises(UserError, match=told):
+            PublishedProbe("swav", stages=[stage]).on_images(backbone, module)
+    with pytest.raises(UserError, match="'last2' is no map; take one of stem, top, final"):
+        PublishedProbe("rotation", stages=["last2"]).on_images(backbone, module)
+
+
+def test_test_images_without_a_label_are_not_counted_as_wrong(
+    backbone: TinyBackbone, module: ImageDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = PublishedProbe("swav", epochs=15, batch_size=16)
+    whole = probe.on_images(backbone, module)["linear_top1"]
+    assert module.data.test is not None
+    assert module.data.test.labels is not None
+    module.data.test.labels[::2] = -1
+    assert whole > 0.9
+    assert probe.on_images(backbone, module)["linear_top1"] > 0.9
+    monkeypatch.setattr(PublishedProbe, "train", lambda *_: pytest.fail("trained for nothing"))
+    for labels in (torch.full((24,), -1), None):
+        module.data.test.labels = labels
+        with pytest.raises(UserError, match="the test images of data set 'colours' have no labels"):
+            probe.on_images(backbone, module)
+    module.data.test = None
+    with pytest.raises(UserError, match="data set 'colours' has no test images"):
+        probe.on_images(backbone, module)
 
 
 def test_images_without_a_label_are_left_out(backbone: TinyBackbone, module: ImageDataModule) -> None:

@@ -69,6 +69,46 @@ def to_timm(backbone: nn.Module) -> dict[str, Tensor]:
     return state(backbone)
 
 
+def export_timm(backbone: nn.Module, arguments: Mapping[str, Any], path: str | Path) -> Path:
+    """Write the backbone as safetensors for the network of timm that `timm_call` names.
+
+    Args:
+        arguments: those of `selfsight.backbones.registry.create`, as ``backbone.json`` has them.
+
+    Raises:
+        UserError: timm has no such network, or it has other layers there; or ``path`` cannot be written.
+    """
+    import timm
+    from safetensors.torch import save
+
+    from selfsight.backbones.registry import choices
+
+    name, weights = str(arguments["name"]), to_timm(backbone)
+    if name in choices():
+        raise UserError(
+            f"timm has no '{name}', which is a network of ours; format=onnx and safetensors take any network, "
+            "torchvision ResNets of the usual depths."
+        )
+    with torch.device("meta"):
+        twin = timm.create_model(name, num_classes=0, **timm_options(arguments)).state_dict()
+    other = set(twin) ^ set(weights) | {k for k in twin.keys() & weights.keys() if twin[k].shape != weights[k].shape}
+    if arguments.get("stem") == "cifar":
+        other.discard("conv1.weight")
+    if other:
+        raise UserError(
+            f"timm's '{name}' has other layers than this one ('{min(other)}' differs); format=onnx and safetensors "
+            "take any network."
+        )
+    replace(Path(path), lambda target: target.write_bytes(save(weights, {"format": "pt"})))
+    return Path(path)
+
+
+def timm_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``timm.create_model`` is given besides the name, so that the same network comes out."""
+    ours = ("name", "stem", "pretrained", "drop_path")
+    return {k: v for k, v in arguments.items() if k not in ours and not k.startswith("_")}
+
+
 def to_torchvision(backbone: nn.Module, classifier: nn.Linear | None = None) -> dict[str, Tensor]:
     """State dict of a ResNet for ``torchvision.models.resnet*`` or ``wide_resnet*``, with ``strict=True``.
 

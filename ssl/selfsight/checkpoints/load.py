@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from selfsight.checkpoints.export import DESCRIPTION, WEIGHTS
-from selfsight.errors import UserError
+from selfsight.errors import UserError, nearest
 
 
 def load(path: str | Path) -> nn.Module:
@@ -63,15 +63,16 @@ def describe(path: str | Path) -> tuple[Path, dict[str, Any]]:
         UserError: a file is missing, or the description cannot be read.
     """
     path = Path(path).expanduser()
-    folder = path if path.is_dir() else path.parent
-    weights, description = folder / WEIGHTS, folder / DESCRIPTION
-    if path.suffix == ".safetensors":
-        weights, description = path, path.with_suffix(".json")
-    elif path.suffix == ".json":
-        weights, description = path.with_suffix(".safetensors"), path
+    if not path.is_dir() and path.suffix in (".safetensors", ".json"):
+        weights, description = path.with_suffix(".safetensors"), path.with_suffix(".json")
+    else:
+        weights, description = path / WEIGHTS, path / DESCRIPTION
+        if not path.is_dir():
+            beside = [str(file.parent) for file in path.parent.glob(f"*/{DESCRIPTION}")]
+            raise UserError(f"There is no folder '{path}' with a backbone in it.{nearest(str(path), beside)}")
     for file in (weights, description):
         if not file.is_file():
-            hint = " (the run has not come to its end)" if (folder / "config.yaml").is_file() else ""
+            hint = " (the run has not come to its end)" if (weights.parent / "config.yaml").is_file() else ""
             raise UserError(
                 f"There is no '{file}'{hint}; a finished run has {WEIGHTS} and {DESCRIPTION} in its folder."
             )
@@ -83,6 +84,20 @@ def describe(path: str | Path) -> tuple[Path, dict[str, Any]]:
             f'\'{description}\' does not describe a backbone: it has to be JSON with "backbone": {{"name": ...}}.'
         ) from None
     return weights, spec
+
+
+def described(net: nn.Module, key: str) -> Any:
+    """What the description of a loaded backbone says of ``key``.
+
+    Raises:
+        UserError: nothing.
+    """
+    spec: Any = net.spec
+    if key not in spec:
+        raise UserError(
+            f"{DESCRIPTION} of this backbone does not say its {key}, which is needed here; write it down there."
+        )
+    return spec[key]
 
 
 def _read(file: Path) -> dict[str, Tensor]:

@@ -4,122 +4,174 @@ from __future__ import annotations
 
 import html
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 
+import selfsight
 from selfsight.errors import UserError
-from selfsight.jobs import report
+from selfsight.jobs import build, measure, records, report
 from selfsight.jobs.console import clock_text, make_console, make_table, quiet
+from selfsight.jobs.evaluate import plain_data
 from selfsight.jobs.page import figure_html, html_table, page
 from selfsight.jobs.run_folder import RunFolder, write_atomically
 
-FIGURES = {"knn_top1": "kNN", "linear_top1": "linear probe", "rank": "rank"}
-#: what may differ between repetitions of one run
-OF_A_REPETITION = ("seed", "datamodule.seed", "name", "runs", "resume")
+#: networks that learned classes, and the titles of what they get right
+CLASSIFIERS = {"student": "test accuracy", "teacher": "test accuracy of the average"}
+#: what a run is called, where it is kept and gone on with says nothing of how it ran; old folders do not name their job
+PLACES = ("name", "runs", "resume", "job")
+#: keys that name the run another one started from
+SOURCES = ("run", "teacher", "start")
 
 
 def run(cfg: DictConfig) -> None:
     quiet()
     console = make_console()
-    if len(cfg.runs) < 2:
-        raise UserError("compare-runs takes two run folders or more: selfsight compare-runs runs/A runs/B.", status=2)
-    folders = [RunFolder.open(path) for path in cfg.runs]
+    folders = opened(cfg.runs)
+    if cfg.features:
+        check_images(folders)
+    out = records.with_folder(Path(cfg.out).expanduser())
     titles, rows = table(folders)
     shown = make_table(*titles)
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(escape, row))
     console.print(shown)
     changed = differences(folders)
     tell_differences(console, folders, changed)
+    names = titles_of(folders)
     parts = [
-        f"<h1>{' · '.join(html.escape(folder.name) for folder in folders)}</h1>",
+        f"<h1>{' · '.join(map(html.escape, names))}</h1>",
         html_table("Figures", titles, rows),
         curves(folders),
-        html_table("What differs in the configuration", ["", *(f.name for f in folders)], changed),
+        html_table("What differs in the configuration", ["", *names], changed),
     ]
     if cfg.features:
         pairs = alike(folders, cfg.accelerator)
         head = ["runs", "CKA", "shared among 10 neighbours"]
         parts.insert(2, html_table("How alike the embeddings are", head, pairs))
         for pair in pairs:
-            console.print(f"{pair[0]}: CKA {pair[1]}, {pair[2]} of 10 neighbours shared")
-    out = Path(cfg.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+            console.print(f"{escape(pair[0])}: CKA {pair[1]}, {pair[2]} of 10 neighbours shared")
     write_atomically(out, page("comparison of runs", parts))
     console.print(f"curves: {out}")
 
 
+def opened(paths: Iterable[str]) -> list[RunFolder]:
+    """The runs to compare, each once however often it is named.
+
+    Raises:
+        UserError: fewer than two.
+    """
+    folders = {folder.path.resolve(): folder for folder in map(RunFolder.open, paths)}
+    if len(folders) < 2:
+        raise UserError(
+            "compare-runs takes two different run folders or more: selfsight compare-runs runs/A runs/B.", status=2
+        )
+    return list(folders.values())
+
+
+def titles_of(folders: Sequence[RunFolder]) -> list[str]:
+    """What to call each run: its folder, and of the folders above it as many as tell it from the others."""
+    places = [folder.path.resolve().parts for folder in folders]
+
+    def title(parts: tuple[str, ...]) -> str:
+        depth = next(d for d in range(1, len(parts) + 1) if sum(other[-d:] == parts[-d:] for other in places) == 1)
+        return "/".join(parts[-depth:])
+
+    return [title(parts) for parts in places]
+
+
+class Value(NamedTuple):
+    """A figure, with its standard deviation where it is a mean."""
+
+    mean: float
+    spread: float | None = None
+
+
 def table(folders: Sequence[RunFolder]) -> tuple[list[str], list[list[str]]]:
-    """Titles and rows: one a run, and the mean with its spread of runs that differ by their seed alone."""
-    found = [folder.read_summary().get("pretrained", {}) for folder in folders]
-    shots = sorted({k for one in found for k in one.get("few_shot", {})}, key=int)
-    titles = ["run", "epochs", *FIGURES.values(), *(f"{k}/class" for k in shots), "time"]
-    rows = []
-    for folder, one in zip(folders, found, strict=True):
-        few = [one.get("few_shot", {}).get(k) for k in shots]
-        seconds = folder.read_summary().get("train_seconds")
+    """Titles and rows: one a run, and the mean with its spread of runs that differ by their seeds alone."""
+    summaries = [folder.read_summary() for folder in folders]
+    found = [figures(summary) for summary in summaries]
+    columns = list(dict.fromkeys(column for one in found for column in one))
+    first = [*measure.SINGLES, *CLASSIFIERS]
+    columns.sort(key=lambda column: (0, first.index(column)) if column in first else (1, int(column)))
+    names, rows = titles_of(folders), []
+    for name, folder, summary, one in zip(names, folders, summaries, found, strict=True):
+        seconds = summary.get("train_seconds")
+        spent = "unfinished" if seconds is None else clock_text(seconds)
         rows.append(
-            [
-                folder.name,
-                str(len(folder.read_metrics())),
-                *(figure(key, [one[key]]) if key in one else "" for key in FIGURES),
-                *("" if shot is None else f"{shot['mean']:.1%} ± {100 * shot['std']:.1f}" for shot in few),
-                "unfinished" if seconds is None else clock_text(seconds),
-            ]
+            [name, str(len(folder.read_metrics())), *(text(column, one.get(column)) for column in columns), spent]
         )
     for same in repetitions(folders):
-        values = [found[i] for i in same if found[i]]
-        if len(values) > 1:
-            means = [figure(key, [one[key] for one in values]) if key in values[0] else "" for key in FIGURES]
-            rows.append([f"mean of {len(values)} seeds", "", *means, *("" for _ in shots), ""])
-    return titles, rows
+        finished = [found[i] for i in same if found[i]]
+        if len(finished) > 1:
+            means = [text(column, mean_of([one.get(column) for one in finished])) for column in columns]
+            rows.append([f"mean of {len(finished)} seeds ({names[same[0]]}, …)", "", *means, ""])
+    return ["run", "epochs", *map(heading, columns), "time"], rows
 
 
-def figure(key: str, values: Sequence[float]) -> str:
-    """One value, or the mean of several with their standard deviation."""
-    mean = statistics.fmean(values)
-    text = f"{mean:.1f}" if key == "rank" else f"{mean:.1%}"
-    if len(values) == 1:
-        return text
-    spread = statistics.stdev(values)
-    return f"{text} ± {spread if key == 'rank' else 100 * spread:.1f}"
+def figures(summary: Mapping[str, Any]) -> dict[str, Value]:
+    """The figures of a run: of its frozen backbone, of the networks that learned classes, by labels a class."""
+    measured, learned = summary.get("pretrained", {}), summary.get("classifiers", {})
+    found = {key: Value(measured[key]) for key in measure.SINGLES if key in measured}
+    found |= {name: Value(learned[name]["top1"]) for name in CLASSIFIERS if name in learned}
+    return found | {k: Value(shot["mean"], shot["std"]) for k, shot in measured.get("few_shot", {}).items()}
+
+
+def heading(column: str) -> str:
+    return {**measure.SINGLES, **CLASSIFIERS}.get(column, f"{column}/class")
+
+
+def mean_of(values: Sequence[Value | None]) -> Value | None:
+    """Over runs, with the standard deviation between them; None where one of them lacks it."""
+    means = [value.mean for value in values if value is not None]
+    return Value(statistics.fmean(means), statistics.stdev(means)) if len(means) == len(values) else None
+
+
+def text(column: str, value: Value | None) -> str:
+    """A figure as a person reads it, with its spread where it has one."""
+    if value is None:
+        return ""
+    shown, unit = measure.figure(column, value.mean), 1 if column == "rank" else 100
+    return shown if value.spread is None else f"{shown} ± {unit * value.spread:.1f}"
 
 
 def repetitions(folders: Sequence[RunFolder]) -> list[list[int]]:
-    """Groups of runs whose configurations differ by the seed alone, each of two or more."""
-    groups: dict[str, list[int]] = {}
+    """Groups of runs whose configurations differ by seeds alone, two or more each; of equal ones the first is in it."""
+    groups: dict[str, dict[str, int]] = {}
     for i, folder in enumerate(folders):
-        key = repr({k: v for k, v in flattened(folder).items() if k not in OF_A_REPETITION})
-        groups.setdefault(key, []).append(i)
-    return [group for group in groups.values() if len(group) > 1]
+        whole = repr({key: value for key, value in flattened(folder).items() if key not in PLACES})
+        groups.setdefault(recipe_of(folder), {}).setdefault(whole, i)
+    return [list(group.values()) for group in groups.values() if len(group) > 1]
+
+
+def recipe_of(folder: RunFolder) -> str:
+    """What repetitions of a run have in common: all of the configuration but seeds and places.
+
+    A run it started from stands there with what is common to the repetitions of that one.
+    """
+    flat = {k: v for k, v in flattened(folder).items() if k not in PLACES and k.rpartition(".")[2] != "seed"}
+    for place in {flat[key] for key in SOURCES if key in flat}:
+        if (Path(place) / "config.yaml").is_file():
+            of_source = recipe_of(RunFolder(Path(place)))
+            flat = {key: value.replace(place, of_source) for key, value in flat.items()}
+    return repr(flat)
 
 
 def flattened(folder: RunFolder) -> dict[str, str]:
     """Every value of a run's configuration by its dotted key."""
-    flat: dict[str, str] = {}
-
-    def walk(node: Any, prefix: str) -> None:
-        if isinstance(node, Mapping) and node:
-            for key, value in node.items():
-                walk(value, f"{prefix}.{key}" if prefix else str(key))
-        else:
-            flat[prefix] = str(node)
-
-    walk(OmegaConf.to_container(folder.config(), resolve=False), "")
-    return flat
+    return {key: str(value) for key, value in records.flat(OmegaConf.to_container(folder.config(), resolve=False))}
 
 
 def differences(folders: Sequence[RunFolder]) -> list[list[str]]:
     """Keys whose values differ, each with the value in every run; a dash where a run has no such key."""
     all_flat = [flattened(folder) for folder in folders]
     keys = list(dict.fromkeys(key for flat in all_flat for key in flat))
-    rows = [[key, *(flat.get(key, "–") for flat in all_flat)] for key in keys if key not in ("name", "runs", "resume")]
+    rows = [[key, *(flat.get(key, "–") for flat in all_flat)] for key in keys if key not in PLACES]
     return [row for row in rows if len(set(row[1:])) > 1]
 
 
@@ -127,7 +179,7 @@ def tell_differences(console: Console, folders: Sequence[RunFolder], changed: Se
     if not changed:
         console.print("The configurations are the same.")
         return
-    shown = make_table("configuration", *(folder.name for folder in folders))
+    shown = make_table("configuration", *map(escape, titles_of(folders)))
     for row in changed:
         shown.add_row(*(escape(cell) for cell in row))
     console.print(shown)
@@ -135,7 +187,7 @@ def tell_differences(console: Console, folders: Sequence[RunFolder], changed: Se
 
 def curves(folders: Sequence[RunFolder]) -> str:
     """A chart for each column that two runs or more have, a line a run."""
-    metrics = {folder.name: folder.read_metrics() for folder in folders}
+    metrics = {title: folder.read_metrics() for title, folder in zip(titles_of(folders), folders, strict=True)}
     columns = list(dict.fromkeys(c for rows in metrics.values() for c in report.curve_columns(rows)))
     charts = []
     for column in columns:
@@ -148,25 +200,26 @@ def curves(folders: Sequence[RunFolder]) -> str:
     return f"<h2>Training</h2>{note}<div class='grid'>{''.join(charts)}</div>"
 
 
-def alike(folders: Sequence[RunFolder], accelerator: str) -> list[list[str]]:
-    """CKA and share of common neighbours of the test features, for every pair of runs.
-
-    Raises:
-        UserError: the runs learned from different data sets.
+def check_images(folders: Sequence[RunFolder]) -> None:
     """
-    import selfsight
-    from selfsight.jobs import build, measure
-
-    configs = [folder.config() for folder in folders]
-    if any(cfg.dataset != configs[0].dataset for cfg in configs):
+    Raises:
+        UserError: the runs learned from different images, so that their features have none in common.
+    """
+    seen = [(cfg.dataset, cfg.get("limit_images")) for cfg in (folder.config() for folder in folders)]
+    if any(one != seen[0] for one in seen):
         raise UserError("features=true compares how runs see the same images, and these learned from different ones.")
+
+
+def alike(folders: Sequence[RunFolder], accelerator: str) -> list[list[str]]:
+    """CKA and share of common neighbours of the test features (the training features without a test set), by pairs."""
     features = []
-    for folder, cfg in zip(folders, configs, strict=True):
+    for folder in folders:
         backbone = selfsight.load(folder.path).to(build.device(accelerator))
-        features.append(measure.features(backbone, build.datamodule(cfg))[1])
+        train, test = measure.features(backbone, plain_data(build.images(folder.config()), backbone))
+        features.append(train if test is None else test)
     compare = build.library("evaluation.comparison").compare
     rows = []
-    for (a, x), (b, y) in combinations(zip(folders, features, strict=True), 2):
+    for (a, x), (b, y) in combinations(zip(titles_of(folders), features, strict=True), 2):
         found = compare(x, y)
-        rows.append([f"{a.name} and {b.name}", f"{found['cka']:.3f}", f"{found['neighbour_overlap']:.1%}"])
+        rows.append([f"{a} and {b}", f"{found['cka']:.3f}", f"{found['neighbour_overlap']:.1%}"])
     return rows

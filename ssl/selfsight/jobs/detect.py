@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -12,31 +11,40 @@ from rich.console import Console
 
 import selfsight
 from selfsight.checkpoints.export import replace, state
+from selfsight.checkpoints.load import described
 from selfsight.errors import UserError
-from selfsight.jobs import build
+from selfsight.jobs import build, records
 from selfsight.jobs.console import clock_text, make_console, quiet
 from selfsight.jobs.evaluate import show
-from selfsight.jobs.run_folder import RunFolder, command, write_atomically
+from selfsight.jobs.run_folder import RunFolder, command
 
+NAME = "detect"
 NOTES = 20  # lines of progress
 
 
 def run(cfg: DictConfig) -> None:
-    """Fine-tune and measure; leaves ``detect.json`` with figures and protocol, and ``detector.safetensors``."""
-    from safetensors.torch import save_file
+    """Fine-tune and measure; leaves ``detect.json`` with figures and protocol, and ``detector.safetensors``.
+
+    With other settings than those of a record that lies there both names end in ``-2``, ``-3``, ...
+    """
+    from safetensors.torch import save
 
     quiet()
     console = make_console()
     out = place(cfg)
-    backbone = selfsight.load(cfg.backbone if cfg.run is None else RunFolder.open(cfg.run).path)
-    spec: Any = backbone.spec
+    source = Path(cfg.backbone).expanduser() if cfg.run is None else RunFolder.open(cfg.run).path
+    backbone = selfsight.load(source)
+    mean, std = described(backbone, "mean"), described(backbone, "std")
     data = build.build(cfg.dataset)
     detection = build.build(cfg.detection, data=data, optimizer=build.build(cfg.optimizer))
+    settings: dict[str, Any] = {key: records.plain(cfg[key]) for key in ("dataset", "detection", "optimizer")}
+    settings["backbone"] = str(source.resolve())
+    path = records.with_folder(records.free_path(out, NAME, settings))
     console.print(detection.protocol, style="dim")
     figures, net = detection(
         backbone.to(build.device(cfg.accelerator)),
-        spec["mean"],
-        spec["std"],
+        mean,
+        std,
         num_workers=cfg.num_workers,
         watch=Progress(console, detection.iterations),
     )
@@ -46,12 +54,13 @@ def run(cfg: DictConfig) -> None:
         "command": command(),
         "data": f"{data.name} ({len(data.train):,} images, {len(data.classes)} classes)",
         "classes": data.classes,
+        "settings": settings,
         "result": figures,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    replace(out / "detector.safetensors", lambda path: save_file(state(net), path))
-    write_atomically(out / "detect.json", json.dumps(record, indent=2) + "\n")
-    console.print(f"kept in {out / 'detect.json'}")
+    weights = path.with_name(f"detector{path.stem.removeprefix(NAME)}.safetensors")
+    replace(weights, lambda beside: beside.write_bytes(save(state(net))))
+    records.write(path, record)
+    console.print(f"kept in {path}")
 
 
 def place(cfg: DictConfig) -> Path:

@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
 
+from selfsight.checkpoints.export import replace
 from selfsight.errors import UserError
 from selfsight.jobs import measure
 from selfsight.jobs.console import make_console, quiet
-from selfsight.jobs.evaluate import subject
+from selfsight.jobs.evaluate import cache_of, head_of, subject
+from selfsight.jobs.records import with_folder
 
 
 def run(cfg: DictConfig) -> None:
-    """Write ``train_x [N, D]``, ``train_labels``, ``train_indices`` and the same of ``test`` as a NumPy archive."""
+    """Write ``train_x [N, D]``, ``train_indices``, ``train_names`` and ``train_labels`` as a NumPy archive.
+
+    And the same of ``test`` and ``unlabelled``, where the data set has these parts. An index is an image's position in
+    its part, a name its path below the root of the data set; what has no labels has no array of them.
+    """
     quiet()
     backbone, data, folder = subject(cfg)
     if cfg.out is None and folder is None:
         raise UserError("say where the features go: out=features.npz.", status=2)
-    out = Path(cfg.out) if cfg.out is not None else folder.path / "features.npz"  # type: ignore[union-attr]
-    arrays = {}
-    for split, features in zip(("train", "test"), measure.features(backbone, data, cfg.stage), strict=True):
-        arrays[f"{split}_x"] = features.x.numpy()
-        arrays[f"{split}_indices"] = features.indices.numpy()
+    out = with_folder(Path(cfg.out).expanduser() if folder is None or cfg.out else folder.path / "features.npz")
+    stage, head, cache = cfg.stage, head_of(cfg.stage, folder, backbone), cache_of(cfg, folder)
+    arrays: dict[str, Any] = {}
+    for part in measure.parts(data):
+        features = measure.part_features(backbone, data, part, [stage], head=head, cache=cache)[stage]
+        images = data.data.split(part)
+        arrays[f"{part}_x"] = features.x.numpy()
+        arrays[f"{part}_indices"] = features.indices.numpy()
+        arrays[f"{part}_names"] = np.array([images.name(int(i)) for i in features.indices], dtype=np.str_)
         if features.labels is not None:
-            arrays[f"{split}_labels"] = features.labels.numpy()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.npz")
-    np.savez(beside, **arrays)
-    beside.replace(out)
-    train, test = arrays["train_x"], arrays["test_x"]
-    make_console().print(f"{len(train)} + {len(test)} images, {train.shape[1]} dimensions: {out}")
+            arrays[f"{part}_labels"] = features.labels.numpy()
+    replace(out, lambda beside: save(beside, arrays))
+    counts = " + ".join(f"{len(arrays[f'{part}_x']):,} {part}" for part in measure.parts(data))
+    make_console().print(f"{counts} images, {arrays['train_x'].shape[1]} dimensions: {out}")
+
+
+def save(path: Path, arrays: dict[str, Any]) -> None:
+    with path.open("wb") as file:  # given a path, NumPy would change its ending
+        np.savez(file, **arrays)

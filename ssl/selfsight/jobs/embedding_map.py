@@ -1,4 +1,4 @@
-"""The map of an embedding: features flattened to a plane, with what is known of each image."""
+"""The map of an embedding: its images as points in a plane, coloured by what is known of them."""
 
 from __future__ import annotations
 
@@ -7,115 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
-from selfsight.errors import UserError, nearest
-from selfsight.jobs.build import library
-from selfsight.jobs.measure import class_name
+from selfsight.jobs.embedding_facts import Facts
+from selfsight.jobs.measure import NO_LABEL, class_name
 from selfsight.jobs.thumbnails import atlas, data_url, framed
 
-PROJECTIONS = ("tsne", "umap", "pca")
-MAPPED = 100_000  # points at most
-FITTED = 1500  # of them t-SNE is computed for; the others are placed between their neighbours among these
-PICTURED = 3000  # of them have a picture that shows on hovering
+PICTURED = 3000  # points that have a picture that shows on hovering
 TILE, LARGE = 32, 96  # its side in pixels, at most; of up to FEW of them
 FEW = 500
 NAME = 24  # letters of a name in the legend
 FRAMED = 200  # pictures on the map, at most
-VOTERS, TEMPERATURE = 20, 0.07  # of the kNN that predicts
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is known of each mapped image.
-
-    Attributes:
-        rows: ``[n]``, which rows of the test features. flat: ``[n, 2]``, their places.
-        labels, predictions, clusters: ``[n]``; None where images have no labels.
-        loss: ``[n]``, minus the logarithm of the share of its neighbours' votes that the true class has.
-    """
-
-    rows: np.ndarray
-    flat: np.ndarray
-    clusters: np.ndarray
-    labels: np.ndarray | None = None
-    predictions: np.ndarray | None = None
-    loss: np.ndarray | None = None
-
-
-def facts(train: Any, test: Any, projection: str = "tsne", most: int = MAPPED) -> Facts:
-    """Places, classes, clusters, predictions and losses of (at most ``most``) test images, in a shuffled order."""
-    rows = np.random.default_rng(0).permutation(len(test))[:most]
-    x = F.normalize(test.x[rows], dim=1)
-    flat = flatten(x.numpy(), projection)
-    classes = 0 if train.labels is None else train.classes
-    k = min(classes or 10, max(1, len(x) // 4))
-    clusters = library("evaluation.clustering").kmeans(x, x, k, 20, 1, 0)[1]
-    if train.labels is None or test.labels is None:
-        return Facts(rows, flat, clusters)
-    predictions, loss = votes(train, test.take(torch.from_numpy(rows)), itself=train is test)
-    return Facts(rows, flat, clusters, test.labels[rows].numpy(), predictions.numpy(), loss.numpy())
-
-
-def flatten(x: np.ndarray, projection: str) -> np.ndarray:
-    """``[N, D]`` to ``[N, 2]``.
-
-    Raises:
-        UserError: an unknown projection, or one whose package is missing.
-    """
-    from sklearn.decomposition import PCA
-
-    if projection not in PROJECTIONS:
-        raise UserError(
-            f"projection is '{projection}'; one of {', '.join(PROJECTIONS)} was expected."
-            f"{nearest(projection, PROJECTIONS)}"
-        )
-    if projection == "pca" or len(x) < 5:
-        return PCA(2, random_state=0).fit_transform(x) if min(x.shape) >= 2 else np.pad(x, ((0, 0), (0, 1)))[:, :2]
-    if projection == "umap":
-        try:
-            from umap import UMAP
-        except ImportError:
-            raise UserError("projection=umap needs a package: pip install 'selfsight[umap]'.") from None
-        return lying(UMAP(n_neighbors=min(15, len(x) - 1), metric="cosine", random_state=0).fit_transform(x))
-    from sklearn.manifold import TSNE
-
-    some = x[:FITTED]
-    perplexity = min(30.0, max(2.0, (len(some) - 1) / 4))
-    flat = lying(TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(some))
-    if len(x) == len(some):
-        return flat
-    similarity, index = library("evaluation.knn").neighbours(torch.from_numpy(x[FITTED:]), torch.from_numpy(some), 5)
-    weight = (similarity / 0.05).softmax(1)[:, :, None]
-    placed = (weight * torch.from_numpy(flat)[index]).sum(1)
-    return np.concatenate([flat, placed.numpy()])
-
-
-def lying(flat: np.ndarray) -> np.ndarray:
-    """Places ``[N, 2]`` turned so that the longer side lies across, as screens do; distances stay."""
-    from sklearn.decomposition import PCA
-
-    turned: np.ndarray = PCA(2, random_state=0).fit_transform(flat)
-    return turned
-
-
-def votes(train: Any, test: Any, itself: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Class ``[N]`` that the weighted nearest training images vote for, and the log loss of the true class ``[N]``.
-
-    With ``itself`` the images are among the training images, and their nearest one, themselves, has no vote.
-    """
-    bank, queries = F.normalize(train.x, dim=1), F.normalize(test.x, dim=1)
-    similarity, index = library("evaluation.knn").neighbours(queries, bank, min(VOTERS + itself, len(bank)))
-    similarity, index = similarity[:, int(itself) :], index[:, int(itself) :]
-    classes = max(train.classes, test.classes)
-    answers, losses = [], []
-    for s, i, y in zip(similarity.split(4096), index.split(4096), test.labels.split(4096), strict=True):
-        p = torch.zeros(len(s), classes + 1)  # the last column takes voters without a label
-        p.scatter_add_(1, train.labels[i] % (classes + 1), (s / TEMPERATURE).softmax(1))
-        answers.append(p[:, :classes].argmax(1))
-        losses.append(-p.gather(1, (y % (classes + 1))[:, None])[:, 0].clamp(min=1e-3).log())
-    return torch.cat(answers), torch.cat(losses)
+RIGHT, WRONG, PALE = "#b9c2cf", "#d5321d", "#dfe3ea"
 
 
 def palette(n: int) -> list[str]:
@@ -141,23 +43,21 @@ def palette(n: int) -> list[str]:
     return ["#" + "".join(f"{round(255 * c):02x}" for c in one) for one in rgb]
 
 
-def figure(data: Any, test: Any, known: Facts) -> Any:
+def figure(data: Any, known: Facts) -> Any:
     """The map as a plotly figure: a set of WebGL traces for each colouring, one of them shown at a time."""
     import plotly.graph_objects as go
 
     size = 10 if len(known.rows) < 800 else 6 if len(known.rows) < 8000 else 3
     made = go.Figure()
     groups: list[tuple[str, int]] = []  # colouring and its number of traces
-    for title, values, names in colourings(data, known):
-        colours = palette(len(names))
-        if title == "right or wrong":
-            colours = ["#b9c2cf", "#d5321d"]
+    for one in colourings(data, known):
         before = len(made.data)
-        for value, (name, colour) in enumerate(zip(names, colours, strict=True)):
-            inside = np.flatnonzero(values == value)
+        for value, (name, colour) in enumerate(zip(one.names, one.colours, strict=True)):
+            inside = np.flatnonzero(one.values == value)
             if len(inside):
-                made.add_trace(cloud(go, known, inside, size, shortened(name), {"color": colour}, len(names) <= 40))
-        groups.append((title, len(made.data) - before))
+                marker = {"color": colour}
+                made.add_trace(cloud(go, known, inside, size, shortened(name), marker, len(one.names) <= 40))
+        groups.append((one.title, len(made.data) - before))
     if known.loss is not None:
         bar = {
             "color": known.loss,
@@ -174,7 +74,7 @@ def figure(data: Any, test: Any, known: Facts) -> Any:
         {"label": f"colour: {title}", "method": "update", "args": [{"visible": [g == i for g in shown]}]}
         for i, (title, _) in enumerate(groups)
     ]
-    images = pictures(data, test, known)
+    images = pictures(data, known)
     made.update_layout(images=images)
     on_off = [
         {"label": label, "method": "relayout", "args": [{f"images[{i}].visible": on for i in range(len(images))}]}
@@ -189,18 +89,33 @@ def figure(data: Any, test: Any, known: Facts) -> Any:
     return made
 
 
-def colourings(data: Any, known: Facts) -> list[tuple[str, np.ndarray, list[str]]]:
-    """Title, value of each point, name of each value."""
-    found = []
-    if known.labels is not None and known.predictions is not None:
-        names = [
-            class_name(data.data, i) for i in range(max(int(known.labels.max()), int(known.predictions.max())) + 1)
-        ]
-        found.append(("class", known.labels, names))
-        found.append(("kNN prediction", known.predictions, names))
-        found.append(("right or wrong", (known.labels != known.predictions).astype(int), ["right", "wrong"]))
-    found.append(("cluster", known.clusters, [f"cluster {i + 1}" for i in range(int(known.clusters.max()) + 1)]))
-    return found
+@dataclass(frozen=True)
+class Colouring:
+    """A way to colour the points: the value ``[n]`` of each, and name and colour of each value."""
+
+    title: str
+    values: np.ndarray
+    names: list[str]
+    colours: list[str]
+
+
+def colourings(data: Any, known: Facts) -> list[Colouring]:
+    """By class, prediction and mistake where there are labels, and by cluster."""
+    clusters = int(known.clusters.max()) + 1
+    by_cluster = Colouring("cluster", known.clusters, [f"cluster {i + 1}" for i in range(clusters)], palette(clusters))
+    if known.labels is None or known.predictions is None:
+        return [by_cluster]
+    classes = int(max(known.labels.max(), known.predictions.max())) + 1
+    names, colours = [class_name(data.data, i) for i in range(classes)], palette(classes)
+    unknown = known.labels < 0
+    further, grey = ([NO_LABEL], [PALE]) if unknown.any() else ([], [])
+    mistakes = np.where(unknown, 2, known.wrong)
+    return [
+        Colouring("class", np.where(unknown, classes, known.labels), names + further, colours + grey),
+        Colouring("kNN prediction", known.predictions, names, colours),
+        Colouring("right or wrong", mistakes, ["right", "wrong", *further], [RIGHT, WRONG, *grey]),
+        by_cluster,
+    ]
 
 
 def shortened(name: str) -> str:
@@ -216,7 +131,7 @@ def cloud(go: Any, known: Facts, inside: np.ndarray, size: int, name: str, marke
     )  # fmt: skip
 
 
-def pictures(data: Any, test: Any, known: Facts) -> list[dict[str, Any]]:
+def pictures(data: Any, known: Facts) -> list[dict[str, Any]]:
     """Images laid on the map, framed in their colours, as many as fit without hiding one another."""
     flat = known.flat[:PICTURED]
     side = 0.9 * float((flat.max(0) - flat.min(0)).max() or 1.0) / np.clip(1.6 * np.sqrt(len(flat)), 12, 28)
@@ -224,15 +139,13 @@ def pictures(data: Any, test: Any, known: Facts) -> list[dict[str, Any]]:
     for i, place in enumerate(flat):
         if len(placed) < FRAMED and (not placed or float(np.abs(flat[placed] - place).max(1).min()) > side):
             placed.append(i)
-    values = known.labels if known.labels is not None else known.clusters
-    colours = palette(int(values.max()) + 1)
-    images = data.data.split("test")
+    shades = colourings(data, known)[0]
     tile = LARGE if len(known.rows) <= FEW else TILE
     width = tile // 10  # of the frame
 
     def source(i: int) -> str:
-        image = images.read(int(test.indices[known.rows[i]]))
-        return data_url(framed(image, tile + 2 * width, colours[int(values[i])], width))
+        image = known.images.read(int(known.indices[i]))
+        return data_url(framed(image, tile + 2 * width, shades.colours[int(shades.values[i])], width))
 
     return [
         {
@@ -244,12 +157,10 @@ def pictures(data: Any, test: Any, known: Facts) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def hover_card(data: Any, test: Any, known: Facts, figure_id: str) -> str:
+def hover_card(data: Any, known: Facts, figure_id: str) -> str:
     """A card that shows the image under the pointer, and what is known of it."""
-    images = data.data.split("test")
-    indices = test.indices[known.rows]
     n = min(PICTURED, len(known.rows))
-    shown = [images.read(int(i)) for i in indices[:n]]
+    shown = [known.images.read(int(i)) for i in known.indices[:n]]
     tile = min(LARGE if n <= FEW else TILE, max(max(image.shape[:2]) for image in shown))
     sheet, columns = atlas(shown, tile)
     names = [class_name(data.data, i) for i in range(data.data.num_classes)]
@@ -257,8 +168,8 @@ def hover_card(data: Any, test: Any, known: Facts, figure_id: str) -> str:
         "tile": tile, "columns": columns, "pictured": n, "names": names,
         "label": None if known.labels is None else known.labels.tolist(),
         "prediction": None if known.predictions is None else known.predictions.tolist(),
-        "file": [images.name(int(i)) for i in indices[:n]],
-        "index": indices.tolist(),
+        "file": [known.images.name(int(i)) for i in known.indices[:n]],
+        "index": known.indices.tolist(),
     }  # fmt: skip
     # A name of a file or a class may hold anything, "</script>" included.
     told = json.dumps(about).replace("<", "\\u003c")

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import re
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 import selfsight
+from selfsight.checkpoints.load import described
 from selfsight.errors import UserError
-from selfsight.jobs import build, measure
+from selfsight.jobs import build, measure, records
 from selfsight.jobs.console import make_console, make_table, quiet
-from selfsight.jobs.run_folder import RunFolder, command, write_atomically
+from selfsight.jobs.run_folder import RunFolder, command
 from selfsight.jobs.saving import read_checkpoint
 from selfsight.nn.simclr_head import ProjectionHead
 
@@ -41,25 +41,24 @@ def run(cfg: DictConfig) -> None:
     protocol = evaluator.protocol + transfer(cfg, evaluator, backbone)
     console.print(protocol, style="dim")
     if folder is not None:
-        name = title(cfg, evaluator)
+        settings = settings_of(cfg)
+        path = records.free_path(folder.path / records.FOLDER, title(cfg, evaluator), settings)
         record = {
             "protocol": protocol,
             "command": command(),
             "stage": cfg.stage,
             "data": measure.describe(data.data),
+            "settings": settings,
             "result": results if len(results) > 1 else next(iter(results.values())),
         }
-        path = folder.path / "eval" / f"{name}.json"
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, json.dumps(record, indent=2) + "\n")
-        note_in_metrics(folder, name, record["result"])
+        records.write(path, record)
+        note_in_metrics(folder, path.stem, record["result"])
         console.print(f"kept in {path}")
 
 
 def evaluator_of(cfg: DictConfig) -> Any:
     """The evaluator configured; ``linear.protocol`` names a published linear evaluation in its place."""
-    linear = cfg.get("linear")
-    if linear is None or linear.protocol == CACHED:
+    if (linear := published(cfg)) is None:
         return build.build(cfg.evaluator)
     return build.library("evaluation.published").PublishedProbe(
         linear.protocol,
@@ -69,6 +68,12 @@ def evaluator_of(cfg: DictConfig) -> Any:
         linear.lr,
         linear.first_per_class,
     )
+
+
+def published(cfg: DictConfig) -> DictConfig | None:
+    """The settings of a published linear evaluation, where one is asked for."""
+    linear: DictConfig | None = cfg.get("linear")
+    return None if linear is None or linear.protocol == CACHED else linear
 
 
 def transfer(cfg: DictConfig, evaluator: Any, backbone: nn.Module) -> str:
@@ -84,84 +89,126 @@ def transfer(cfg: DictConfig, evaluator: Any, backbone: nn.Module) -> str:
 def dataset_name(dataset: DictConfig) -> str:
     """``cifar10``; folders of images by the name of the folder: ``folder-flowers``."""
     own = dataset.name == "folder" and dataset.get("root") is not None
-    return f"folder-{Path(dataset.root).resolve().name}" if own else str(dataset.name)
+    return f"folder-{Path(dataset.root).expanduser().resolve().name}" if own else str(dataset.name)
 
 
 def title(cfg: DictConfig, evaluator: Any) -> str:
-    """Name of the record: evaluator, and what differs from the run's own data, last stage and default protocol."""
-    words = re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(evaluator).__name__)  # DenseKNN: Dense_KNN
-    parts = [words.lower().removesuffix("_probe")]
-    if hasattr(evaluator, "protocol_name"):
-        parts = ["linear", evaluator.protocol_name]
-    elif getattr(evaluator, "folds", None):
-        parts.append("cv")
+    """Name of the record: evaluator, and what differs from the run's own data, the last stage and the usual values."""
+    if (linear := published(cfg)) is not None:
+        changed = {str(key): value for key, value in linear.items() if key != "protocol" and value is not None}
+        words = ["linear", str(linear.protocol), *records.told(changed)]
+    else:
+        words = records.named_after("evaluator", cfg.evaluator)
     if hasattr(evaluator, "data"):  # images with masks
-        parts.append(evaluator.data.name)
+        words.insert(1, evaluator.data.name)
     elif cfg.get("dataset") is not None:
-        parts.append(dataset_name(cfg.dataset))
+        words += [dataset_name(cfg.dataset), *records.named_after("dataset", cfg.dataset)[1:]]
     if cfg.stage != FINAL:
-        parts.append(cfg.stage)
-    return "-".join(parts)
+        words.append(cfg.stage)
+    return records.joined(words)
+
+
+def settings_of(cfg: DictConfig) -> dict[str, Any]:
+    """All that two records of one name may differ in."""
+    how = (
+        {"evaluator": records.plain(cfg.evaluator)} if published(cfg) is None else {"linear": records.plain(cfg.linear)}
+    )
+    return {**how, "stage": str(cfg.stage), "dataset": records.plain(cfg.get("dataset"))}
 
 
 def evaluate(
     cfg: DictConfig, evaluator: Any, backbone: nn.Module, data: Any, folder: RunFolder | None
 ) -> dict[str, Result]:
     """Results by stage: of the one asked for, or of every one (``stage=all``) from a single pass over the images."""
+    measure.check_labels(evaluator, data)
+    head = head_of(cfg.stage, folder, backbone)
     if hasattr(evaluator, "on_images"):  # needs more than features: augmented images, maps
         if cfg.stage == ALL:
             raise UserError(f"{type(evaluator).__name__} looks at one stage at a time; give stage=NAME.", status=2)
         if cfg.stage != FINAL and not hasattr(evaluator, "stage") and not hasattr(evaluator, "stages"):
             raise UserError(f"{type(evaluator).__name__} looks at the last stage alone; leave stage out.", status=2)
+        if hasattr(evaluator, "head"):
+            evaluator = dataclasses.replace(evaluator, head=head)
         return {cfg.stage: evaluator.on_images(backbone, data)}
-    head = projector(folder) if folder is not None and cfg.stage in (ALL, PROJECTION) else None
-    if head is not None:
-        head.to(next(backbone.parameters()).device)
     stages = [cfg.stage]
     if cfg.stage == ALL:
         stages = [*build.library("evaluation.features").stage_names(backbone), *([PROJECTION] if head else [])]
-    cache = None if folder is None or not cfg.cache else folder.path / "features"
-    pairs = measure.staged_features(backbone, data, stages, head=head, cache=cache)
-    return {stage: evaluator(*pair) for stage, pair in pairs.items()}
+    pairs = measure.staged_features(backbone, data, stages, head=head, cache=cache_of(cfg, folder))
+    return {stage: measure.measured(evaluator, *pair) for stage, pair in pairs.items()}
 
 
 def subject(cfg: DictConfig) -> tuple[nn.Module, Any, RunFolder | None]:
     """The backbone, its data and its run folder: from ``run``, or from ``backbone`` and a ``dataset``.
 
+    Values of ``dataset`` alone are those of the run's data set with these in their place, and stand in ``cfg`` so.
+
     Raises:
         UserError: neither or both are given, or a backbone comes without a data set.
     """
+    from selfsight.jobs.finetune import chosen, names
+
     if (cfg.run is None) == (cfg.backbone is None):
         raise UserError("give either a run folder (run=runs/NAME) or an exported backbone (backbone=DIR).", status=2)
     folder = RunFolder.open(cfg.run) if cfg.run is not None else None
     dataset = cfg.get("dataset")
-    if dataset is None:
-        if folder is None:
-            raise UserError("an exported backbone carries no images; add dataset=NAME.", status=2)
-        dataset = folder.config().dataset
+    if folder is None and not names(dataset):
+        raise UserError("an exported backbone carries no images; add dataset=NAME.", status=2)
+    if folder is not None:
+        of_run = folder.config().dataset
+        if dataset is not None:
+            OmegaConf.set_struct(cfg, False)
+            cfg.dataset = chosen(dataset, of_run)
+        dataset = cfg.get("dataset") or of_run
     where = build.device(cfg.accelerator)
     backbone = selfsight.load(folder.path if folder is not None else cfg.backbone).to(where)
-    spec: Any = backbone.spec
-    view = build.library("datamodules.views").View(dataset.image_size, mean=spec["mean"], std=spec["std"])
-    data = build.library("datamodules").ImageDataModule(
-        build.build(dataset),
+    return backbone, plain_data(build.build(dataset), backbone, cfg.batch_size, cfg.num_workers), folder
+
+
+def plain_data(images: Any, backbone: nn.Module, batch_size: int = 256, num_workers: int | str = "auto") -> Any:
+    """A datamodule of all images of a data set, as evaluation presents them to a backbone, on its device."""
+    mean, std = described(backbone, "mean"), described(backbone, "std")
+    view = build.library("datamodules.views").View(images.image_size, mean=mean, std=std)
+    return build.library("datamodules").ImageDataModule(
+        images,
         [view],
         batch_size=1,
-        eval_batch_size=cfg.batch_size,
-        num_workers=cfg.num_workers,
+        eval_batch_size=batch_size,
+        num_workers=num_workers,
         engine="auto",
         seed=0,
-        device=where,
+        device=next(backbone.parameters()).device,
     )
-    return backbone, data, folder
+
+
+def cache_of(cfg: DictConfig, folder: RunFolder | None) -> Path | None:
+    """Where features are kept for the next time; None where they are not."""
+    return None if folder is None or not cfg.cache else folder.path / "features"
+
+
+def head_of(stage: str, folder: RunFolder | None, backbone: nn.Module) -> nn.Module | None:
+    """The projection head, beside the backbone, for a stage that needs one; for ``all`` the run's, where it has one.
+
+    Raises:
+        UserError: ``projection`` is asked for, and there is none.
+    """
+    head = projector(folder) if folder is not None and stage in (ALL, PROJECTION) else None
+    if head is not None:
+        head.to(next(backbone.parameters()).device)
+    if stage != PROJECTION or head is not None:
+        return head
+    if folder is None:
+        raise UserError("an exported backbone has lost its projector; give its run instead: run=runs/NAME.", status=2)
+    method = str(folder.config().method._target_).rpartition(".")[2]
+    raise UserError(f"{method}, the method of '{folder.path}', has no projector of features; take another stage.")
 
 
 def projector(folder: RunFolder) -> nn.Module | None:
-    """The projection head of a run with its trained weights; None where its method has none."""
+    """The projection head of a run with its trained weights; None where its method has none, or one of maps."""
     cfg = folder.config()
     method = trained_method(folder, cfg, build.datamodule(cfg))
     head = getattr(method, "projector", None)
-    return head if isinstance(head, nn.Module) else None
+    on_maps = isinstance(head, nn.Module) and any(isinstance(part, nn.Conv2d) for part in head.modules())  # PixPro's
+    return head if isinstance(head, nn.Module) and not on_maps else None
 
 
 def trained_method(folder: RunFolder, cfg: DictConfig, data: Any) -> Any:
@@ -190,10 +237,9 @@ def show(console: Console, result: Mapping[str, Any]) -> None:
     """A table of the figures; beside those that have one, what is normal. The alarm, where one rings."""
     diagnostics = build.library("evaluation.diagnostics")
     table = Table(show_header=False, box=None)
-    for name, value in result.items():
+    for name, value in records.figures(result).items():
         normal = [diagnostics.FIGURES[name].normal] if name in diagnostics.FIGURES else []
-        for key, sub in lines(value).items():
-            table.add_row(f"{name} {key}".strip(), number(sub), *normal)
+        table.add_row(name, records.number(value), *normal)
     console.print(table)
     alarm = diagnostics.judge({name: value for name, value in result.items() if isinstance(value, float)})
     if alarm:
@@ -201,22 +247,10 @@ def show(console: Console, result: Mapping[str, Any]) -> None:
 
 
 def show_stages(console: Console, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """A row for each stage; of the figures those that are one number, the kNN of every k left out."""
-    first = next(iter(results.values()))
-    names = [name for name, value in first.items() if isinstance(value, float) and not name.startswith("knn_k")]
+    """A row for each stage; the kNN of every k is left out."""
+    rows = {stage: records.figures(result) for stage, result in results.items()}
+    names = [name for name in next(iter(rows.values())) if not name.startswith("knn_k")]
     table = make_table("stage", *names)
-    for stage, result in results.items():
-        table.add_row(stage, *(number(result[name]) for name in names))
+    for stage, row in rows.items():
+        table.add_row(stage, *(records.number(row[name]) for name in names))
     console.print(table)
-
-
-def lines(value: Any) -> dict[str, Any]:
-    """The numbers a figure is made of, by what tells them apart."""
-    return value if isinstance(value, dict) and "mean" not in value else {"": value}
-
-
-def number(value: Any) -> str:
-    """As a person reads it; the spread where there is one."""
-    if isinstance(value, dict):
-        return f"{value['mean']:.4f} ± {value['std']:.4f}"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)

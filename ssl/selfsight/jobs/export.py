@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from torch import nn
 
 import selfsight
 from selfsight.checkpoints import export
+from selfsight.checkpoints.load import described
 from selfsight.errors import UserError, nearest
 from selfsight.jobs.console import make_console, quiet
+from selfsight.jobs.records import with_folder
 from selfsight.jobs.run_folder import RunFolder
 
 #: format: name of its file in the run folder
@@ -48,28 +51,38 @@ def run(cfg: DictConfig) -> None:
 
 def write(backbone: nn.Module, form: str, out: Path) -> None:
     """The weights of a loaded backbone in one of the `FILES`."""
-    from safetensors.torch import save_file
-
     spec: Any = backbone.spec
     if form == "torchvision":
-        weights = export.to_torchvision(backbone)
-        export.replace(out, lambda path: torch.save(weights, path))
+        content = io.BytesIO()
+        torch.save(export.to_torchvision(backbone), content)
+        export.replace(out, lambda path: path.write_bytes(content.getbuffer()))
     elif form == "timm":
-        export.replace(out, lambda path: save_file(export.to_timm(backbone), path, {"format": "pt"}))
+        export.export_timm(backbone, spec["backbone"], out)
     elif form == "detectron2":
         export.export_detectron2(backbone, out)
     elif form == "onnx":
-        export.export_onnx(backbone, out, spec["image_size"], spec["backbone"].get("in_chans", 3))
+        export.export_onnx(backbone, out, described(backbone, "image_size"), spec["backbone"].get("in_chans", 3))
     else:
-        out.mkdir(exist_ok=True)
-        export.export_backbone(backbone, spec, out)
+        export.export_backbone(backbone, spec, with_folder(out / export.WEIGHTS).parent)
 
 
 def how_to_read(backbone: nn.Module, form: str) -> str:
-    """What the reader has to do with the images."""
+    """What the reader has to do with the images, and before the weights fit."""
     spec: Any = backbone.spec
-    mean, std = spec["mean"] or (0.0,) * 3, spec["std"] or (1.0,) * 3
+    mean, std = described(backbone, "mean") or (0.0,) * 3, described(backbone, "std") or (1.0,) * 3
     if form == "detectron2":
         mean, std = ([round(255 * value, 3) for value in values] for values in (mean, std))
         return f"INPUT.FORMAT RGB, MODEL.PIXEL_MEAN {mean}, MODEL.PIXEL_STD {std}, MODEL.RESNETS.STRIDE_IN_1X1 False"
-    return f"{spec['backbone']['name']}, RGB images from 0 to 1, less mean {list(mean)}, divided by std {list(std)}"
+    images = f"RGB images from 0 to 1, less mean {list(mean)}, divided by std {list(std)}"
+    arguments = spec["backbone"]
+    name = arguments["name"]
+    if form == "timm":
+        options = "".join(f", {key}={value!r}" for key, value in export.timm_options(arguments).items())
+        name = f"net = timm.create_model('{name}', num_classes=0{options})"
+    if form in ("timm", "torchvision") and arguments.get("stem") == "cifar":
+        channels = ", ".join(map(str, backbone.get_parameter("conv1.weight").shape[1::-1]))
+        name += (
+            f"; before loading, net.conv1 = torch.nn.Conv2d({channels}, 3, padding=1, bias=False) and "
+            "net.maxpool = torch.nn.Identity()"
+        )
+    return f"{name}; {images}"

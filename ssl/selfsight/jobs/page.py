@@ -53,11 +53,12 @@ def page(title: str, parts: Sequence[str]) -> str:
     """A whole page that needs nothing from a network, the plotting library in it."""
     from plotly.offline import get_plotlyjs
 
-    return (
+    made = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<style>{STYLE}</style><script>{get_plotlyjs()}</script></head><body>{''.join(parts)}</body></html>"
     )
+    return made.encode(errors="replace").decode()  # names of files may hold bytes that are no text
 
 
 def figure_html(

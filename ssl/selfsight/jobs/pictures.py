@@ -14,7 +14,8 @@ from torch import Tensor
 
 from selfsight.batch import Batch
 from selfsight.jobs.build import library
-from selfsight.jobs.embedding_map import Facts, palette
+from selfsight.jobs.embedding_facts import Facts
+from selfsight.jobs.embedding_map import palette
 from selfsight.jobs.measure import class_name
 from selfsight.jobs.thumbnails import data_url, denormalised, fitted, thumbnail
 from selfsight.methods.base import Gallery, Method
@@ -24,39 +25,46 @@ VIEWED = 4  # images whose views are shown
 SHOWN = 128  # images a method makes its pictures from
 
 
-def neighbours(data: Any, train: Any, test: Any, known: Facts, rows: int = 8) -> str:
-    """For some test images, and for those the kNN gets most wrong, the training images closest to them by cosine."""
+def neighbours(data: Any, train: Any, shown: Any, known: Facts, kind: str = "test", rows: int = 8) -> str:
+    """For some images, and for those the kNN gets most wrong, the training images closest to them by cosine.
+
+    Args:
+        train, shown, known: see `embedding_facts.facts`. kind: what those shown are called.
+    """
     order = np.argsort(known.rows)
-    spread = order[np.linspace(0, len(order) - 1, min(rows, len(order))).astype(int)]
     if known.labels is not None:
         order = order[np.argsort(known.labels[order], kind="stable")]
-        spread = order[np.linspace(0, len(order) - 1, min(rows, len(order))).astype(int)]
+    spread = order[np.linspace(0, len(order) - 1, min(rows, len(order))).astype(int)]
+    others = "the others" if shown is train else "the training images"
     parts = ["<h2 id='neighbours'>Nearest neighbours</h2>"]
-    parts.append("<p class='soft'>A test image, then the training images closest to it.")
+    parts.append(f"<p class='soft'>A {kind} image, then {others} closest to it.")
     parts.append(" A red frame marks a neighbour of another class.</p>" if known.labels is not None else "</p>")
     parts.append("<div class='columns'>")
-    parts += [_with_neighbours(data, train, test, int(known.rows[i])) for i in spread]
+    parts += [_with_neighbours(data, train, shown, known, int(i)) for i in spread]
     parts.append("</div>")
-    if known.loss is not None and known.labels is not None:
-        worst = np.argsort(-known.loss)[:rows]
-        worst = worst[known.predictions[worst] != known.labels[worst]] if known.predictions is not None else worst
-        if len(worst):
-            parts.append("<h3>The worst ones</h3><p class='soft'>Test images whose neighbours disagree most with their "
-                         "class: hard images, or wrong labels.</p><div class='columns'>")  # fmt: skip
-            parts += [_with_neighbours(data, train, test, int(known.rows[i])) for i in worst]
-            parts.append("</div>")
+    worst = [] if known.loss is None else [int(i) for i in np.argsort(-known.loss) if known.wrong[i]][:rows]
+    if worst:
+        parts.append(
+            f"<h3>The worst ones</h3><p class='soft'>{kind.capitalize()} images whose neighbours disagree most with "
+            "their class: hard images, or wrong labels.</p><div class='columns'>"
+        )
+        parts += [_with_neighbours(data, train, shown, known, i) for i in worst]
+        parts.append("</div>")
     return "".join(parts)
 
 
-def _with_neighbours(data: Any, train: Any, test: Any, row: int) -> str:
-    similarity = F.normalize(test.x[row], dim=0) @ F.normalize(train.x, dim=1).T
-    best = similarity.topk(min(NEIGHBOURS, len(train))).indices.tolist()
-    label = None if test.labels is None else int(test.labels[row])
-    query = _image(data.data.split("test").read(int(test.indices[row])), _class(data, label), "query")
+def _with_neighbours(data: Any, train: Any, shown: Any, known: Facts, i: int) -> str:
+    row = int(known.rows[i])
+    similarity = F.normalize(shown.x[row], dim=0) @ F.normalize(train.x, dim=1).T
+    if shown is train:
+        similarity[row] = -torch.inf
+    best = similarity.topk(min(NEIGHBOURS, len(train) - (shown is train))).indices.tolist()
+    label = None if known.labels is None else int(known.labels[i])
+    query = _image(known.images.read(int(known.indices[i])), _class(data, label), "query")
     found = []
     for other in best:
         theirs = None if train.labels is None else int(train.labels[other])
-        wrong = label is not None and theirs is not None and theirs != label
+        wrong = label is not None and theirs is not None and theirs != label and min(label, theirs) >= 0
         picture = data.data.split("train").read(int(train.indices[other]))
         found.append(_image(picture, _class(data, theirs) if wrong else "", "wrong" if wrong else ""))
     return f"<div class='row'>{query}{''.join(found)}</div>"

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from selfsight.jobs import classified, embedding_map, measure, pictures
-from selfsight.jobs.evaluate import lines, number, trained_method
+from selfsight.jobs import classified, embedding_facts, embedding_map, measure, pictures, records
+from selfsight.jobs.evaluate import trained_method
 from selfsight.jobs.measure import ROWS, describe
 from selfsight.jobs.page import figure_html, page
 from selfsight.jobs.run_folder import RunFolder, write_atomically
@@ -23,8 +23,8 @@ def write(folder: RunFolder, cfg: DictConfig, data: Any, train: Any, test: Any, 
     """Write the report of a run from its metrics, its figures, its checkpoint and the features of its backbone.
 
     Args:
-        train, test: frozen features of the data's un-augmented images.
-        projection: of the map, one of `embedding_map.PROJECTIONS`.
+        train, test: frozen features of the data's un-augmented images; test is None where there are no such images.
+        projection: of the map, one of `embedding_facts.PROJECTIONS`.
     """
     parts = [
         heading(folder, cfg, data),
@@ -44,10 +44,12 @@ def images_of_the_run(
 ) -> list[str]:
     """Map, neighbours, the method's own pictures, views."""
     parts = []
-    if data.data.test is not None and len(test) >= 5:
-        known = embedding_map.facts(train, test, projection)
-        parts.append(map_section(data, test, known, projection))
-        parts.append(pictures.neighbours(data, train, test, known))
+    split, shown = ("train", train) if test is None else ("test", test)
+    if len(shown) >= 5:
+        known = embedding_facts.facts(train, shown, data.data.split(split), projection)
+        kind = "training" if split == "train" else "test"
+        parts.append(map_section(data, known, projection, kind))
+        parts.append(pictures.neighbours(data, train, shown, known, kind))
     batch, images = pictures.viewed_batch(data)
     if folder.checkpoint.is_file():
         parts.append(pictures.galleries(trained_method(folder, cfg, data), batch, data))
@@ -55,19 +57,19 @@ def images_of_the_run(
     return parts
 
 
-def map_section(data: Any, test: Any, known: embedding_map.Facts, projection: str) -> str:
+def map_section(data: Any, known: embedding_facts.Facts, projection: str, kind: str) -> str:
     names = {"tsne": "t-SNE", "umap": "UMAP", "pca": "The two first principal components"}
     n = len(known.rows)
-    about = f"{names[projection]} of the features of {n:,} test images"
-    if projection == "tsne" and n > embedding_map.FITTED:
-        about += f"; {embedding_map.FITTED:,} fitted, the others placed between their nearest ones"
+    about = f"{names[projection]} of the features of {n:,} {kind} images"
+    if projection == "tsne" and n > embedding_facts.FITTED:
+        about += f"; {embedding_facts.FITTED:,} fitted, the others placed between their nearest ones"
     about += (
         ". Distances between far groups mean little. Point at a dot to see its image; drag to move, scroll to zoom."
     )
     wide, high = np.ptp(known.flat, axis=0) if n > 1 else (1.0, 1.0)
     height = int(np.clip(140 + 960 * high / max(wide, 1e-9), 420, 760))  # the map keeps its proportions
-    drawn = figure_html(embedding_map.figure(data, test, known), height, name="map", config={"scrollZoom": True})
-    card = embedding_map.hover_card(data, test, known, "map")
+    drawn = figure_html(embedding_map.figure(data, known), height, name="map", config={"scrollZoom": True})
+    card = embedding_map.hover_card(data, known, "map")
     return f"<h2 id='embedding'>Embedding map</h2><p class='soft'>{about}</p>{drawn}{card}"
 
 
@@ -169,25 +171,18 @@ def mark_chance(figure: Any, column: str, guess: float, values: Sequence[float])
     )  # fmt: skip
 
 
-def records(folder: RunFolder) -> dict[str, dict[str, Any]]:
-    """What stands in ``eval/``, by name."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted((folder.path / "eval").glob("*.json"))}
-
-
 def evaluations(folder: RunFolder) -> str:
     """What was measured since: every record in ``eval/``, with its protocol."""
     parts = []
-    for title, record in records(folder).items():
-        body = ""
-        for name, value in record["result"].items():
-            for key, sub in lines(value).items():
-                cells = ", ".join(f"{k} {number(v)}" for k, v in sub.items() if not k.startswith("knn_k")) if (
-                    isinstance(sub, dict) and "mean" not in sub
-                ) else number(sub)  # fmt: skip
-                body += f"<tr><td>{html.escape(f'{name} {key}')}</td><td>{html.escape(cells)}</td></tr>"
+    for title, record in records.read(folder).items():
+        body = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{html.escape(records.number(value))}</td></tr>"
+            for name, value in records.figures(record["result"]).items()
+        )
+        stage = f", stage {record['stage']}" if "stage" in record else ""  # a detector has all of them
         parts.append(
-            f"<h3>{html.escape(title)}</h3><p class='soft'>{html.escape(record['data'])}, stage "
-            f"{html.escape(record['stage'])}: {html.escape(record['protocol'])}</p>"
+            f"<h3>{html.escape(title)}</h3>"
+            f"<p class='soft'>{html.escape(record['data'] + stage)}: {html.escape(record['protocol'])}</p>"
             f"<div class='wide'><table>{body}</table></div>"
         )
     inside = "".join(parts)
@@ -225,7 +220,7 @@ def reproduce(folder: RunFolder, cfg: DictConfig) -> str:
     path = folder.path / "environment.json"
     environment = json.loads(path.read_text()) if path.is_file() else {}
     commands = [shlex.join(environment.get("command", [])), shlex.join(["selfsight", "report", f"run={folder.path}"])]
-    commands[1:1] = [shlex.join(record["command"]) for record in records(folder).values() if "command" in record]
+    commands[1:1] = [shlex.join(record["command"]) for record in records.read(folder).values() if "command" in record]
     packages = ", ".join(f"{k} {v}" for k, v in environment.get("packages", {}).items() if v)
     machine = {
         "machine": f"{environment.get('platform', '')}, {environment.get('cpus', '?')} cores",
@@ -250,6 +245,7 @@ def run(cfg: DictConfig) -> None:
     from selfsight.jobs.console import make_console, quiet
 
     quiet()
+    embedding_facts.check_projection(cfg.projection)
     folder = RunFolder.open(cfg.run)
     of_run = folder.config()
     backbone = selfsight.load(folder.path).to(build.device(cfg.accelerator))
