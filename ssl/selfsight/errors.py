@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+USAGE = 2  #: exit status for a wrong word on the command line
+
 
 class UserError(Exception):
     """A mistake the user can mend: one sentence saying what was given, what was expected and how to fix it.

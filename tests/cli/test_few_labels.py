@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from selfsight import cli
 from selfsight.errors import UserError
-from selfsight.jobs import classified, compare, distill, pretrain
+from selfsight.jobs import classified, compare, distill, pretrain, steps
 from selfsight.jobs.run_folder import RUN_VARIABLE, RunFolder
 
 SMOKE = ["debug=smoke", "report=false", "seed=0"]
@@ -191,7 +191,7 @@ def test_a_stopped_step_goes_on_to_the_same_numbers(runs: Path, job: str, monkey
         patch.setattr(pretrain.Monitor, "on_train_epoch_end", gone)
         with pytest.raises(Stop):
             go(*words, f"name={job}-stopped")
-    go(job, *(["teacher=gone"] if job == "distill" else []), f"resume={runs}/{job}-stopped")
+    go(job, f"resume={runs}/{job}-stopped")
     first, second = weights(runs / f"{job}-whole"), weights(runs / f"{job}-stopped")
     assert all(torch.equal(first[key], second[key]) for key in first)
     same = [read(runs / f"{job}-{name}" / "classification.json") for name in ("whole", "stopped")]
@@ -213,6 +213,26 @@ def test_three_steps_in_one_command(runs: Path, monkeypatch: pytest.MonkeyPatch)
     assert read(runs / "steps" / "distill" / "summary.json")["classifiers"]["student"]["top1"] >= 0
     splits = {(runs / "steps" / step / "labels.json").read_text() for step in ("finetune", "distill")}
     assert len(splits) == 1
+
+
+def test_the_steps_of_a_shrunk_run_are_as_short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever lengths their own words say; a step that names a choice of debug itself has its own."""
+    own = ["debug=smoke", "trainer.max_epochs=7"]
+    words = ["debug=smoke", "recipe=simclrv2_3step", f"then.finetune.words={own}", "labels.per_class=1"]
+    cfg = cli.compose("pretrain", cli.checked("pretrain", words, sweep=False))
+    performed: dict[str, Any] = {}
+
+    def perform(job: str, words: list[str], folder: Path, settings: dict[str, Any]) -> None:
+        performed[job] = steps.composed(job, words, settings)
+
+    monkeypatch.setattr(steps, "perform", perform)
+    steps.follow(cfg, RunFolder(tmp_path))
+    assert performed["finetune"].trainer.max_epochs == 7
+    distilled = performed["distill"]
+    assert distilled.optimizer.lr == 0.002
+    for key in ("max_epochs", "limit_batches", "devices", "compile"):
+        assert distilled.trainer[key] == cfg.trainer[key]
+    assert (distilled.batch_size, distilled.num_workers, distilled.limit_images) == (4, 0, 64)
 
 
 def test_comparison_goes_on_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,6 +374,9 @@ def test_a_teacher_of_other_classes(runs: Path, photos: Path, tmp_path: Path) ->
         go("distill", *SMOKE, f"teacher={runs}/tuned", *folder_words(photos), *words)
 
 
+FIXMATCH = ["recipe=digits/few_labels", "approaches=fixmatch"]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -363,6 +386,13 @@ def test_a_teacher_of_other_classes(runs: Path, photos: Path, tmp_path: Path) ->
         (["compare", "recipe=digits/few_labels", "approaches=[fixmach]"], "Did you mean 'fixmatch'?"),
         (["compare", "recipe=digits/few_labels", "steps.linear_swav.after=swaf"], "Did you mean 'swav'?"),
         (["compare", "recipe=digits/few_labels", "steps.linear_swav.after=null"], "name it with `after`"),
+        (["compare", "recipe=digits/few_labels", "approaches=[]"], "approaches=[simclrv2,finetune,"),
+        (
+            ["compare", "recipe=digits/few_labels", *FIXMATCH, "words=['trainer.max_epoch=3']"],
+            "Did you mean 'trainer.max_epochs'?",
+        ),
+        (["compare", *FIXMATCH, "words=['trainer.max_epochs=0']"], "trainer.max_epochs is 0"),
+        (["compare", *FIXMATCH, "labels_per_class=[1,143]"], "142 images and 143 labels"),
         (["distill"], "teacher has to be given"),
     ],
 )
@@ -370,6 +400,25 @@ def test_wrong_commands(words: list[str], expected: str, tmp_path: Path) -> None
     with pytest.raises(UserError) as caught:
         go(*words, f"runs={tmp_path}/runs")
     assert expected in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_comparison_refused_in_its_first_step_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: Any) -> float:
+        raise UserError("not this one")
+
+    monkeypatch.setattr(compare, "accuracy", refused)
+    words = ["compare", *FIXMATCH, "labels_per_class=1", "workers=1", "seeds=1"]
+    with pytest.raises(UserError, match="not this one"):
+        go(*words, f"runs={tmp_path}")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(UserError, match="exists already and is no comparison"):
+        go(*words, f"runs={tmp_path}", "name=mine")
+    assert (tmp_path / "mine" / "notes.txt").is_file()
 
 
 def test_distill_from_a_run_that_classifies_nothing(runs: Path) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from selfsight import cli
 from selfsight.backbones.registry import create
 from selfsight.errors import UserError
-from selfsight.jobs.parallel import SyncNorms, spread
+from selfsight.jobs.parallel import SyncNorms, processes, spread
 from selfsight.jobs.saving import GracefulInterrupt, Interrupted, StepSeeds
 from selfsight.methods.finetune import FineTune
 
@@ -65,8 +65,21 @@ def test_how_a_run_is_spread() -> None:
     assert not spread(options("trainer.devices=2", "trainer.sync_batchnorm=false"), gpu, 8).plugins
     with pytest.raises(UserError, match="8 devices were asked for and batch_size is 4"):
         spread(options("trainer.devices=8"), gpu, 4)
+    with pytest.raises(UserError, match="batch_size is 5 over all devices and there are 2; choose a multiple of 2"):
+        spread(options("trainer.devices=2"), cpu, 5)
     with pytest.raises(UserError, match="fsdp cuts parameters into pieces"):
         spread(options("trainer.strategy=fsdp", "trainer.devices=2"), gpu, 8)
+    with pytest.raises(UserError, match=r"one of auto, ddp, .* Did you mean 'ddp'"):
+        spread(options("trainer.strategy=dpp", "trainer.devices=1"), gpu, 8)
+
+
+def test_gpus_by_number() -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    chosen = options("trainer.devices=[1,3]")
+    assert processes(chosen, gpu) == 2
+    assert spread(chosen, gpu, 8)[:2] == ([1, 3], "ddp")
+    with pytest.raises(UserError, match="names GPUs and this run computes on the CPU"):
+        spread(chosen, cpu, 8)
 
 
 def drawn(epoch: int, batch: int, rank: int) -> torch.Tensor:

@@ -78,12 +78,23 @@ def test_a_run_leaves_everything_behind(tmp_path: Path, capsys: pytest.CaptureFi
     assert backbone(torch.zeros(2, 3, 16, 16)).shape == (2, backbone.num_features)
 
 
+def test_an_evaluator_in_the_place_of_the_whole_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluator=few_shot", "evaluator.shots=[2]", "evaluator.draws=1"]
+    pretrain("debug=smoke", "report=false", *words, f"runs={tmp_path}", "name=one")
+    summary = json.loads((tmp_path / "one" / "summary.json").read_text())
+    assert summary["protocols"].keys() == {"few_shot"}
+    assert all(summary[row].keys() == {"few_shot"} for row in ("pixels", "untrained", "pretrained"))
+    assert "rank" in rows(tmp_path / "one")[-1], "diagnostics are always on"
+    assert "knn_top1" not in rows(tmp_path / "one")[-1]
+
+
 def test_jobs_on_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pretrain("debug=smoke", f"runs={tmp_path}", "name=one", "report=false")
     run = tmp_path / "one"
     summary = json.loads((run / "summary.json").read_text())
     cli.main(["knn", f"run={run}", "evaluator.k=[1]"])
-    kept = json.loads((run / "eval" / "knn.json").read_text())
+    (record,) = (run / "eval").glob("knn*.json")
+    kept = json.loads(record.read_text())
     assert kept["protocol"].startswith("weighted kNN, cosine")
     assert 0 < kept["result"]["knn_k1_top1"] <= 1
     cli.main(["embed", f"run={run}"])
@@ -173,12 +184,34 @@ def test_a_folder_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[s
     told = capsys.readouterr().out
     assert re.search(r"epoch 1/1 .*kNN of views [\d.]+%", told)
     assert "logistic" not in told, "a protocol of what was not measured"
+    assert "no labels: the images in" in told, "why there are none"
     summary = json.loads((tmp_path / "runs" / "simclrv2-folder-1" / "summary.json").read_text())
     assert "knn_top1" not in summary["pretrained"]
-    assert set(summary["protocols"]) == {"diagnostics", "view_quality"}
+    assert set(summary["protocols"]) == {"diagnostics", "view_quality", "not measured"}
     assert all(0 <= summary[row]["view_knn_top1"] <= 1 for row in ("pixels", "untrained", "pretrained"))
     cli.main(["diagnostics", f"run={tmp_path / 'runs' / 'simclrv2-folder-1'}"])  # SimCLR's views are not normalised
     assert "rank" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("test", ["none", "unlabelled"])
+def test_labelled_images_and_nothing_to_test_on(tmp_path: Path, capsys: pytest.CaptureFixture[str], test: str) -> None:
+    """The run comes to its end, and says what could not be measured, and why."""
+    root = tmp_path / "photos"
+    for name in ("a", "b"):
+        photographs(root / "train" / name, 20)
+    if test == "unlabelled":
+        photographs(root / "test", 6)
+    words = ["dataset=folder", f"dataset.root={root}", "dataset.image_size=16", "dataset.test_fraction=0"]
+    pretrain("debug=smoke", "backbone=resnet_digits", *words, f"runs={tmp_path / 'runs'}")
+    told = " ".join(capsys.readouterr().out.split())
+    reason = {"none": "has no test images", "unlabelled": "the test images of data set 'folder' have no labels"}[test]
+    assert "labels from the folders in" in told
+    assert re.search(f"not measured: knn, linear, few_shot, since .*{reason}", told)
+    folder = tmp_path / "runs" / "simclrv2-folder-1"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert "knn_top1" not in summary["pretrained"]
+    assert summary["pretrained"]["rank"] > 1
+    assert "Embedding map" in (folder / "report.html").read_text()
 
 
 def test_not_a_number_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,8 +256,9 @@ def test_bad_files_among_good_ones(tmp_path: Path, capsys: pytest.CaptureFixture
         (["trainer.accelerator=gpu"], "trainer.accelerator=cpu"),
         (["backbone=convnext_tiny", "backbone.stem=cifar"], "stem=cifar is for ResNets"),
         (["views.global.count=3"], "learns from 2 views"),
-        (["resume=nowhere"], "is no run folder"),
         (["trainer.accelerator=tpu"], "auto, cpu, gpu or cuda"),
+        (["trainer.max_epochs=0"], "trainer.max_epochs is 0"),
+        (["name=../outside"], "without '/'"),
         (["method=fixmatch", "labels.fraction=0.001"], "left without any label"),
     ],
 )

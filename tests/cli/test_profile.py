@@ -85,3 +85,15 @@ def test_understands_what_pretrain_does() -> None:
     profile, pretrain = cli.compose("profile", ["method=swav"]), cli.compose("pretrain", ["method=swav"])
     for key in ("method", "views", "optimizer", "schedule", "dataset", "backbone", "batch_size"):
         assert profile[key] == pretrain[key], key
+    assert {*pretrain} - {*profile} == {"resume"}
+    assert cli.choices("recipe", "profile") == cli.choices("recipe", "pretrain")
+
+
+def test_a_recipe_with_further_steps_and_words_that_mean_nothing_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["recipe=simclrv2_3step", "debug=smoke", "steps=1", "warmup=1", "name=x", "runs=y", "report=true"]
+    cli.main(["profile", *words])
+    assert "1 steps of 4 images" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())

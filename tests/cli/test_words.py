@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from selfsight import cli
+from selfsight import catalogue, cli
 from selfsight.errors import UserError
 from selfsight.jobs import measure, monitor
+from selfsight.words import read
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,11 +46,90 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["pretrain", "method=simclrv2,swav"], "-m runs every combination"),
         (["pretrain", "--fast"], "is no option"),
         (["pretrain", "epochs"], "not of the form key=value"),
+        (["pretrain", "lr=0.1"], "Did you mean 'optimizer.lr'?"),
+        (["pretrain", "model=resnet18"], "Did you mean 'backbone'?"),
+        (["pretrain", "epochs=3"], "Did you mean 'trainer.max_epochs'?"),
+        (["pretrain", "trainr.max_epochs=3"], "Did you mean 'trainer.max_epochs'?"),
+        (["pretrain", "dataset.root=photos"], "belongs to dataset=cifar10, cifar100, fashion_mnist, folder,"),
+        (["pretrain", "method.num_prototypes=30"], "belongs to method=deepclusterv2, swav."),
+        (["pretrain", "schedule.lr=0.1"], "holds several values (schedule.lr.warmup_epochs"),
+        (["pretrain", "schedule.lr=null"], "or leave it out: ~schedule.lr"),
+        (["pretrain", "-m", "schedule.lr=0.1,0.2"], "holds several values"),
+        (["pretrain", "-m", "seed=0,one"], "seed is 'one'; a number was expected"),
+        (["pretrain", "batch_size=true"], "a number was expected"),
+        (["pretrain", "trainer.max_epochs={a:1}"], "a number was expected"),
+        (["pretrain", "trainer.accelerator=c(pu"], """put text in quotes: 'trainer.accelerator="c(pu"'."""),
+        (["pretrain", "optimizer=null"], "cannot do without a choice of optimizer; choose from adam,"),
+        (["pretrain", "~trainer"], "cannot do without a choice of trainer"),
+        (["pretrain", "evaluator=dense_knn"], "no evaluator 'dense_knn' for pretrain"),
+        (["knn", "evaluator=default"], "no evaluator 'default' for knn"),
+        (["finetune", "recipe=cifar10/swav"], "recipe=cifar10/swav is one for `selfsight pretrain`"),
+        (["pretrain", "resume=runs/one", "trainer.max_epochs=9"], "leave out trainer.max_epochs=9"),
         (["knn"], "run=runs/NAME"),
     ],
 )
 def test_a_wrong_word(capsys: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:
     assert expected in fails(capsys, *words)
+
+
+PATHS = (
+    "d/ünï çode",
+    "d/p(1)",
+    "d/x=y",
+    "d/a,b",
+    "2024",
+    "1_000",
+    "1e3",
+    "it's",
+    'a "b"',
+    "C:\\new",
+    "d\\",
+    "~/x",
+    "{y}",
+)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("key", ["name", "source", "backbone", "dataset.root", "labels.list"])
+def test_paths_and_names_are_what_is_typed(path: str, key: str) -> None:
+    assert read(f"{key}={path}", (), sweep=False).override.value() == path
+
+
+def test_paths_reach_the_configuration() -> None:
+    cfg = cli.compose(
+        "pretrain", cli.checked("pretrain", ["dataset=folder", "dataset.root=2024", "name=1e3"], sweep=False)
+    )
+    assert (cfg.dataset.root, cfg.name) == ("2024", "1e3")
+    assert cli.compose("knn", cli.checked("knn", ["backbone=d/x=y"], sweep=False))["_backbone"] == "d/x=y"
+
+
+def test_what_is_no_path_in_the_place_of_one() -> None:
+    """Nothing, quoted text, references, lists; a number where some data sets have one; and a sweep's commas."""
+    typed = ["dataset=folder", "dataset.root=null", "dataset.test='a,b'", "name=${dataset.name}"]
+    cfg = cli.compose("pretrain", cli.checked("pretrain", typed, sweep=False))
+    assert (cfg.dataset.root, cfg.dataset.test, cfg.name) == (None, "a,b", "folder")
+    shapes = cli.compose("pretrain", cli.checked("pretrain", ["dataset=shapes", "dataset.test=7"], sweep=False))
+    assert shapes.dataset.test == 7
+    runs = cli.compose("compare-runs", cli.checked("compare-runs", ["runs=[runs/a,runs/b]"], sweep=False)).runs
+    assert list(runs) == ["runs/a", "runs/b"]
+    assert cli.checked("knn", ["run=a b,null"], sweep=True) == ['run="a b",null']
+    assert cli.checked("knn", ["run=choice(a,b)"], sweep=True) == ["run=choice(a,b)"]
+
+
+def test_one_value_where_a_list_stands_is_a_list_of_one() -> None:
+    def labels(word: str, sweep: bool = False) -> list[str]:
+        return cli.checked("compare", [word], sweep=sweep)
+
+    assert labels("labels_per_class=4") == ["labels_per_class=[4]"]
+    assert labels("labels_per_class=[4,5]") == ["labels_per_class=[4,5]"]
+    assert labels("labels_per_class=${seeds}") == ["labels_per_class=${seeds}"]
+    assert labels("labels_per_class=4,[5,6]", sweep=True) == ["labels_per_class=[4],[5,6]"]
+    assert list(cli.compose("compare", labels("approaches=swav")).approaches) == ["swav"]
+
+
+def test_nothing_in_the_place_of_several_values_empties_it() -> None:
+    emptied = cli.checked("pretrain", ["evaluator.final={}"], sweep=False)
+    assert cli.compose("pretrain", emptied).evaluator.final == {}
 
 
 def test_an_optimizer_by_name_comes_with_its_own_values() -> None:
@@ -64,6 +144,7 @@ def test_an_optimizer_by_name_comes_with_its_own_values() -> None:
     assert lars == optimizer("dataset=cifar10", "optimizer=lars")
     assert "betas" not in lars
     assert optimizer("optimizer=lars", "optimizer.lr=7")["lr"] == 7
+    assert optimizer("optimizer=adamw", "optimizer=lars") == lars, "the last word of a group stands"
     assert (
         optimizer("method=fixmatch", "optimizer=adamw")["lr"] == optimizer("dataset=cifar10", "optimizer=adamw")["lr"]
     )
@@ -79,8 +160,10 @@ def test_help_lists_jobs_and_choices(capsys: pytest.CaptureFixture[str]) -> None
             assert word in told
     cli.main(["pretrain", "--help"])
     told = capsys.readouterr().out
-    for word in ("method", "swav", "batch_size: 256", "resume"):
+    for word in ("method", "swav", "batch_size: 256", "resume", "few_shot", "cifar10/swav"):
         assert word in told
+    for word in ("dense_knn", "few_labels", "spark_finetune"):
+        assert word not in told, "of another job"
 
 
 def test_any_timm_name_is_a_backbone() -> None:
@@ -104,10 +187,14 @@ def test_help_is_quick_and_loads_no_torch() -> None:
 def test_every_choice_composes() -> None:
     """Each file of each group composes with the rest of the default run."""
     for group in cli.GROUPS:
-        if group in ("evaluator",):
-            continue
-        for choice in cli.choices(group):
+        for choice in cli.choices(group) if group == "recipe" else cli.choices(group, "pretrain"):
             cli.compose("pretrain", [f"{group}={choice}"])
+
+
+def test_every_recipe_begins_with_its_command() -> None:
+    """By which the help and the refusals know for which job it is."""
+    for name in cli.choices("recipe"):
+        assert catalogue.recipe_job(name) in cli.JOBS, name
 
 
 def test_conf_travels_with_the_package() -> None:

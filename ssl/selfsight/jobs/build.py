@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from selfsight.checkpoints.load import start_from
 from selfsight.errors import UserError
@@ -23,6 +28,9 @@ from selfsight.methods.base import Method
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Clock
 
+#: how constructors refuse arguments
+REFUSALS = (TypeError, ValueError, AssertionError, MisconfigurationException)
+
 
 def library(name: str) -> Any:
     """A module of selfsight by name; datamodules and evaluation are only ever reached this way from the core."""
@@ -30,18 +38,39 @@ def library(name: str) -> Any:
 
 
 def build(node: Any, **extra: Any) -> Any:
-    """`hydra.utils.instantiate`, with a user's mistake inside a constructor told as such."""
-    from hydra.errors import InstantiationException
-
-    try:
+    """`hydra.utils.instantiate`; what the thing configured refuses is a user's mistake, as `telling` says it."""
+    with telling(place(node)):
         # Objects are added after Hydra is done: it would make configurations of the dataclasses among them.
         if extra:
             return instantiate(node, _convert_="all", _partial_=True)(**extra)
         return instantiate(node, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise
+
+
+@contextlib.contextmanager
+def telling(what: str) -> Iterator[None]:
+    """A constructor's complaint about the values it is given, as a sentence.
+
+    Raises:
+        UserError: the constructor's own, or ``what`` with the reason it gives.
+    """
+    try:
+        yield
+    except (InstantiationException, OmegaConfBaseException, *REFUSALS) as error:
+        cause: BaseException = error
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        reason = " ".join(str(cause).split()).rstrip(".") or type(cause).__name__
+        raise UserError(f"{what} cannot be made with these values: {reason}.") from error
+
+
+def place(node: Any) -> str:
+    """``evaluator.final.knn (selfsight.evaluation.knn.KNN)``: key and class of a node, as far as it has them."""
+    if not isinstance(node, DictConfig):
+        return "a part of the run"
+    key, target = node._get_full_key(None), node.get("_target_")
+    return f"{key} ({target})" if key and target else str(key or target)
 
 
 def views(cfg: DictConfig) -> dict[str, Any]:
@@ -71,8 +100,11 @@ def recipe(cfg: DictConfig) -> OptimizationRecipe:
     known = inspect.signature(get_class(cfg.optimizer._target_)).parameters
     options = {k: v for k, v in cfg.optimizer.items() if k != "lr" and (v is not None or k in known)}
     schedules = {str(k): build(v) for k, v in cfg.schedule.items() if isinstance(v, DictConfig) and "_target_" in v}
+    optimizer = build(OmegaConf.create({**options, "_partial_": True}))
+    with telling(place(cfg.optimizer)):  # it refuses values as soon as it has something to optimise
+        optimizer([nn.Parameter(torch.zeros(1))], lr=float(cfg.optimizer.lr))
     return OptimizationRecipe(
-        optimizer=build(OmegaConf.create({**options, "_partial_": True})),
+        optimizer=optimizer,
         lr=float(cfg.optimizer.lr),
         schedules=schedules,
         scaling=cfg.schedule.scaling,
@@ -141,26 +173,27 @@ def trainer(cfg: DictConfig, folder: RunFolder, callbacks: list[Callback]) -> Tr
     loggers = [build(node, save_dir=str(folder.path)) for node in nodes if isinstance(node, DictConfig)]
     if options.get("cuda_graphs"):
         callbacks = [GraphSteps(), *callbacks]
-    return Trainer(
-        default_root_dir=folder.path,
-        accelerator="gpu" if where.type == "cuda" else "cpu",
-        devices=devices,
-        num_nodes=options.num_nodes,
-        strategy=strategy,
-        precision=precision,
-        max_epochs=options.max_epochs,
-        limit_train_batches=options.limit_batches,
-        accumulate_grad_batches=options.accumulate,
-        gradient_clip_val=options.clip_norm,
-        deterministic="warn" if options.deterministic else False,
-        benchmark=where.type == "cuda",
-        use_distributed_sampler=False,  # the datamodule splits the global batch itself
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        logger=loggers,
-        plugins=[AtomicCheckpoints(), *plugins],
-        callbacks=[StepSeeds(cfg.seed), *callbacks, checkpointing(folder.checkpoint, options.checkpoint_every)],
-    )
+    with telling("trainer"):
+        return Trainer(
+            default_root_dir=folder.path,
+            accelerator="gpu" if where.type == "cuda" else "cpu",
+            devices=devices,
+            num_nodes=options.num_nodes,
+            strategy=strategy,
+            precision=precision,
+            max_epochs=options.max_epochs,
+            limit_train_batches=options.limit_batches,
+            accumulate_grad_batches=options.accumulate,
+            gradient_clip_val=options.clip_norm,
+            deterministic="warn" if options.deterministic else False,
+            benchmark=where.type == "cuda",
+            use_distributed_sampler=False,  # the datamodule splits the global batch itself
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            logger=loggers,
+            plugins=[AtomicCheckpoints(), *plugins],
+            callbacks=[StepSeeds(cfg.seed), *callbacks, checkpointing(folder.checkpoint, options.checkpoint_every)],
+        )
 
 
 def resolved(cfg: DictConfig) -> Mapping[str, Any]:

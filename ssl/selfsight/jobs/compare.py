@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import html
-import io
 import math
 import multiprocessing
 import os
-import statistics
+import shutil
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -23,20 +20,18 @@ from rich.console import Console
 
 import selfsight
 from selfsight.errors import UserError, nearest
-from selfsight.jobs import build, measure
-from selfsight.jobs.console import make_console, make_table, quiet
-from selfsight.jobs.page import figure_html, html_table, page
+from selfsight.jobs import build, limits, measure
+from selfsight.jobs.comparison import TABLE, Row, read, show, title, told, write
+from selfsight.jobs.console import make_console, quiet
 from selfsight.jobs.run_folder import RunFolder, write_atomically
-from selfsight.jobs.steps import SOURCE, perform
+from selfsight.jobs.steps import SOURCE, composed, perform
 
-COLUMNS = ("approach", "labels_per_class", "seed", "accuracy")
 #: keys in which the same command may differ from the one that began the comparison: they only add rows
-GROWING = ("seeds", "labels_per_class", "approaches", "name", "runs", "workers")
+GROWING = ("seeds", "labels_per_class", "approaches", "name", "runs", "workers", "job")
 
 #: the step that is no run of its own: a linear probe on the features of the run before it
 PROBE = "linear"
 
-Row = tuple[str, int, int, float]
 #: step, labels a class (0 where the step uses none), seed
 Task = tuple[str, int, int]
 
@@ -46,8 +41,22 @@ def run(cfg: DictConfig) -> None:
     quiet()
     console = make_console()
     check(cfg)
+    check_steps(cfg)
     folder = opened(cfg)
-    table = folder.path / "comparison.csv"
+    try:
+        rows = fill(console, cfg, folder)
+    except Exception:
+        drop_unused(folder)
+        raise
+    show(console, rows, cfg)
+    path = folder.path / "comparison.html"
+    write_atomically(path, told(rows, cfg))
+    console.print(f"{folder.path / TABLE}\n{path}")
+
+
+def fill(console: Console, cfg: DictConfig, folder: RunFolder) -> list[Row]:
+    """The rows that are wanted: those in the table, and those that are added to it one by one."""
+    table = folder.path / TABLE
     rows = read(table)
     wanted = {
         (str(name), int(labels), seed)
@@ -62,11 +71,7 @@ def run(cfg: DictConfig) -> None:
             write(table, rows)
             number = sum(row[:3] in wanted for row in rows)
             console.print(f"{number}/{len(wanted)}  {task[0]}, {title(task[1])}, seed {task[2]}: {found:.1%}")
-    shown = [row for row in rows if row[:3] in wanted]
-    show(console, shown, cfg)
-    path = folder.path / "comparison.html"
-    write_atomically(path, told(shown, cfg))
-    console.print(f"{table}\n{path}")
+    return [row for row in rows if row[:3] in wanted]
 
 
 def check(cfg: DictConfig) -> None:
@@ -77,6 +82,8 @@ def check(cfg: DictConfig) -> None:
     """
     if not cfg.get("steps"):
         raise UserError("say what is to be compared: recipe=digits/few_labels, or a recipe of your own with `steps`.")
+    if not cfg.approaches:
+        raise UserError(f"say which of the steps make rows of the table: approaches=[{','.join(map(str, cfg.steps))}].")
     for name in cfg.approaches:
         if name not in cfg.steps:
             raise UserError(f"approach '{name}' is none of the steps.{nearest(str(name), map(str, cfg.steps))}")
@@ -89,6 +96,25 @@ def check(cfg: DictConfig) -> None:
                 f"the step '{name}' comes after '{source}', which is none of the steps."
                 f"{nearest(str(source), map(str, cfg.steps))}"
             )
+
+
+def check_steps(cfg: DictConfig) -> None:
+    """Refuse wrong words and values in the steps, and more labels a class than the images have.
+
+    Raises:
+        UserError: as the step itself would, but before anything is written.
+    """
+    most = max(cfg.labels_per_class)
+    needed = {task[0] for task in plan(cfg, {(str(name), most, 0) for name in cfg.approaches})}
+    steps = {name: step for name, step in cfg.steps.items() if name in needed and step.job != PROBE}
+    configs = {
+        name: composed(step.job, step_words(cfg, step), settings(cfg, step, most, 0)) for name, step in steps.items()
+    }
+    for name, config in configs.items():
+        limits.check(steps[name].job, config)
+    data = build.images(next(configs[name] for name, step in steps.items() if step.get("after") is None))
+    for labels in cfg.labels_per_class:
+        build.library("datamodules").select_labels(data.train, per_class=labels, seed=0, classes=data.classes)
 
 
 def plan(cfg: DictConfig, wanted: Collection[Task]) -> dict[Task, Task | None]:
@@ -174,12 +200,20 @@ def opened(cfg: DictConfig) -> RunFolder:
         other = [str(key) for key in {*old, *new} if key not in GROWING and old.get(key) != new.get(key)]
         if other:
             raise UserError(f"'{path}' holds a comparison with another {min(other)}; give this one a name: name=NAME.")
+    elif path.is_dir() and any(path.iterdir()):
+        raise UserError(f"'{path}' exists already and is no comparison; give this one another name: name=NAME.")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"'{path}' cannot be made ({error.strerror}); name a folder you may write: runs=DIR.") from None
     folder.write_config(cfg)
     return folder
+
+
+def drop_unused(folder: RunFolder) -> None:
+    """Remove the folder of a comparison that was refused before any of its runs had a checkpoint."""
+    if not (folder.path / TABLE).exists() and not any(folder.path.glob("runs/*/checkpoints/*.ckpt")):
+        shutil.rmtree(folder.path, ignore_errors=True)
 
 
 def accuracy(cfg: DictConfig, folder: RunFolder, name: str, labels: int, seed: int) -> float:
@@ -210,95 +244,34 @@ def probe(source: Path, labels: int, seed: int) -> float:
 def perform_step(cfg: DictConfig, folder: RunFolder, name: str, labels: int, seed: int) -> tuple[dict[str, Any], Path]:
     """Summary and folder of a step. One that uses no labels is shared by all numbers of them."""
     step = cfg.steps[name]
-    settings: dict[str, Any] = {"dataset": cfg.dataset, "seed": seed, "report": False}
-    labelled = step.get("labelled", True)
-    if labelled:
-        settings["labels.per_class"] = labels
+    further = settings(cfg, step, labels, seed)
     if step.get("after") is not None:
         _, source = perform_step(cfg, folder, str(step.after), labels, seed)
-        settings[SOURCE[step.job]] = str(source)
-    if step.get("after") is None or step.job == "pretrain":
-        settings["backbone"] = cfg.backbone
-    if step.job == "pretrain":
-        settings["evaluator.final"] = {}
-    place = folder.path / "runs" / (f"{name}-{labels}-{seed}" if labelled else f"{name}-{seed}")
-    words = [*([f"dataset={choice(cfg.dataset)}"] if step.job == "pretrain" else []), *step.words, *cfg.words]
+        further[SOURCE[step.job]] = str(source)
+    place = folder.path / "runs" / (f"{name}-{labels}-{seed}" if step.get("labelled", True) else f"{name}-{seed}")
     log = folder.path / "logs" / f"{place.name}.txt"
     log.parent.mkdir(exist_ok=True)
     with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        return perform(step.job, words, place, settings), place
+        return perform(step.job, step_words(cfg, step), place, further), place
+
+
+def step_words(cfg: DictConfig, step: DictConfig) -> list[str]:
+    """A step's words as on the command line: the data set, its own, those for all."""
+    return [*([f"dataset={choice(cfg.dataset)}"] if step.job == "pretrain" else []), *step.words, *cfg.words]
+
+
+def settings(cfg: DictConfig, step: DictConfig, labels: int, seed: int) -> dict[str, Any]:
+    """What the comparison says to a step, by key."""
+    found: dict[str, Any] = {"dataset": cfg.dataset, "seed": seed, "report": False}
+    if step.get("labelled", True):
+        found["labels.per_class"] = labels
+    if step.get("after") is None or step.job == "pretrain":
+        found["backbone"] = cfg.backbone
+    if step.job == "pretrain":
+        found["evaluator.final"] = {}
+    return found
 
 
 def choice(dataset: DictConfig) -> str:
     """``digits`` out of ``selfsight.datamodules.digits``: what the data set is called on the command line."""
     return str(dataset._target_).rsplit(".", 1)[-1]
-
-
-def read(path: Path) -> list[Row]:
-    """The rows of a comparison that are finished."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        found = csv.DictReader(file)
-        return [(r["approach"], int(r["labels_per_class"]), int(r["seed"]), float(r["accuracy"])) for r in found]
-
-
-def write(path: Path, rows: Sequence[Row]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator=os.linesep)
-    writer.writerow(COLUMNS)
-    writer.writerows((*row[:3], f"{row[3]:.6f}") for row in rows)
-    write_atomically(path, text.getvalue())
-
-
-def cells(rows: Sequence[Row], name: str, labels: int) -> tuple[float, float, int]:
-    """Mean and standard deviation over seeds of a cell of the table, and how many there are."""
-    found = [row[3] for row in rows if row[:2] == (name, labels)]
-    return statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0, len(found)
-
-
-def cell_text(rows: Sequence[Row], name: str, labels: int) -> str:
-    mean, spread, count = cells(rows, name, labels)
-    return f"{100 * mean:.1f} ± {100 * spread:.1f} %" if count > 1 else f"{100 * mean:.1f} %"
-
-
-def title(labels: int) -> str:
-    return f"{labels} label{'s' * (labels != 1)} a class"
-
-
-def show(console: Console, rows: Sequence[Row], cfg: DictConfig) -> None:
-    table = make_table("", *[title(labels) for labels in cfg.labels_per_class])
-    for name in cfg.approaches:
-        table.add_row(str(name), *[cell_text(rows, name, labels) for labels in cfg.labels_per_class])
-    console.print(table)
-    console.print(f"test accuracy after the last epoch, mean and standard deviation of {cfg.seeds} seeds", style="dim")
-
-
-def told(rows: Sequence[Row], cfg: DictConfig) -> str:
-    """The comparison as one self-contained page: picture with error bars, table, settings."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
-    for name in cfg.approaches:
-        found = [cells(rows, name, labels) for labels in cfg.labels_per_class]
-        spread = {"type": "data", "array": [s for _, s, _ in found], "visible": cfg.seeds > 1}
-        means = [mean for mean, _, _ in found]
-        figure.add_scatter(x=list(cfg.labels_per_class), y=means, error_y=spread, mode="lines+markers", name=str(name))
-    figure.update_xaxes(type="log", title="labels a class", tickvals=list(cfg.labels_per_class))
-    figure.update_yaxes(title="test accuracy", tickformat=".0%")
-    titles = ["", *(title(labels) for labels in cfg.labels_per_class)]
-    cells_of = [
-        [str(name), *(cell_text(rows, name, labels) for labels in cfg.labels_per_class)] for name in cfg.approaches
-    ]
-    settings = html.escape(OmegaConf.to_yaml(cfg, resolve=True))
-    return page(
-        "few labels",
-        [
-            f"<h1>Few labels on {html.escape(str(cfg.dataset.name))}</h1>",
-            f"<p class='soft'>Test accuracy after the last epoch, mean and standard deviation of {cfg.seeds} seeds; "
-            "the labels differ from seed to seed and are the same for all approaches.</p>",
-            figure_html(figure, 480),
-            html_table("", titles, cells_of),
-            f"<details><summary>configuration</summary><pre>{settings}</pre></details>",
-        ],
-    )

@@ -11,7 +11,10 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from selfsight.errors import UserError
+from selfsight.errors import UserError, nearest
+
+#: each process is the command started again; what would be handed to forked or spawned ones cannot all be pickled
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
 
 
 class Spread(NamedTuple):
@@ -22,20 +25,38 @@ class Spread(NamedTuple):
     plugins: list[LayerSync]
 
 
+def processes(options: DictConfig, where: torch.device) -> int:
+    """How many processes ``trainer.devices`` and ``num_nodes`` come to: one for each device."""
+    devices = devices_of(options, where)
+    return (devices if isinstance(devices, int) else len(devices)) * int(options.num_nodes)
+
+
+def devices_of(options: DictConfig, where: torch.device) -> Any:
+    if options.devices == "auto":
+        return torch.cuda.device_count() if where.type == "cuda" else 1
+    return options.devices
+
+
 def spread(options: DictConfig, where: torch.device, batch_size: int) -> Spread:
     """What ``trainer.devices``, ``num_nodes``, ``strategy`` and ``sync_batchnorm`` come to on ``where``.
 
     Raises:
-        UserError: more devices than images in a batch, or a strategy that cuts parameters into pieces.
+        UserError: a batch that does not give each device as many images, GPUs by number where there are none, an
+            unknown strategy, or one that cuts parameters into pieces.
     """
-    devices = options.devices
-    if devices == "auto":
-        devices = torch.cuda.device_count() if where.type == "cuda" else 1
-    processes = (devices if isinstance(devices, int) else len(devices)) * options.num_nodes
-    if processes > batch_size:
+    devices, count = devices_of(options, where), processes(options, where)
+    if not isinstance(devices, int) and where.type == "cpu":
         raise UserError(
-            f"{processes} devices were asked for and batch_size is {batch_size}: each device needs an image or "
+            f"trainer.devices={options.devices} names GPUs and this run computes on the CPU; give a number."
+        )
+    if count > batch_size:
+        raise UserError(
+            f"{count} devices were asked for and batch_size is {batch_size}: each device needs an image or "
             "more; choose fewer devices (trainer.devices=) or a larger batch_size."
+        )
+    if batch_size % count:
+        raise UserError(
+            f"batch_size is {batch_size} over all devices and there are {count}; choose a multiple of {count}."
         )
     strategy = str(options.strategy)
     if any(word in strategy for word in ("fsdp", "deepspeed", "parallel")):
@@ -43,11 +64,16 @@ def spread(options: DictConfig, where: torch.device, batch_size: int) -> Spread:
             f"trainer.strategy={strategy} cuts parameters into pieces, and weight decay, layer-wise rates and averaged "
             "networks need them whole; use ddp, with trainer.checkpoint_activations=true where memory is short."
         )
-    if strategy == "auto" and processes > 1:
+    if strategy not in STRATEGIES:
+        raise UserError(
+            f"trainer.strategy is '{strategy}'; one of {', '.join(STRATEGIES)} was expected."
+            f"{nearest(strategy, STRATEGIES)}"
+        )
+    if strategy == "auto" and count > 1:
         strategy = "ddp"
     sync = options.sync_batchnorm
     if sync == "auto":
-        sync = processes > 1 and where.type == "cuda"  # PyTorch has no synchronised BatchNorm for CPUs
+        sync = count > 1 and where.type == "cuda"  # PyTorch has no synchronised BatchNorm for CPUs
     return Spread(devices, strategy, [SyncNorms()] if sync else [])
 
 

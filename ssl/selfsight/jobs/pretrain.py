@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -136,7 +137,7 @@ def check_sizes(method: Method, data: Any) -> None:
 def introduce(
     console: Console, cfg: DictConfig, folder: RunFolder, method: Method, data: Any, clock: Clock, processes: int
 ) -> None:
-    """What is going to happen, in three lines."""
+    """What is going to happen, in three lines; a fourth says where a folder's labels are from."""
     millions = sum(p.numel() for p in method.backbone.parameters()) / 1e6
     backbone = cfg.backbone.get("name", "backbone")
     peak = build.recipe(cfg).peak_lr(clock.batch_size)
@@ -147,6 +148,8 @@ def introduce(
         f"lr {cfg.optimizer.lr:g} → {peak:.4g} ({cfg.schedule.scaling} scaling)\n"
         f"{folder.path}"
     )
+    if data.data.about_labels:
+        console.print(data.data.about_labels, style="dim", markup=False)
 
 
 def carry_away(cfg: DictConfig, folder: RunFolder, method: Method, data: Any) -> None:
@@ -169,15 +172,12 @@ def carry_away(cfg: DictConfig, folder: RunFolder, method: Method, data: Any) ->
 def conclude(console: Console, cfg: DictConfig, folder: RunFolder, method: Method, data: Any, seconds: float) -> None:
     """Export the backbone, measure it beside pixels and an untrained twin, write summary and report."""
     carry_away(cfg, folder, method, data)
-    evaluators = {name: build.build(node) for name, node in cfg.evaluator.final.items()}
-    seed_everything(cfg.seed, workers=True, verbose=False)
-    untrained = build.build(cfg.backbone).to(method.device)
-    networks = {"pixels": measure.Pixels(), "untrained": untrained, "pretrained": method.backbone}
-    pairs = {name: measure.features(network, data) for name, network in networks.items()}
-    evaluators = measure.applicable(evaluators, labelled=pairs["pixels"][0].labels is not None)
-    summary = {name: measure.numbers(evaluators, networks[name], data, pair) for name, pair in pairs.items()}
-    protocols = {name: evaluator.protocol for name, evaluator in evaluators.items()}
-    measure.show(console, summary, protocols)
+    final = {name: build.build(node) for name, node in cfg.evaluator.final.items()}
+    trained = measure.features(method.backbone, data) if final or cfg.report else (None, None)
+    summary = beside_untrained(cfg, method, data, final, trained) if final else {}
+    protocols = measure.protocols(final, data)
+    if final:
+        measure.show(console, summary, protocols)
     classifiers = classified.record(console, folder, method, data)
     classes = list(data.data.classes)
     folder.write_summary(
@@ -185,4 +185,16 @@ def conclude(console: Console, cfg: DictConfig, folder: RunFolder, method: Metho
     )
     console.print(f"trained in {clock_text(seconds)}; backbone: {folder.path / 'backbone.safetensors'}")
     if cfg.report:
-        console.print(f"report: {report.write(folder, cfg, data, *pairs['pretrained'])}")
+        console.print(f"report: {report.write(folder, cfg, data, *trained)}")
+
+
+def beside_untrained(
+    cfg: DictConfig, method: Method, data: Any, evaluators: Mapping[str, Any], trained: tuple[Any, Any]
+) -> dict[str, Any]:
+    """The figures of raw pixels, of the network as it began, and of the trained one with its features ``trained``."""
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    networks = {"pixels": measure.Pixels(), "untrained": build.build(cfg.backbone).to(method.device)}
+    pairs = {name: measure.features(network, data) for name, network in networks.items()}
+    networks, pairs = networks | {"pretrained": method.backbone}, pairs | {"pretrained": trained}
+    evaluators = measure.applicable(evaluators, labelled=not measure.lacking(data))
+    return {name: measure.numbers(evaluators, networks[name], data, pair) for name, pair in pairs.items()}

@@ -61,7 +61,8 @@ def run(cfg: DictConfig) -> None:
         monitor = Monitor(folder, silent, SimpleNamespace(results=[]))
         trainer = build.trainer(cfg, folder, [First(watch), monitor, Last(watch)])
         trainer.fit(method, datamodule=data)
-    tell(console, watch.seconds, watch.counted, cfg, device)
+    if trainer.is_global_zero:
+        tell(console, watch.seconds, watch.counted, cfg, device)
 
 
 class Stopwatch:

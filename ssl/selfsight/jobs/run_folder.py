@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import os
 import platform
@@ -15,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from selfsight.errors import UserError
-
-#: tells the other processes of a run which folder the first one made
-RUN_VARIABLE = "SELFSIGHT_RUN_FOLDER"
+from selfsight.errors import USAGE, UserError, nearest
+from selfsight.processes import RUN_VARIABLE, on_first_process
 
 REPORTED_PACKAGES = (
     "selfsight",
@@ -34,11 +35,26 @@ REPORTED_PACKAGES = (
 )
 
 
+#: jobs whose folder holds a run, and a key that only they have: older folders do not name their job
+RUNS = {"distill": "teacher", "finetune": "run", "pretrain": "method"}
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Write beside the target and move over it, so that a reader never sees half a file."""
+    """Write beside the target and move over it, so that a reader never sees half a file.
+
+    Raises:
+        UserError: the file cannot be written; what was written of it is gone.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text)
-    os.replace(beside, path)
+    try:
+        beside.write_text(text, encoding="utf-8", newline="")
+        os.replace(beside, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise UserError(
+            f"'{path}' cannot be written ({error.strerror}); free space or permission to write is needed there."
+        ) from None
 
 
 def command() -> list[str]:
@@ -94,23 +110,27 @@ class RunFolder:
         """Make ``<runs>/<name>`` (``<runs>/<stem>-<number>`` without a name), configuration and environment in it.
 
         Raises:
-            UserError: the folder exists already, or cannot be written.
+            UserError: the folder exists already, or cannot be written; nothing is left of it then.
         """
         runs = Path(cfg.runs).expanduser()
         if not on_first_process():
             return cls(_made_by_the_first(runs, cfg.name))
+        text = _resolved_text(cfg)
         try:
             runs.mkdir(parents=True, exist_ok=True)
-            path = _claim(runs, cfg.name, stem)
-            (path / "checkpoints").mkdir()
-        except (PermissionError, NotADirectoryError, FileExistsError, OSError) as error:
+            folder = cls(_claim(runs, cfg.name, stem))
+        except OSError as error:
             raise UserError(
                 f"the run folder cannot be made in '{runs}' ({error.strerror}); name a folder you may write: runs=DIR."
             ) from None
-        os.environ[RUN_VARIABLE] = str(path.resolve())
-        folder = cls(path)
-        folder.write_config(cfg)
-        write_atomically(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        try:
+            folder.checkpoint.parent.mkdir()
+            write_atomically(folder.path / "config.yaml", text)
+            write_atomically(folder.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        except BaseException:
+            folder.drop_unused()
+            raise
+        os.environ[RUN_VARIABLE] = str(folder.path.resolve())
         return folder
 
     @classmethod
@@ -120,35 +140,55 @@ class RunFolder:
         Raises:
             UserError: there is no run at ``path``.
         """
-        folder = Path(path).expanduser()
         if str(path) == "last":
-            made = sorted(Path("runs").glob("*/config.yaml"), key=lambda p: p.stat().st_mtime)
-            if not made:
+            made = sorted(Path("runs").glob("*/config.yaml"), key=lambda p: p.stat().st_mtime, reverse=True)
+            newest = next((run for run in (cls(p.parent) for p in made) if run.job in RUNS), None)
+            if newest is None:
                 raise UserError("there is no run in 'runs/' yet; `selfsight pretrain` makes one.")
-            folder = made[-1].parent
+            return newest
+        folder = Path(path).expanduser()
         if not (folder / "config.yaml").is_file():
-            from selfsight.errors import nearest
-
             beside = [str(p.parent) for p in folder.parent.glob("*/config.yaml")] if folder.parent.is_dir() else []
             raise UserError(f"'{folder}' is no run folder (it has no config.yaml).{nearest(str(folder), beside)}")
-        return cls(folder)
+        run = cls(folder)
+        if run.job not in RUNS:
+            raise UserError(
+                f"'{folder}' was made by `selfsight {run.job}` and is no run; its runs are in '{folder}/runs'."
+            )
+        return run
 
     def drop_unused(self) -> None:
-        """Remove the folder of a run that was refused before its first epoch ended."""
-        if not self.checkpoint.exists() and not self.metrics.exists():
-            shutil.rmtree(self.path)
+        """Remove the folder of a run that was refused before its first epoch ended; the first process does it."""
+        if on_first_process() and not self.checkpoint.exists() and not self.metrics.exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    @property
+    def job(self) -> str:
+        """The job that made the folder."""
+        cfg = self.config()
+        return str(cfg.get("job") or next((job for job, key in RUNS.items() if key in cfg), "compare"))
 
     @property
     def name(self) -> str:
         return self.path.name
 
     def config(self) -> DictConfig:
-        cfg = OmegaConf.load(self.path / "config.yaml")
-        assert isinstance(cfg, DictConfig)
+        """What the run was made with.
+
+        Raises:
+            UserError: the file is no configuration.
+        """
+        path = self.path / "config.yaml"
+        try:
+            cfg = OmegaConf.load(path)
+        except Exception as error:  # of the disk, of YAML, of OmegaConf
+            raise UserError(f"'{path}' cannot be read as a configuration ({' '.join(str(error).split())}).") from None
+        if not isinstance(cfg, DictConfig):
+            raise UserError(f"'{path}' is no configuration of a run.")
         return cfg
 
     def write_config(self, cfg: DictConfig) -> None:
-        write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        write_atomically(self.path / "config.yaml", _resolved_text(cfg))
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add an epoch to metrics.csv; new columns widen the table, an epoch already there is replaced."""
@@ -157,29 +197,34 @@ class RunFolder:
         columns: list[str] = []
         for one in rows:
             columns.extend(key for key in one if key not in columns)
-        beside = self.metrics.with_name(f".{self.metrics.name}.{os.getpid()}")
-        with beside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(beside, self.metrics)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.metrics, text.getvalue())
 
     def read_metrics(self) -> list[dict[str, str]]:
         if not self.metrics.is_file():
             return []
-        with self.metrics.open(newline="") as file:
+        with self.metrics.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_atomically(self.summary, json.dumps(summary, indent=2) + "\n")
 
     def read_summary(self) -> dict[str, Any]:
-        return json.loads(self.summary.read_text()) if self.summary.is_file() else {}
+        return json.loads(self.summary.read_text(encoding="utf-8")) if self.summary.is_file() else {}
 
 
-def on_first_process() -> bool:
-    """Whether this is the process that speaks and writes, told from what launchers set."""
-    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID"))
+def _resolved_text(cfg: DictConfig) -> str:
+    """
+    Raises:
+        UserError: a value refers to one that is not there.
+    """
+    try:
+        return OmegaConf.to_yaml(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the configuration is not complete ({' '.join(str(error).split())}).", status=USAGE) from None
 
 
 def _made_by_the_first(runs: Path, name: str | None) -> Path:
@@ -195,7 +240,9 @@ def _claim(runs: Path, name: str | None, stem: str) -> Path:
         path = runs / str(name)
         if (path / "config.yaml").exists():
             raise UserError(f"run '{path}' exists already; give another name=, or go on with it: resume={path}.")
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(exist_ok=True)
+        if any(path.iterdir()):  # what is not ours must neither be mixed up with a run nor go with one
+            raise UserError(f"'{path}' exists already and is no run; give another name=.")
         return path
     number = 1
     while True:  # mkdir decides between two runs that start together

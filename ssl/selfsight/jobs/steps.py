@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +9,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from selfsight.cli import JOBS, checked, compose
-from selfsight.jobs.run_folder import RUN_VARIABLE, RunFolder
+from selfsight.catalogue import conf_dir
+from selfsight.jobs.run_folder import RunFolder
+from selfsight.jobs.start import inside
+from selfsight.keys import flat_keys
+from selfsight.words import checked, compose
 
 #: the key under which a job is told which run it starts from
 SOURCE = {"pretrain": "start", "finetune": "run", "distill": "teacher"}
@@ -28,23 +29,26 @@ def perform(job: str, words: Sequence[str], folder: Path, settings: Mapping[str,
     run = RunFolder(folder)
     if run.summary.is_file():
         return run.read_summary()
-    cfg = compose(job, checked(job, list(words), sweep=False))
-    OmegaConf.set_struct(cfg, False)
-    for key, value in settings.items():
-        OmegaConf.update(cfg, key, value, merge=False)
     if run.checkpoint.is_file():
-        cfg.resume = str(folder)
+        cfg = composed(job, [f"resume={folder}"])
     else:
         shutil.rmtree(folder, ignore_errors=True)  # begun, and stopped before the first checkpoint
-        cfg.runs, cfg.name = str(folder.parent), folder.name
-    before = os.environ.pop(RUN_VARIABLE, None)
-    try:
-        importlib.import_module(f"selfsight.jobs.{JOBS[job][0]}").run(cfg)
-    finally:
-        os.environ.pop(RUN_VARIABLE, None)
-        if before is not None:
-            os.environ[RUN_VARIABLE] = before
+        cfg = composed(job, words, {**settings, "runs": str(folder.parent), "name": folder.name})
+    inside(job, cfg)
     return run.read_summary()
+
+
+def composed(job: str, words: Sequence[str], settings: Mapping[str, Any] | None = None) -> DictConfig:
+    """The configuration of a job from words and, set after them, further keys.
+
+    Raises:
+        UserError: naming a wrong word.
+    """
+    cfg = compose(job, checked(job, words, sweep=False))
+    OmegaConf.set_struct(cfg, False)
+    for key, value in (settings or {}).items():
+        OmegaConf.update(cfg, key, value, merge=False)
+    return cfg
 
 
 def follow(cfg: DictConfig, folder: RunFolder) -> None:
@@ -58,5 +62,16 @@ def follow(cfg: DictConfig, folder: RunFolder) -> None:
             "trainer.accelerator": cfg.trainer.accelerator,
             "limit_images": cfg.get("limit_images"),
         }
+        if not any(word.startswith("debug=") for word in step.words):
+            settings |= shrunk(cfg)
         perform(step.job, step.words, folder.path / str(name), settings)
         source = folder.path / str(name)
+
+
+def shrunk(cfg: DictConfig) -> dict[str, Any]:
+    """The values of the choice of ``debug`` that the run was made with, by key: its steps are to be as short."""
+    if cfg.get("debug") is None:
+        return {}
+    debug = OmegaConf.load(conf_dir() / "debug" / f"{cfg.debug}.yaml")
+    found = {key: OmegaConf.select(debug, key) for key in flat_keys(debug)}
+    return {key: value for key, value in found.items() if not isinstance(value, DictConfig)}
