@@ -150,7 +150,7 @@ def spark(backbone: nn.Module, ratio: float, width: int, engine: Any, decoder_pr
 
 
 def run(name: str, stem: str, batch: int, size: int, ratio: float, width: int, rounds: int) -> list[Comparison]:
-    """Encoder and whole step, forwards and backwards: ours packed and dense, the step with a bfloat16 decoder, too."""
+    """Encoder and whole step, both ways: ours packed and dense; the step with decoder or all of it in bfloat16, too."""
     torch.manual_seed(0)
     plain = create(name, stem=stem)
     with torch.no_grad():  # zero-initialised branches would cost less
@@ -175,8 +175,9 @@ def run(name: str, stem: str, batch: int, size: int, ratio: float, width: int, r
         sum(m.square().sum() for m in peer.encode(x, active)).backward()
         peer.zero_grad()
 
-    def step(method: SparK) -> Tensor:
-        loss = masked_patch_loss(method.reconstruct(x, active).image, x, active)
+    def step(method: SparK, autocast: bool = False) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = masked_patch_loss(method.reconstruct(x, active).image, x, active)
         loss.backward()
         method.zero_grad()
         return loss.detach()
@@ -187,8 +188,8 @@ def run(name: str, stem: str, batch: int, size: int, ratio: float, width: int, r
         peer.zero_grad()
         return loss.detach()
 
-    def losses_differ(method: SparK, by: float) -> str:
-        ours, theirs = step(method).item(), step_peer().item()
+    def losses_differ(method: SparK, by: float, autocast: bool = False) -> str:
+        ours, theirs = step(method, autocast).item(), step_peer().item()
         assert abs(ours / theirs - 1) < by, f"the loss is {ours}, not {theirs}"
         return f"losses {ours:.6f} and {theirs:.6f}; {name}, {batch} images of {size} pixels, mask ratio {ratio:g}"
 
@@ -203,6 +204,10 @@ def run(name: str, stem: str, batch: int, size: int, ratio: float, width: int, r
         compare(
             "spark_step_bf16_decoder", partial(step, half), step_peer, check=losses_differ(half, 1e-2), target=3.0,
             **options,
+        ),
+        compare(
+            "spark_step_bf16", partial(step, packed, autocast=True), step_peer, target=3.0,
+            check=losses_differ(packed, 1e-2, autocast=True), **options,
         ),
     ]  # fmt: skip
 

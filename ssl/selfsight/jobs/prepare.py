@@ -14,16 +14,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from selfsight.errors import UserError
 from selfsight.jobs.build import library
 from selfsight.jobs.console import make_console
+from selfsight.values import AUTO, NULL, SHARE, expect, one_of, whole
 
-ENCODINGS = ("jpeg", "raw")
+SETTINGS = {
+    "encode": one_of("jpeg", "raw"),
+    "shortest": NULL | whole(1, 65_500),
+    "quality": whole(1, 100),
+    "per_shard": whole(1, 10**9),
+}
 
 
 def run(cfg: DictConfig) -> None:
     """Make ``out`` from ``source``. Every part is whole or absent, so that a stopped command can be repeated."""
-    checks = library("datamodules.checks")
-    source, out = checks.path("source", cfg.source), checks.path("out", cfg.out)
-    settings, tolerated = checked(cfg, source, out), checks.share("max_unreadable", cfg.max_unreadable)
-    workers = checks.whole_or_auto("workers", cfg.workers, 1)
+    path = library("datamodules.checks").path
+    source, out = path("source", cfg.source), path("out", cfg.out)
+    settings, tolerated = checked(cfg, source, out), expect("max_unreadable", cfg.max_unreadable, SHARE)
+    workers = expect("workers", cfg.workers, AUTO | whole(1))
     preparation = library("datamodules.preparing").Preparation(source, out, settings)
     try:
         preparation.begin()
@@ -50,17 +56,11 @@ def run(cfg: DictConfig) -> None:
 
 def checked(cfg: DictConfig, source: Path, out: Path) -> dict[str, Any]:
     """The settings, each a value that can be worked with."""
-    checks = library("datamodules.checks")
     if not source.is_dir():
         raise UserError(f"source is '{source}', which is no folder; name a folder of images.")
     if out.resolve().is_relative_to(source.resolve()):
         raise UserError(f"out is '{out}', inside the source, where it would be taken for images; name another folder.")
-    return {
-        "encode": checks.one_of("encode", cfg.encode, ENCODINGS),
-        "shortest": None if cfg.shortest is None else checks.whole("shortest", cfg.shortest, 1, 65_500),
-        "quality": checks.whole("quality", cfg.quality, 1, 100),
-        "per_shard": checks.whole("per_shard", cfg.per_shard, 1, 10**9),
-    }
+    return {key: expect(key, cfg[key], kind) for key, kind in SETTINGS.items()}
 
 
 def make(preparation: Any, workers: int, console: Console) -> dict[str, str]:
