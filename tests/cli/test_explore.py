@@ -215,8 +215,8 @@ def test_images_without_labels_are_there(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("port=99999", "port is 99999; a number from 0 to 65535 was expected."),
-        ("port=-5", "port is -5; a number from 0 to 65535 was expected."),
+        ("port=99999", "port is 99999; a whole number from 0 to 65535 was expected."),
+        ("port=-5", "port is -5; a whole number from 0 to 65535 was expected."),
         ("split=banana", "split is 'banana'; train or test was expected."),
         ("split=tst", "Did you mean 'test'?"),
         ("projection=tsme", "Did you mean 'tsne'?"),

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from selfsight.errors import UserError, nearest
+from selfsight.errors import UserError
 from selfsight.jobs.build import library
+from selfsight.values import expect, one_of
 
 PROJECTIONS = ("tsne", "umap", "pca")
 MAPPED = 100_000  # points at most
@@ -74,11 +75,7 @@ def check_projection(projection: str) -> None:
     Raises:
         UserError: an unknown projection, or one whose package is missing.
     """
-    if projection not in PROJECTIONS:
-        raise UserError(
-            f"projection is '{projection}'; one of {', '.join(PROJECTIONS)} was expected."
-            f"{nearest(projection, PROJECTIONS)}"
-        )
+    expect("projection", projection, one_of(*PROJECTIONS))
     if projection == "umap" and importlib.util.find_spec("umap") is None:
         raise UserError("projection=umap needs a package: pip install 'selfsight[umap]'.")
 

@@ -13,12 +13,13 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from selfsight.errors import UserError, nearest
+from selfsight.errors import UserError
 from selfsight.jobs import build, embedding_facts, measure
 from selfsight.jobs.console import make_console, quiet
 from selfsight.jobs.evaluate import FINAL, plain_data
 from selfsight.jobs.explorer import Explorer
 from selfsight.jobs.run_folder import RunFolder
+from selfsight.values import expect, one_of, whole
 
 SPLITS = ("train", "test")
 PORTS = 2**16
@@ -67,12 +68,8 @@ def check(cfg: DictConfig) -> None:
     Raises:
         UserError: an unknown part or projection, or a port that is none.
     """
-    if cfg.split not in SPLITS:
-        raise UserError(
-            f"split is '{cfg.split}'; train or test was expected.{nearest(str(cfg.split), SPLITS)}", status=2
-        )
-    if cfg.port not in range(PORTS):
-        raise UserError(f"port is {cfg.port}; a number from 0 to {PORTS - 1} was expected.", status=2)
+    expect("split", cfg.split, one_of(*SPLITS))
+    expect("port", cfg.port, whole(0, PORTS - 1))
     embedding_facts.check_projection(cfg.projection)
 
 
