@@ -36,6 +36,8 @@ SWAV = [
 #: half the colour and no blur, as SimCLR does on CIFAR
 CIFAR = [View(size=32, count=2, crop="resized", scale=(0.08, 1.0), **(COLOUR | {"jitter": (0.4, 0.4, 0.4, 0.1)}))]
 
+BATCHES = 5  # whose values are compared
+
 
 def run(images: str | None, rounds: int) -> list[Comparison]:
     from lightly.transforms import SimCLRTransform, SwaVTransform
@@ -176,9 +178,13 @@ def crops_differ(files: Sequence[bytes], ours: Ours) -> float:
 
 
 def statistics_agree(ours: Callable[[], list[Tensor]], theirs: Callable[[], list[Tensor]]) -> str:
-    """Mean and spread of the values of the views, which one recipe gives whoever follows it."""
-    found = [torch.stack([v.float().mean() for v in side()]).mean() for side in (ours, theirs)]
-    widths = [torch.stack([v.float().std() for v in side()]).mean() for side in (ours, theirs)]
+    """Mean and spread of the values of the views, which one recipe gives whoever follows it.
+
+    Over some batches: of one the means differ by chance by up to a third of a standard deviation.
+    """
+    drawn = [[v.float() for _ in range(BATCHES) for v in side()] for side in (ours, theirs)]
+    found = [torch.stack([v.mean() for v in views]).mean() for views in drawn]
+    widths = [torch.stack([v.std() for v in views]).mean() for views in drawn]
     mean, width = abs(found[0] - found[1]).item(), abs(widths[0] / widths[1] - 1).item()
     assert mean < 0.25, f"the means of the views differ by {mean:.2f}"
     assert width < 0.25, f"the spreads of the views differ by {width:.0%}"

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from selfsight import cli
@@ -21,7 +22,7 @@ from selfsight.batch import Batch
 from selfsight.datamodules import digits
 from selfsight.evaluation import cache
 from selfsight.evaluation.features import Features
-from selfsight.jobs import compare_runs, embedding_facts, embedding_map, page, pictures, report
+from selfsight.jobs import compare_runs, comparison, embedding_facts, embedding_map, page, pictures, report
 from selfsight.jobs.run_folder import RunFolder
 from selfsight.jobs.thumbnails import denormalised
 
@@ -335,3 +336,11 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for column in ("loss", "rank"):
         assert report.TITLES[column] in drawn
     assert drawn.count('"name":"a\\u002fx"') == drawn.count('"name":"b\\u002fx"') == 2
+
+
+def test_ten_lines_of_a_picture_are_told_apart() -> None:
+    names = [f"approach {i}" for i in range(10)]
+    cfg = OmegaConf.create({"approaches": names, "labels_per_class": [1, 4], "seeds": 2, "dataset": {"name": "digits"}})
+    rows = [(name, labels, seed, 0.5 + 0.1 * seed) for name in names for labels in (1, 4) for seed in (0, 1)]
+    drawn = re.findall(r'"line":\{"color":"#\w+","dash":"\w+"\}', comparison.told(rows, cfg))
+    assert len(drawn) == len(set(drawn)) == 10

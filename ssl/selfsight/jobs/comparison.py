@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from selfsight.jobs.console import make_table
-from selfsight.jobs.page import figure_html, html_table, page
+from selfsight.jobs.page import figure_html, html_table, page, stroke
 from selfsight.jobs.run_folder import write_atomically
 
 TABLE = "comparison.csv"
@@ -68,11 +68,19 @@ def told(rows: Sequence[Row], cfg: DictConfig) -> str:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    for name in cfg.approaches:
+    for i, name in enumerate(cfg.approaches):
         found = [cells(rows, name, labels) for labels in cfg.labels_per_class]
         spread = {"type": "data", "array": [s for _, s, _ in found], "visible": cfg.seeds > 1}
-        means = [mean for mean, _, _ in found]
-        figure.add_scatter(x=list(cfg.labels_per_class), y=means, error_y=spread, mode="lines+markers", name=str(name))
+        # side by side, so that no error bar hides another
+        places = [labels * 1.03 ** (i - (len(cfg.approaches) - 1) / 2) for labels in cfg.labels_per_class]
+        figure.add_scatter(
+            x=places,
+            y=[mean for mean, _, _ in found],
+            error_y=spread,
+            mode="lines+markers",
+            name=str(name),
+            line=stroke(i),
+        )
     figure.update_xaxes(type="log", title="labels a class", tickvals=list(cfg.labels_per_class))
     figure.update_yaxes(title="test accuracy", tickformat=".0%")
     titles = ["", *(title(labels) for labels in cfg.labels_per_class)]

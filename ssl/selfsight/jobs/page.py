@@ -48,6 +48,14 @@ img.source { width: 150px !important; height: 150px !important; border-width: 0 
 @media (max-width: 760px) { th, td { padding: 7px 6px; font-size: 14px; } }
 """
 
+PALETTE = ("#2f5fd0", "#d3722e", "#2e9a6b", "#8a4fc7", "#c2405f")
+DASHES = ("solid", "dot", "dash", "dashdot")
+
+
+def stroke(i: int) -> dict[str, str]:
+    """What tells line ``i`` from the others of a figure: a colour, and where these are used up, dashes."""
+    return {"color": PALETTE[i % len(PALETTE)], "dash": DASHES[i // len(PALETTE) % len(DASHES)]}
+
 
 def page(title: str, parts: Sequence[str]) -> str:
     """A whole page that needs nothing from a network, the plotting library in it."""
@@ -75,7 +83,7 @@ def figure_html(
         margin={"l": 10, "r": 15, "t": top, "b": 10} if name else {"l": 50, "r": 15, "t": top, "b": 40},
         template="plotly_white",
         font={"family": "system-ui, sans-serif", "size": 13},
-        colorway=["#2f5fd0", "#d3722e", "#2e9a6b", "#8a4fc7", "#c2405f"],
+        colorway=PALETTE,
     )
     text: str = figure.to_html(
         full_html=False,

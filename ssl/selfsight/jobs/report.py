@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from selfsight.jobs import classified, embedding_facts, embedding_map, measure, pictures, records
 from selfsight.jobs.evaluate import trained_method
 from selfsight.jobs.measure import ROWS, describe
-from selfsight.jobs.page import figure_html, page
+from selfsight.jobs.page import figure_html, page, stroke
 from selfsight.jobs.run_folder import RunFolder, write_atomically
 
 
@@ -138,10 +138,11 @@ def curve(series: Mapping[str, Sequence[tuple[int, float]]], column: str, guess:
     import plotly.graph_objects as go
 
     made = go.Figure()
-    for name, values in series.items():
+    for i, (name, values) in enumerate(series.items()):  # a run looks the same in every chart
         if values:
             x, y = zip(*values, strict=True)
-            made.add_trace(go.Scatter(x=x, y=y, mode="lines+markers" if len(x) < 40 else "lines", name=name))
+            mode = "lines+markers" if len(x) < 40 else "lines"
+            made.add_trace(go.Scatter(x=x, y=y, mode=mode, name=name, line=stroke(i)))
     if guess is not None:
         mark_chance(made, column, guess, [value for values in series.values() for _, value in values])
     made.update_layout(title=TITLES.get(column, column.replace("_", " ")), showlegend=len(series) > 1)
