@@ -83,7 +83,11 @@ def test_gpus_by_number() -> None:
 
 
 def drawn(epoch: int, batch: int, rank: int) -> torch.Tensor:
-    StepSeeds(3).on_train_batch_start(SimpleNamespace(current_epoch=epoch, global_rank=rank), None, None, batch)  # type: ignore[arg-type]
+    trainer, module = (
+        SimpleNamespace(current_epoch=epoch, global_rank=rank),
+        SimpleNamespace(device=torch.device("cpu")),
+    )
+    StepSeeds(3).on_train_batch_start(trainer, module, None, batch)  # type: ignore[arg-type]
     return torch.rand(4)
 
 

@@ -92,7 +92,10 @@ class StepSeeds(Callback):
         drawn = int(np.random.SeedSequence(words).generate_state(1)[0])
         random.seed(drawn)
         np.random.seed(drawn)
-        torch.manual_seed(drawn)
+        # torch.manual_seed would note down, with the whole stack, to seed every kind of device that is not in use
+        torch.default_generator.manual_seed(drawn)
+        if pl_module.device.type == "cuda":
+            torch.cuda.manual_seed(drawn)
 
 
 class Interrupted(Exception):
