@@ -60,7 +60,13 @@ def show(console: Console, rows: Sequence[Row], cfg: DictConfig) -> None:
     for name in cfg.approaches:
         table.add_row(str(name), *[cell_text(rows, name, labels) for labels in cfg.labels_per_class])
     console.print(table)
-    console.print(f"test accuracy after the last epoch, mean and standard deviation of {cfg.seeds} seeds", style="dim")
+    console.print(about(cfg), style="dim")
+
+
+def about(cfg: DictConfig) -> str:
+    """What the figures are."""
+    of_seeds = f"mean and standard deviation of {cfg.seeds} seeds" if cfg.seeds > 1 else "one seed"
+    return f"Test accuracy after the last epoch, {of_seeds}"
 
 
 def told(rows: Sequence[Row], cfg: DictConfig) -> str:
@@ -92,8 +98,7 @@ def told(rows: Sequence[Row], cfg: DictConfig) -> str:
         "few labels",
         [
             f"<h1>Few labels on {html.escape(str(cfg.dataset.name))}</h1>",
-            f"<p class='soft'>Test accuracy after the last epoch, mean and standard deviation of {cfg.seeds} seeds; "
-            "the labels differ from seed to seed and are the same for all approaches.</p>",
+            f"<p class='soft'>{about(cfg)}; labels differ from seed to seed and are the same for all approaches.</p>",
             figure_html(figure, 480),
             html_table("", titles, cells_of),
             f"<details><summary>configuration</summary><pre>{settings}</pre></details>",
