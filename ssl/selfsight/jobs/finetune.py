@@ -164,7 +164,8 @@ def conclude(console: Console, cfg: DictConfig, folder: RunFolder, method: Metho
             "train_seconds": seconds,
         }
     )
-    console.print(f"{len(data.split)} labels, trained in {clock_text(seconds)}; {folder.path / classified.FILE}")
+    kept = folder.path / (classified.FILE if found else "backbone.safetensors")  # nothing to classify, no such file
+    console.print(f"{len(data.split)} labels, trained in {clock_text(seconds)}; {kept}")
     if cfg.report:
         pair = measure.features(method.backbone, data)
         console.print(f"report: {report.write(folder, cfg, data, *pair)}")
