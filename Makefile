@@ -16,10 +16,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/selfsight pretrain
 
+# The package as it is installed, for the type checker: its parts lie in four folders.
+TYPES := .typecheck
+
 lint: setup
+	@mkdir -p $(TYPES)/selfsight
+	@for part in ssl/selfsight/* datamodules evaluation conf; do ln -sfn "../../$$part" $(TYPES)/selfsight/; done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy ssl datamodules evaluation
+	$(BIN)/mypy $(TYPES)/selfsight
 
 # One thread a process, a process a core.
 test: lint
@@ -41,4 +46,4 @@ bench: setup
 	$(BENCH)/bin/python benchmarks/run.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(BENCH) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(BENCH) build dist *.egg-info .mypy_cache $(TYPES) .ruff_cache .pytest_cache

@@ -11,9 +11,9 @@ from torch import Tensor
 from turns import Comparison, compare
 
 from selfsight.evaluation.features import Features
-from selfsight.evaluation.knn import neighbours, true_class_ranks
-from selfsight.evaluation.linear import Standardise
-from selfsight.evaluation.logistic import fit_lbfgs
+from selfsight.evaluation.probes.knn import neighbours, true_class_ranks
+from selfsight.evaluation.probes.linear import Standardise
+from selfsight.evaluation.probes.logistic import fit_lbfgs
 
 CLASSES, WIDTH, BANK = 10, 512, 50_000
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2)

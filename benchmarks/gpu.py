@@ -21,12 +21,12 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from selfsight.backbones.registry import create
-from selfsight.batch import Batch
 from selfsight.cli import compose
-from selfsight.datamodules.device_views import DeviceViews
-from selfsight.datamodules.views import View
-from selfsight.jobs.build import build
-from selfsight.jobs.speed import GraphSteps, quicken
+from selfsight.contracts import Batch
+from selfsight.datamodules.views.device_views import DeviceViews
+from selfsight.datamodules.views.view import View
+from selfsight.engine.build import build
+from selfsight.engine.performance import GraphSteps, quicken
 from selfsight.methods.base import Method
 
 COLOUR = {

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from turns import Comparison
 
 from selfsight.backbones.registry import create
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.methods.simclrv2 import SimCLRv2
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Clock

@@ -18,10 +18,10 @@ from torch import Tensor
 from torchvision.transforms import functional as tv
 from turns import Comparison, compare
 
-from selfsight.datamodules.cpu_views import CpuViews
-from selfsight.datamodules.decode import decode
-from selfsight.datamodules.device_views import DeviceViews
-from selfsight.datamodules.views import View
+from selfsight.datamodules.images.decode import decode
+from selfsight.datamodules.views.cpu_views import CpuViews
+from selfsight.datamodules.views.device_views import DeviceViews
+from selfsight.datamodules.views.view import View
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 COLOUR = {"hflip": 0.5, "jitter": (0.8, 0.8, 0.8, 0.2), "jitter_p": 0.8, "grayscale": 0.2, "mean": MEAN, "std": STD}

@@ -4,12 +4,9 @@ data = folder(root="photos", image_size=224, ...)
 for batch in ImageDataModule(data, views, batch_size=256, ...).train_dataloader(): ...
 """
 
-from .dataset import ImageData
-from .folders import folder
-from .images import ArrayImages, FileImages, ImageSet, join
-from .module import ImageDataModule
-from .semi import DistillationDataModule, LabelledDataModule, SemiDataModule
-from .sources import (
+from selfsight.datamodules.datasets.dataset import ImageData
+from selfsight.datamodules.datasets.folders import folder
+from selfsight.datamodules.datasets.sources import (
     cifar10,
     cifar100,
     digits,
@@ -21,7 +18,10 @@ from .sources import (
     stl10,
     svhn,
 )
-from .splits import LabelSplit, hide_labels, select_labels
+from selfsight.datamodules.datasets.splits import LabelSplit, hide_labels, select_labels
+from selfsight.datamodules.images.sets import ArrayImages, FileImages, ImageSet, join
+from selfsight.datamodules.module import ImageDataModule
+from selfsight.datamodules.semi import DistillationDataModule, LabelledDataModule, SemiDataModule
 
 __all__ = [
     "ArrayImages",

@@ -14,19 +14,18 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
+from selfsight.datamodules.datasets.dataset import ImageData
+from selfsight.datamodules.images.sets import ImageSet
+from selfsight.datamodules.loading.loader import Loader, Reader, cores
+from selfsight.datamodules.loading.order import Order
+from selfsight.datamodules.loading.reader import EvaluationReader, PixelReader, RawBatch, TrainingReader
+from selfsight.datamodules.views.cpu_views import CpuViews
+from selfsight.datamodules.views.device_views import DeviceViews
+from selfsight.datamodules.views.image_ops import normalize
+from selfsight.datamodules.views.view import View
 from selfsight.nn.distributed import rank, world_size
-from selfsight.values import AUTO, expect, one_of, whole
-
-from .cpu_views import CpuViews
-from .dataset import ImageData
-from .device_views import DeviceViews
-from .image_ops import normalize
-from .images import ImageSet
-from .loader import Loader, Reader, cores
-from .order import Order
-from .reader import EvaluationReader, PixelReader, RawBatch, TrainingReader
-from .views import View
+from selfsight.validation import AUTO, expect, one_of, whole
 
 log = logging.getLogger("selfsight")
 

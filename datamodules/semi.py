@@ -10,16 +10,15 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 
-from selfsight.batch import SemiBatch
+from selfsight.contracts import SemiBatch
+from selfsight.datamodules.datasets.dataset import ImageData
+from selfsight.datamodules.datasets.splits import LabelSplit, chosen_labels, hide_labels
+from selfsight.datamodules.loading.loader import Loader
+from selfsight.datamodules.loading.reader import RawBatch
+from selfsight.datamodules.module import ImageDataModule
+from selfsight.datamodules.views.view import View
 from selfsight.errors import UserError
-from selfsight.values import NULL, expect, whole
-
-from .dataset import ImageData
-from .loader import Loader
-from .module import ImageDataModule
-from .reader import RawBatch
-from .splits import LabelSplit, chosen_labels, hide_labels
-from .views import View
+from selfsight.validation import NULL, expect, whole
 
 
 class SemiDataModule(LightningDataModule):

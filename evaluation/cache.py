@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .features import FINAL, PROJECTION, Device, Features, extract
+from selfsight.evaluation.features import FINAL, PROJECTION, Device, Features, extract
 
 log = logging.getLogger("selfsight")
 

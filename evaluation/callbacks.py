@@ -11,12 +11,11 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from selfsight.values import takes, whole
-
-from .classification import predict
-from .diagnostics import Diagnostics, judge, view_figures
-from .features import FINAL, Evaluator, extract, frozen
-from .linear import top_accuracies
+from selfsight.evaluation.features import FINAL, Evaluator, extract, frozen
+from selfsight.evaluation.probes.classification import predict
+from selfsight.evaluation.probes.diagnostics import Diagnostics, judge, view_figures
+from selfsight.evaluation.probes.linear import top_accuracies
+from selfsight.validation import takes, whole
 
 VIEWED = 512  # images whose two views are compared
 

@@ -17,7 +17,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         UserError: the file is no image, or a damaged one.
     """
-    decode = importlib.import_module("selfsight.datamodules.decode")
+    decode = importlib.import_module("selfsight.datamodules.images.decode")
     try:
         image: NDArray[np.uint8] = decode.read_image(path)
     except decode.Unreadable as reason:

@@ -16,12 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsight.errors import UserError, nearest
+from selfsight.evaluation.features import FINAL, Device, frozen, home, missing_labels, staged
+from selfsight.evaluation.probes.linear import top_accuracies
 from selfsight.nn.probes import ConvClassifier, LinearClassifier, MultLayerClassifier
 from selfsight.optim.schedule import Clock, Cosine, Milestones, Schedule, Table, Warmup
-from selfsight.values import above, takes, whole
-
-from .features import FINAL, Device, frozen, home, missing_labels, staged
-from .linear import top_accuracies
+from selfsight.validation import above, takes, whole
 
 CROP = {"crop": "resized", "scale": (0.08, 1.0), "hflip": 0.5}
 

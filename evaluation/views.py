@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsight.batch import Batch
-from selfsight.values import one_of, takes, whole
-
-from .diagnostics import lidar, view_figures
-from .features import Device, frozen, home
+from selfsight.contracts import Batch
+from selfsight.evaluation.features import Device, frozen, home
+from selfsight.evaluation.probes.diagnostics import lidar, view_figures
+from selfsight.validation import one_of, takes, whole
 
 #: the same for every method, so that their figures compare
 STANDARD: Mapping[str, Any] = {

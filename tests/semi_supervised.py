@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfsight.batch import Batch, SemiBatch
-from selfsight.methods.comatch import CoMatch
-from selfsight.methods.fixmatch import FixMatch
-from selfsight.methods.flexmatch import FlexMatch
-from selfsight.methods.freematch import FreeMatch
-from selfsight.methods.mixmatch import MixMatch
-from selfsight.methods.semi import SemiMethod
-from selfsight.methods.simmatch import SimMatch
-from selfsight.methods.simmatchv2 import SimMatchV2
+from selfsight.contracts import Batch, SemiBatch
+from selfsight.methods.semi.base import SemiMethod
+from selfsight.methods.semi.comatch import CoMatch
+from selfsight.methods.semi.fixmatch import FixMatch
+from selfsight.methods.semi.flexmatch import FlexMatch
+from selfsight.methods.semi.freematch import FreeMatch
+from selfsight.methods.semi.mixmatch import MixMatch
+from selfsight.methods.semi.simmatch import SimMatch
+from selfsight.methods.semi.simmatchv2 import SimMatchV2
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Clock, Constant
 

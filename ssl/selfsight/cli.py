@@ -10,11 +10,11 @@ import sys
 import traceback
 from typing import TYPE_CHECKING
 
-from selfsight.catalogue import GROUPS, JOBS, POSITIONAL, choices, conf_dir, help_text, job_help
+from selfsight.composition.catalogue import GROUPS, JOBS, POSITIONAL, choices, conf_dir, help_text, job_help
+from selfsight.composition.keys import ASIDE
+from selfsight.composition.overrides import checked, compose, group_choice, quoted
 from selfsight.errors import USAGE, UserError, nearest
-from selfsight.keys import ASIDE
-from selfsight.processes import INTERRUPTED, TASK_VARIABLE, first_has_ended, on_first_process
-from selfsight.words import checked, compose, group_choice, quoted
+from selfsight.runs.processes import INTERRUPTED, TASK_VARIABLE, first_has_ended, on_first_process
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(words: list[str]) -> None:
     if TASK_VARIABLE in os.environ:
-        from selfsight.jobs.start import given_task, start
+        from selfsight.jobs.launch import given_task, start
 
         return start(*given_task())
     if not words or words[0] in ("-h", "--help", "help"):
@@ -74,7 +74,7 @@ def run(words: list[str]) -> None:
     overrides = checked(job, overrides, sweep=many)
     if many:
         return sweep(job, overrides)
-    from selfsight.jobs.start import start
+    from selfsight.jobs.launch import start
 
     return start(job, compose(job, overrides))
 
@@ -93,7 +93,7 @@ def sweep(job: str, overrides: list[str]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from selfsight.jobs.start import inside
+    from selfsight.jobs.launch import inside
 
     def task(cfg: DictConfig) -> str | None:
         words = [word.removeprefix(f"+{ASIDE}") for word in HydraConfig.get().overrides.task]  # as they are typed

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from selfsight.datamodules import ImageDataModule, folder
-from selfsight.datamodules.views import View
+from selfsight.datamodules.views.view import View
 
 from .writers import encoded
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from selfsight.datamodules import LabelledDataModule, checks, digits, shapes
+from selfsight.datamodules import LabelledDataModule, digits, shapes
+from selfsight.datamodules.datasets import checks
 from selfsight.errors import UserError
 
 from .test_folder import make

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from selfsight.datamodules.decode import Unreadable, decode, looks_whole, read_image
+from selfsight.datamodules.images.decode import Unreadable, decode, looks_whole, read_image
 
 from .writers import encoded, picture
 

@@ -13,11 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from selfsight.datamodules import ArrayImages, FileImages, ImageData, dataset, folder, folders, images, join, memory
-from selfsight.datamodules.dataset import UnreadableFiles, duplicates
-from selfsight.datamodules.decode import read_image
-from selfsight.datamodules.folders import find_images
-from selfsight.datamodules.images import SomeImages
+from selfsight.datamodules import ArrayImages, FileImages, ImageData, folder, join
+from selfsight.datamodules.datasets import dataset, folders
+from selfsight.datamodules.datasets.dataset import UnreadableFiles, duplicates
+from selfsight.datamodules.datasets.folders import find_images
+from selfsight.datamodules.images import memory
+from selfsight.datamodules.images.decode import read_image
+from selfsight.datamodules.images.sets import SomeImages
 from selfsight.errors import UserError
 
 from .writers import encoded, picture, write_pictures
@@ -330,7 +332,7 @@ def test_files_are_compared_without_decoding_them(
     data = make(tmp_path, unlabelled="more", resident=resident)
     held = make(tmp_path, resident=True).test
     assert len(data.unlabelled) == 3
-    monkeypatch.setattr(images, "read_image", None)
+    monkeypatch.setattr("selfsight.datamodules.images.sets.read_image", None)
     assert duplicates(data.unlabelled, data.test) == duplicates(data.unlabelled, held) == 1
 
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 from lightning import Trainer
 
-from selfsight.datamodules.loader import Loader
+from selfsight.datamodules.loading.loader import Loader
+from selfsight.datamodules.loading.order import Order, Request
+from selfsight.datamodules.loading.reader import RawBatch
 from selfsight.datamodules.module import FEWEST
-from selfsight.datamodules.order import Order, Request
-from selfsight.datamodules.reader import RawBatch
 
 from .test_module import Student, fit, in_files, module, same
 from .test_semi import module as semi

@@ -13,14 +13,14 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.datamodules import ArrayImages, ImageData, ImageDataModule, folder
 from selfsight.datamodules import module as datamodule
-from selfsight.datamodules.loader import Loader, ahead
+from selfsight.datamodules.loading.loader import Loader, ahead
+from selfsight.datamodules.loading.order import Request
+from selfsight.datamodules.loading.reader import RawBatch
 from selfsight.datamodules.module import TINY
-from selfsight.datamodules.order import Request
-from selfsight.datamodules.reader import RawBatch
-from selfsight.datamodules.views import View
+from selfsight.datamodules.views.view import View
 from selfsight.errors import UserError
 
 from .writers import encoded, picture, write_pictures
@@ -377,7 +377,7 @@ def test_what_does_not_fit_is_read_as_needed_and_said(
 ) -> None:
     """Decoded images (about 19 kB) stay in memory where twice as much is free; the views are the same either way."""
     expected = list(module(in_files(tmp_path)).train_dataloader())
-    monkeypatch.setattr("selfsight.datamodules.memory.available_memory", lambda: free)
+    monkeypatch.setattr("selfsight.datamodules.images.memory.available_memory", lambda: free)
     with caplog.at_level("WARNING", "selfsight"):
         data = in_files(tmp_path, resident=True)
     assert data.train.in_memory is resident

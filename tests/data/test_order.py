@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from selfsight.datamodules.order import Order, requests
+from selfsight.datamodules.loading.order import Order, requests
 from selfsight.errors import UserError
 
 

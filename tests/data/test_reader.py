@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from selfsight.datamodules import cpu_ops, reader
-from selfsight.datamodules.cpu_ops import center, resize, square_of_resized
-from selfsight.datamodules.reader import RawBatch, central_square
+from selfsight.datamodules.loading import reader
+from selfsight.datamodules.loading.reader import RawBatch, central_square
+from selfsight.datamodules.views import cpu_ops
+from selfsight.datamodules.views.cpu_ops import center, resize, square_of_resized
 
 from .writers import picture
 

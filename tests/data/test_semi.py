@@ -11,7 +11,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from selfsight.batch import SemiBatch
+from selfsight.contracts import SemiBatch
 from selfsight.datamodules import (
     ArrayImages,
     DistillationDataModule,
@@ -20,7 +20,7 @@ from selfsight.datamodules import (
     SemiDataModule,
     select_labels,
 )
-from selfsight.datamodules.views import View
+from selfsight.datamodules.views.view import View
 from selfsight.errors import UserError
 
 from .test_module import LOOK, in_memory, same

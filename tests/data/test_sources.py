@@ -27,8 +27,8 @@ from selfsight.datamodules import (
     stl10,
     svhn,
 )
-from selfsight.datamodules.sources import IMAGENET100
-from selfsight.drawing import VOID, draw
+from selfsight.datamodules.datasets.sources import IMAGENET100
+from selfsight.datamodules.datasets.synthetic_shapes import VOID, draw
 from selfsight.errors import UserError
 
 from . import writers

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from selfsight.datamodules import ArrayImages, LabelSplit, select_labels
-from selfsight.datamodules.images import ImageSet
-from selfsight.datamodules.lists import list_digest
-from selfsight.datamodules.splits import allocate, chosen_labels, hold_out, usb_split
+from selfsight.datamodules.datasets.lists import list_digest
+from selfsight.datamodules.datasets.splits import allocate, chosen_labels, hold_out, usb_split
+from selfsight.datamodules.images.sets import ImageSet
 from selfsight.errors import UserError
 
 

@@ -13,9 +13,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import selfsight.conf
-from selfsight.datamodules.cpu_views import CpuViews
-from selfsight.datamodules.device_views import DeviceViews
-from selfsight.datamodules.views import View, expand
+from selfsight.datamodules.views.cpu_views import CpuViews
+from selfsight.datamodules.views.device_views import DeviceViews
+from selfsight.datamodules.views.view import View, expand
 from selfsight.errors import UserError
 from selfsight.jobs.finetune import fill_views
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from selfsight.datamodules import device_views
-from selfsight.datamodules.cpu_views import CpuViews, render, rows
-from selfsight.datamodules.device_views import DeviceViews, apply, make
-from selfsight.datamodules.policies import POLICIES
-from selfsight.datamodules.sampling import sample, uniforms
-from selfsight.datamodules.views import CROPS, View
+from selfsight.datamodules.views import device_views
+from selfsight.datamodules.views.cpu_views import CpuViews, render, rows
+from selfsight.datamodules.views.device_views import DeviceViews, apply, make
+from selfsight.datamodules.views.policies import POLICIES
+from selfsight.datamodules.views.sampling import sample, uniforms
+from selfsight.datamodules.views.view import CROPS, View
 from selfsight.errors import UserError
 from selfsight.nn.boxes import corners
 from selfsight.nn.rotate import rotate4

@@ -11,9 +11,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
-from selfsight.datamodules import cpu_ops, device_views, image_ops, kernels
-from selfsight.datamodules.sampling import Parameters, center_box
-from selfsight.datamodules.views import View
+from selfsight.datamodules.views import cpu_ops, device_views, image_ops, kernels
+from selfsight.datamodules.views.sampling import Parameters, center_box
+from selfsight.datamodules.views.view import View
 
 MODES = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torchvision.transforms import ColorJitter, RandomCrop, RandomResizedCrop
 
-from selfsight.datamodules import image_ops
-from selfsight.datamodules.device_views import DeviceViews
-from selfsight.datamodules.policies import OPERATIONS, POLICIES
-from selfsight.datamodules.sampling import Parameters, crop_box, sample, uniforms
-from selfsight.datamodules.views import View
+from selfsight.datamodules.views import image_ops
+from selfsight.datamodules.views.device_views import DeviceViews
+from selfsight.datamodules.views.policies import OPERATIONS, POLICIES
+from selfsight.datamodules.views.sampling import Parameters, crop_box, sample, uniforms
+from selfsight.datamodules.views.view import View
 
 N = 20_000
 FULL = View(

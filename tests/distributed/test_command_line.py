@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from selfsight.jobs.run_folder import RunFolder
+from selfsight.runs.folder import RunFolder
 
 
 def pretrain(runs: Path, *words: str) -> RunFolder:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.methods.pixpro import PixPro
 from selfsight.nn.distributed import all_reduce_sum, world_size
 from selfsight.optim.lars import LARS

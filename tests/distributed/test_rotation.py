@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.methods.rotation import Rotation
 from selfsight.nn.distributed import all_reduce_sum, world_size
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.methods.simclrv2 import SimCLRv2
 from selfsight.nn.distributed import all_reduce_sum, world_size
 from selfsight.optim import LARS

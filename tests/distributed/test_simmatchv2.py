@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from selfsight.batch import Batch, SemiBatch
+from selfsight.contracts import Batch, SemiBatch
 
 from ..semi_supervised import Net, batch, make, no_norm
 from .spawn import run_on

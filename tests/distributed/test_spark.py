@@ -8,7 +8,7 @@ from torch import Tensor
 
 from selfsight.losses.spark import masked_patch_loss
 from selfsight.nn.distributed import rank, world_size
-from selfsight.nn.sparse import Mask, MaskedBatchNorm2d
+from selfsight.nn.sparse.layers import Mask, MaskedBatchNorm2d
 
 from ..spark_models import images, random_mask, spark
 from .spawn import run_on

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.losses.supcon import CONTRAST_MODES, DENOMINATORS, SUMMATIONS, supcon_per_anchor
 from selfsight.methods.base import Method
 from selfsight.methods.supce import SupCE

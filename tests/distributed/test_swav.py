@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.methods.base import Method
 from selfsight.methods.deepclusterv2 import DeepClusterV2
 from selfsight.methods.swav import SwAV

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.evaluation.features import Features
 
 

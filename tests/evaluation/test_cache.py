@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.evaluation.cache import FeatureCache, data_digest, weights_digest
 
 from .conftest import TinyBackbone
@@ -122,7 +122,7 @@ def test_files_are_known_by_name_size_and_time(tmp_path: Path) -> None:
 
 def test_images_of_parts_and_names_that_are_no_text(tmp_path: Path) -> None:
     """Files that make only a part of a set are told by name, size and time, too, and a name may be any bytes."""
-    from selfsight.datamodules.images import FileImages, JoinedImages
+    from selfsight.datamodules.images.sets import FileImages, JoinedImages
 
     name = os.fsdecode(b"\xe4.png")
     for file in (name, "b.png"):

@@ -10,7 +10,7 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from selfsight.batch import Batch, SemiBatch
+from selfsight.contracts import Batch, SemiBatch
 from selfsight.evaluation import KNN, Features, OnlineEvaluation, extract
 
 from .conftest import TinyBackbone

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.errors import UserError
-from selfsight.evaluation.classification import classification_figures, expected_calibration_error, predict
+from selfsight.evaluation.probes.classification import classification_figures, expected_calibration_error, predict
 
 
 def test_confusion_and_accuracy_of_every_class() -> None:

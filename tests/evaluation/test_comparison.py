@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from selfsight.errors import UserError
-from selfsight.evaluation.comparison import compare, linear_cka, neighbour_overlap
 from selfsight.evaluation.features import Features
+from selfsight.evaluation.probes.comparison import compare, linear_cka, neighbour_overlap
 
 from .conftest import clusters
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from selfsight.datamodules.module import ImageDataModule
 from selfsight.errors import UserError
-from selfsight.evaluation.correspondence import DenseCorrespondence, correspondence
+from selfsight.evaluation.dense.correspondence import DenseCorrespondence, correspondence
 
 from .conftest import TinyBackbone
 from .test_views import module  # noqa: F401 - a fixture

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from selfsight.errors import UserError
-from selfsight.evaluation.dense import DenseKNN, DenseLinear, Maps, cell_labels, maps, miou
-from selfsight.evaluation.dilation import dilated
-from selfsight.evaluation.segmentation import VOID, Masked, SegmentationData, folder, shapes, voc
+from selfsight.evaluation.dense.dilation import dilated
+from selfsight.evaluation.dense.probes import DenseKNN, DenseLinear, Maps, cell_labels, maps, miou
+from selfsight.evaluation.dense.segmentation import VOID, Masked, SegmentationData, folder, shapes, voc
 
 from .conftest import TinyBackbone
 

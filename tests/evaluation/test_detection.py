@@ -18,9 +18,9 @@ from selfsight import cli
 from selfsight.backbones.registry import create
 from selfsight.checkpoints.export import export_backbone
 from selfsight.errors import UserError
-from selfsight.evaluation.coco import CocoImages, average_precision, coco
-from selfsight.evaluation.detection import Detection, detector, predict
-from selfsight.evaluation.segmentation import VOID, shapes
+from selfsight.evaluation.dense.segmentation import VOID, shapes
+from selfsight.evaluation.detection.coco import CocoImages, average_precision, coco
+from selfsight.evaluation.detection.detector import Detection, detector, predict
 
 from ..cli.test_evaluate import finished
 
@@ -325,7 +325,7 @@ def test_other_settings_leave_what_was_measured_before(
 
 @pytest.mark.parametrize("recipe", ["coco/pixpro", "coco/spark"])
 def test_recipes_compose(recipe: str) -> None:
-    from selfsight.jobs import build
+    from selfsight.engine import build
 
     cfg = cli.compose("detect", cli.checked("detect", [f"recipe={recipe}", "run=x", "dataset.root=y"], sweep=False))
     assert cfg.job == "detect"

@@ -6,8 +6,8 @@ import pytest
 import timm
 import torch
 
-from selfsight.evaluation import diagnostics as d
 from selfsight.evaluation.features import Features
+from selfsight.evaluation.probes import diagnostics as d
 
 
 def orthonormal(n: int, k: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.errors import UserError
 from selfsight.evaluation.features import Features, checked, extract, frozen, stage_names
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from selfsight.errors import UserError
 from selfsight.evaluation.features import Features
-from selfsight.evaluation.knn import KNN, neighbours, true_class_ranks
+from selfsight.evaluation.probes.knn import KNN, neighbours, true_class_ranks
 
 from .conftest import clusters
 

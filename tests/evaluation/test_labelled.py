@@ -8,11 +8,11 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from selfsight.errors import UserError
-from selfsight.evaluation.clustering import Clustering, match
-from selfsight.evaluation.episodes import Episodes
 from selfsight.evaluation.features import Features
-from selfsight.evaluation.knn import other_neighbours
-from selfsight.evaluation.retrieval import Retrieval, average_precision
+from selfsight.evaluation.probes.clustering import Clustering, match
+from selfsight.evaluation.probes.episodes import Episodes
+from selfsight.evaluation.probes.knn import other_neighbours
+from selfsight.evaluation.probes.retrieval import Retrieval, average_precision
 
 from .conftest import clusters
 

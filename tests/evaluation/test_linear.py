@@ -9,8 +9,8 @@ from torch import Tensor
 
 from selfsight.errors import UserError
 from selfsight.evaluation.features import Features
-from selfsight.evaluation.linear import FewShot, LinearProbe, SGDProbe, Standardise, folds, hold_out, per_class
-from selfsight.evaluation.logistic import Linear, fit_lbfgs, fit_sgd
+from selfsight.evaluation.probes.linear import FewShot, LinearProbe, SGDProbe, Standardise, folds, hold_out, per_class
+from selfsight.evaluation.probes.logistic import Linear, fit_lbfgs, fit_sgd
 
 from .conftest import clusters
 

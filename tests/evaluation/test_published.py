@@ -9,7 +9,7 @@ from torch import nn
 
 from selfsight.datamodules import ArrayImages, ImageData
 from selfsight.datamodules.module import ImageDataModule
-from selfsight.datamodules.views import View
+from selfsight.datamodules.views.view import View
 from selfsight.errors import UserError
 from selfsight.evaluation.features import extract
 from selfsight.evaluation.published import PROTOCOLS, PublishedProbe, classifier

@@ -9,16 +9,16 @@ import pytest
 
 from selfsight.errors import UserError
 from selfsight.evaluation.callbacks import OnlineEvaluation
-from selfsight.evaluation.clustering import Clustering
-from selfsight.evaluation.correspondence import DenseCorrespondence
-from selfsight.evaluation.dense import DenseKNN, DenseLinear
-from selfsight.evaluation.detection import Detection
-from selfsight.evaluation.episodes import Episodes
-from selfsight.evaluation.knn import KNN
-from selfsight.evaluation.linear import FewShot, LinearProbe, SGDProbe
+from selfsight.evaluation.dense.correspondence import DenseCorrespondence
+from selfsight.evaluation.dense.probes import DenseKNN, DenseLinear
+from selfsight.evaluation.dense.segmentation import folder, shapes
+from selfsight.evaluation.detection.detector import Detection
+from selfsight.evaluation.probes.clustering import Clustering
+from selfsight.evaluation.probes.episodes import Episodes
+from selfsight.evaluation.probes.knn import KNN
+from selfsight.evaluation.probes.linear import FewShot, LinearProbe, SGDProbe
+from selfsight.evaluation.probes.retrieval import Retrieval
 from selfsight.evaluation.published import PublishedProbe
-from selfsight.evaluation.retrieval import Retrieval
-from selfsight.evaluation.segmentation import folder, shapes
 from selfsight.evaluation.views import Invariance, ViewQuality
 
 from .conftest import clusters

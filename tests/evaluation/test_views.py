@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from selfsight.datamodules import ArrayImages, ImageData
 from selfsight.datamodules.module import ImageDataModule
-from selfsight.datamodules.views import View
+from selfsight.datamodules.views.view import View
 from selfsight.errors import UserError
-from selfsight.evaluation.diagnostics import lidar
+from selfsight.evaluation.probes.diagnostics import lidar
 from selfsight.evaluation.views import OPERATIONS, Invariance, ViewQuality, mean_cosine_of_others, plain_view
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)

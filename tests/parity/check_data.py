@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from selfsight.datamodules.order import Order
-from selfsight.datamodules.splits import first_per_class, percent_counts, usb_split
+from selfsight.datamodules.datasets.splits import first_per_class, percent_counts, usb_split
+from selfsight.datamodules.loading.order import Order
 
 from .harness import Case, family
 

@@ -11,8 +11,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from selfsight.batch import Batch
 from selfsight.checkpoints.pixpro import from_official, official_names
+from selfsight.contracts import Batch
 from selfsight.losses.pixpro import instance_consistency, pixel_consistency, pixel_distances, positives
 from selfsight.methods.pixpro import PixPro, pool, unit
 from selfsight.nn.propagation import PixelPropagation

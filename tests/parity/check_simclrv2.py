@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from selfsight.backbones.registry import create
 from selfsight.backbones.simclr_resnet import BasicBlock, Bottleneck, SelectiveKernel
-from selfsight.batch import Batch
 from selfsight.checkpoints.simclr import Pretrained, state_dicts, variable_names
+from selfsight.contracts import Batch
 from selfsight.losses.distillation import distillation, distillation_with_labels
 from selfsight.losses.ntxent import contrast_accuracy, contrast_entropy, cross_view_logits, ntxent
 from selfsight.methods.base import Method

@@ -14,18 +14,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from selfsight.backbones.registry import create
 from selfsight.backbones.wide_resnet import WideResNet
-from selfsight.batch import Batch, SemiBatch
 from selfsight.checkpoints.simmatchv2 import from_official, official_names
+from selfsight.contracts import Batch, SemiBatch
 from selfsight.losses import semi as terms
 from selfsight.losses import simmatchv2 as losses
-from selfsight.methods.comatch import CoMatch
-from selfsight.methods.fixmatch import FixMatch
-from selfsight.methods.flexmatch import FlexMatch
-from selfsight.methods.freematch import FreeMatch
-from selfsight.methods.mixmatch import MixMatch
-from selfsight.methods.semi import Alignment, QueueAlignment, SemiMethod
-from selfsight.methods.simmatch import SimMatch
-from selfsight.methods.simmatchv2 import SimMatchV2
+from selfsight.methods.semi.base import Alignment, QueueAlignment, SemiMethod
+from selfsight.methods.semi.comatch import CoMatch
+from selfsight.methods.semi.fixmatch import FixMatch
+from selfsight.methods.semi.flexmatch import FlexMatch
+from selfsight.methods.semi.freematch import FreeMatch
+from selfsight.methods.semi.mixmatch import MixMatch
+from selfsight.methods.semi.simmatch import SimMatch
+from selfsight.methods.semi.simmatchv2 import SimMatchV2
 from selfsight.nn.distributed import exchange
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Clock, Cosine, Schedule, Warmup, teacher_momentum

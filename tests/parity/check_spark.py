@@ -16,8 +16,8 @@ from selfsight.losses import mixing
 from selfsight.losses.spark import fill_hidden, masked_patch_loss, patch_statistics, patchify, unpatchify
 from selfsight.methods.spark import SparK
 from selfsight.nn.light_decoder import LightDecoder
-from selfsight.nn.sparse import Mask, MaskedBatchNorm2d, MaskScope, convert, visible_cells, visible_count
-from selfsight.nn.sparse_encoder import Engine
+from selfsight.nn.sparse.encoder import Engine
+from selfsight.nn.sparse.layers import Mask, MaskedBatchNorm2d, MaskScope, convert, visible_cells, visible_count
 
 from .harness import Case, family
 

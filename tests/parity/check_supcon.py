@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsight.backbones.registry import create
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.losses.ntxent import ntxent
 from selfsight.losses.supcon import by_image, supcon, supcon_per_anchor
 from selfsight.methods.supcon import SupCon, unit

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, conv1x1
 
-from selfsight.batch import Batch
 from selfsight.checkpoints.swav import from_official, official_names
+from selfsight.contracts import Batch
 from selfsight.losses.deepclusterv2 import UNASSIGNED, cluster_prediction, spherical_kmeans
 from selfsight.losses.swav import sinkhorn, swapped_prediction
 from selfsight.methods.swav import SwAV

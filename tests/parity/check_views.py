@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfsight.datamodules import cpu_ops, device_views, image_ops, policy_ops, sampling
-from selfsight.datamodules.policies import POLICIES, Pool
-from selfsight.datamodules.views import View
+from selfsight.datamodules.views import cpu_ops, device_views, image_ops, policy_ops, sampling
+from selfsight.datamodules.views.policies import POLICIES, Pool
+from selfsight.datamodules.views.view import View
 from selfsight.nn.boxes import corners
 from selfsight.nn.rotate import rotate, rotate4
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfsight.backbones.registry import create
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.errors import UserError
 from selfsight.losses.pixpro import pixel_consistency, pixel_contrast, pixel_distances, positives
 from selfsight.methods.pixpro import PixPro

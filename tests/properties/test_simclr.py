@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from selfsight.backbones.registry import create
-from selfsight.batch import Batch
 from selfsight.checkpoints.simclr import Pretrained, architecture, from_tensorflow, variable_names
+from selfsight.contracts import Batch
 from selfsight.errors import UserError
 from selfsight.losses.distillation import distillation, distillation_with_labels
 from selfsight.losses.ntxent import cross_view_logits, ntxent, unit

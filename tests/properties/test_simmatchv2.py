@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from selfsight.backbones.wide_resnet import Unit, WideResNet, wrn_37_2
-from selfsight.batch import Batch, SemiBatch
+from selfsight.contracts import Batch, SemiBatch
 from selfsight.errors import UserError
 from selfsight.losses import semi as terms
 from selfsight.losses import simmatchv2 as losses
-from selfsight.methods.flexmatch import FlexMatch
-from selfsight.methods.mixmatch import frozen_statistics
-from selfsight.methods.semi import Alignment, QueueAlignment, write_rows
-from selfsight.methods.simmatchv2 import SimMatchV2
+from selfsight.methods.semi.base import Alignment, QueueAlignment, write_rows
+from selfsight.methods.semi.flexmatch import FlexMatch
+from selfsight.methods.semi.mixmatch import frozen_statistics
+from selfsight.methods.semi.simmatchv2 import SimMatchV2
 
 from ..semi_supervised import CLASSES, LABELS, SETTINGS, accuracy, batch, make, train
 

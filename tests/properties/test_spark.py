@@ -15,12 +15,12 @@ from timm.layers import SEModule
 from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
 
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.errors import UserError
 from selfsight.losses.spark import fill_hidden, masked_patch_loss, patch_statistics, patchify, unpatchify
-from selfsight.nn.sparse import Mask, MaskedBatchNorm2d, MaskScope, convert, visible_cells
-from selfsight.nn.sparse_encoder import SparseEncoder
-from selfsight.nn.sparse_fast import PackedMask
+from selfsight.nn.sparse.encoder import SparseEncoder
+from selfsight.nn.sparse.layers import Mask, MaskedBatchNorm2d, MaskScope, convert, visible_cells
+from selfsight.nn.sparse.packed import PackedMask
 
 from ..spark_models import images, lively, random_mask, spark
 

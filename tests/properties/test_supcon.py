@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsight.backbones.registry import create
-from selfsight.batch import Batch
 from selfsight.checkpoints.authors import read
 from selfsight.checkpoints.supcon import backbone_weights, from_official
+from selfsight.contracts import Batch
 from selfsight.errors import UserError
 from selfsight.losses.supcon import CONTRAST_MODES, DENOMINATORS, SUMMATIONS, by_image, supcon, supcon_per_anchor
 from selfsight.methods.supce import SupCE

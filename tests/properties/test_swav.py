@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from selfsight.batch import Batch
 from selfsight.checkpoints.swav import backbone_weights, from_official
+from selfsight.contracts import Batch
 from selfsight.errors import UserError
 from selfsight.losses.deepclusterv2 import UNASSIGNED, cluster_prediction, spherical_kmeans
 from selfsight.losses.swav import sinkhorn, swapped_prediction

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from selfsight import cli
-from selfsight.batch import Batch, SemiBatch
-from selfsight.datamodules.device_views import DeviceViews
-from selfsight.jobs import build
+from selfsight.contracts import Batch, SemiBatch
+from selfsight.datamodules.views.device_views import DeviceViews
+from selfsight.engine import build
 
 FEW = [
     f"labels.per_class=2 method={name}"

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from selfsight import cli
-from selfsight.jobs.run_folder import RUN_VARIABLE, RunFolder
+from selfsight.runs.folder import RUN_VARIABLE, RunFolder
 
 SMOKE = ["debug=smoke", "report=false", "trainer.max_epochs=10"]
 CLOCK = {"seconds", "images_per_second"}

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from selfsight.engine.checkpointing import AtomicCheckpoints, read_checkpoint
 from selfsight.errors import UserError
-from selfsight.jobs.saving import AtomicCheckpoints, read_checkpoint
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")])

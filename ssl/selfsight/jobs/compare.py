@@ -19,12 +19,14 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 import selfsight
+from selfsight.datamodules import select_labels
+from selfsight.engine import build, measure, options
 from selfsight.errors import UserError, nearest
-from selfsight.jobs import build, limits, measure
-from selfsight.jobs.comparison import TABLE, Row, read, show, title, told, write
-from selfsight.jobs.console import make_console, quiet
-from selfsight.jobs.run_folder import RunFolder, write_atomically
-from selfsight.jobs.steps import SOURCE, composed, perform
+from selfsight.evaluation.probes.linear import FewShot
+from selfsight.jobs.pipeline import SOURCE, composed, perform
+from selfsight.reporting.comparison import TABLE, Row, read, show, title, told, write
+from selfsight.runs.console import make_console, quiet
+from selfsight.runs.folder import RunFolder, write_atomically
 
 #: keys in which the same command may differ from the one that began the comparison: they only add rows
 GROWING = ("seeds", "labels_per_class", "approaches", "name", "runs", "workers", "job")
@@ -111,10 +113,10 @@ def check_steps(cfg: DictConfig) -> None:
         name: composed(step.job, step_words(cfg, step), settings(cfg, step, most, 0)) for name, step in steps.items()
     }
     for name, config in configs.items():
-        limits.check(steps[name].job, config)
+        options.check(steps[name].job, config)
     data = build.images(next(configs[name] for name, step in steps.items() if step.get("after") is None))
     for labels in cfg.labels_per_class:
-        build.library("datamodules").select_labels(data.train, per_class=labels, seed=0, classes=data.classes)
+        select_labels(data.train, per_class=labels, seed=0, classes=data.classes)
 
 
 def plan(cfg: DictConfig, wanted: Collection[Task]) -> dict[Task, Task | None]:
@@ -233,12 +235,10 @@ def probe(source: Path, labels: int, seed: int) -> float:
     cfg = RunFolder(source).config()
     data = build.datamodule(cfg)
     backbone = selfsight.load(source).to(build.device(cfg.trainer.accelerator))
-    split = build.library("datamodules").select_labels(
-        data.data.train, per_class=labels, seed=seed, classes=data.data.classes
-    )
+    split = select_labels(data.data.train, per_class=labels, seed=seed, classes=data.data.classes)
     train, test = measure.features(backbone, data)
     few = train.take(torch.isin(train.indices, split.tensor()))
-    return float(build.library("evaluation.linear").FewShot().fit(few, test)["linear_top1"])
+    return float(FewShot().fit(few, test)["linear_top1"])
 
 
 def perform_step(cfg: DictConfig, folder: RunFolder, name: str, labels: int, seed: int) -> tuple[dict[str, Any], Path]:

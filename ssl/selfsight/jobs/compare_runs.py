@@ -14,12 +14,15 @@ from rich.console import Console
 from rich.markup import escape
 
 import selfsight
+from selfsight.engine import build, measure
 from selfsight.errors import UserError
-from selfsight.jobs import build, measure, records, report
-from selfsight.jobs.console import clock_text, make_console, make_table, quiet
+from selfsight.evaluation.probes.comparison import compare
+from selfsight.jobs import report
 from selfsight.jobs.evaluate import plain_data
-from selfsight.jobs.page import figure_html, html_table, page
-from selfsight.jobs.run_folder import RunFolder, write_atomically
+from selfsight.reporting.page import figure_html, html_table, page
+from selfsight.runs import records
+from selfsight.runs.console import clock_text, make_console, make_table, quiet
+from selfsight.runs.folder import RunFolder, write_atomically
 
 #: networks that learned classes, and the titles of what they get right
 CLASSIFIERS = {"student": "test accuracy", "teacher": "test accuracy of the average"}
@@ -217,7 +220,6 @@ def alike(folders: Sequence[RunFolder], accelerator: str) -> list[list[str]]:
         backbone = selfsight.load(folder.path).to(build.device(accelerator))
         train, test = measure.features(backbone, plain_data(build.images(folder.config()), backbone))
         features.append(train if test is None else test)
-    compare = build.library("evaluation.comparison").compare
     rows = []
     for (a, x), (b, y) in combinations(zip(titles_of(folders), features, strict=True), 2):
         found = compare(x, y)

@@ -12,11 +12,12 @@ from rich.console import Console
 import selfsight
 from selfsight.checkpoints.export import replace, state
 from selfsight.checkpoints.load import described
+from selfsight.engine import build
 from selfsight.errors import UserError
-from selfsight.jobs import build, records
-from selfsight.jobs.console import clock_text, make_console, quiet
 from selfsight.jobs.evaluate import show
-from selfsight.jobs.run_folder import RunFolder, command
+from selfsight.runs import records
+from selfsight.runs.console import clock_text, make_console, quiet
+from selfsight.runs.folder import RunFolder, command
 
 NAME = "detect"
 NOTES = 20  # lines of progress

@@ -10,12 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from selfsight.cli import compose, group_choice
+from selfsight.engine import build
 from selfsight.errors import UserError
-from selfsight.jobs import build
-from selfsight.jobs.console import make_console, quiet
 from selfsight.jobs.finetune import chosen, classifier_of, conclude, fill_views, reopened
 from selfsight.jobs.pretrain import check_sizes, check_views, fit
-from selfsight.jobs.run_folder import RunFolder
+from selfsight.runs.console import make_console, quiet
+from selfsight.runs.folder import RunFolder
 
 SELF = "self"
 

@@ -9,11 +9,11 @@ import numpy as np
 from omegaconf import DictConfig
 
 from selfsight.checkpoints.export import replace
+from selfsight.engine import measure
 from selfsight.errors import UserError
-from selfsight.jobs import measure
-from selfsight.jobs.console import make_console, quiet
 from selfsight.jobs.evaluate import cache_of, head_of, subject
-from selfsight.jobs.records import with_folder
+from selfsight.runs.console import make_console, quiet
+from selfsight.runs.records import with_folder
 
 
 def run(cfg: DictConfig) -> None:

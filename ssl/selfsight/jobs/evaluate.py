@@ -14,12 +14,18 @@ from torch import nn
 
 import selfsight
 from selfsight.checkpoints.load import described
+from selfsight.datamodules import ImageDataModule
+from selfsight.datamodules.views.view import View
+from selfsight.engine import build, measure
+from selfsight.engine.checkpointing import read_checkpoint
 from selfsight.errors import UserError
-from selfsight.jobs import build, measure, records
-from selfsight.jobs.console import make_console, make_table, quiet
-from selfsight.jobs.run_folder import RunFolder, command
-from selfsight.jobs.saving import read_checkpoint
+from selfsight.evaluation.features import stage_names
+from selfsight.evaluation.probes import diagnostics
+from selfsight.evaluation.published import PublishedProbe
 from selfsight.nn.simclr_head import ProjectionHead
+from selfsight.runs import records
+from selfsight.runs.console import make_console, make_table, quiet
+from selfsight.runs.folder import RunFolder, command
 
 ALL, FINAL, PROJECTION = "all", "final", "projection"
 CACHED = "cached"  # the linear protocol that needs no augmentation
@@ -60,7 +66,7 @@ def evaluator_of(cfg: DictConfig) -> Any:
     """The evaluator configured; ``linear.protocol`` names a published linear evaluation in its place."""
     if (linear := published(cfg)) is None:
         return build.build(cfg.evaluator)
-    return build.library("evaluation.published").PublishedProbe(
+    return PublishedProbe(
         linear.protocol,
         (FINAL,) if cfg.stage == ALL else (cfg.stage,),
         linear.epochs,
@@ -132,7 +138,7 @@ def evaluate(
         return {cfg.stage: evaluator.on_images(backbone, data)}
     stages = [cfg.stage]
     if cfg.stage == ALL:
-        stages = [*build.library("evaluation.features").stage_names(backbone), *([PROJECTION] if head else [])]
+        stages = [*stage_names(backbone), *([PROJECTION] if head else [])]
     pairs = measure.staged_features(backbone, data, stages, head=head, cache=cache_of(cfg, folder))
     return {stage: measure.measured(evaluator, *pair) for stage, pair in pairs.items()}
 
@@ -167,8 +173,8 @@ def subject(cfg: DictConfig) -> tuple[nn.Module, Any, RunFolder | None]:
 def plain_data(images: Any, backbone: nn.Module, batch_size: int = 256, num_workers: int | str = "auto") -> Any:
     """A datamodule of all images of a data set, as evaluation presents them to a backbone, on its device."""
     mean, std = described(backbone, "mean"), described(backbone, "std")
-    view = build.library("datamodules.views").View(images.image_size, mean=mean, std=std)
-    return build.library("datamodules").ImageDataModule(
+    view = View(images.image_size, mean=mean, std=std)
+    return ImageDataModule(
         images,
         [view],
         batch_size=1,
@@ -235,7 +241,6 @@ def note_in_metrics(folder: RunFolder, name: str, result: Mapping[str, Any]) -> 
 
 def show(console: Console, result: Mapping[str, Any]) -> None:
     """A table of the figures; beside those that have one, what is normal. The alarm, where one rings."""
-    diagnostics = build.library("evaluation.diagnostics")
     table = Table(show_header=False, box=None)
     for name, value in records.figures(result).items():
         normal = [diagnostics.FIGURES[name].normal] if name in diagnostics.FIGURES else []

@@ -13,13 +13,15 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from selfsight.datamodules.images.sets import JoinedImages
+from selfsight.engine import build, measure
 from selfsight.errors import UserError
-from selfsight.jobs import build, embedding_facts, measure
-from selfsight.jobs.console import make_console, quiet
 from selfsight.jobs.evaluate import FINAL, plain_data
-from selfsight.jobs.explorer import Explorer
-from selfsight.jobs.run_folder import RunFolder
-from selfsight.values import expect, one_of, whole
+from selfsight.reporting import embedding
+from selfsight.reporting.explorer import Explorer
+from selfsight.runs.console import make_console, quiet
+from selfsight.runs.folder import RunFolder
+from selfsight.validation import expect, one_of, whole
 
 SPLITS = ("train", "test")
 PORTS = 2**16
@@ -45,7 +47,7 @@ def run(cfg: DictConfig) -> None:
     shown = train
     if cfg.split == "test":
         shown, images = measure.part_features(backbone, data, "test", [FINAL], cache=cache)[FINAL], data.data.test
-    known = embedding_facts.facts(train, shown, images, cfg.projection)
+    known = embedding.facts(train, shown, images, cfg.projection)
 
     def page(document: Any) -> None:
         document.title = folder.name
@@ -70,7 +72,7 @@ def check(cfg: DictConfig) -> None:
     """
     expect("split", cfg.split, one_of(*SPLITS))
     expect("port", cfg.port, whole(0, PORTS - 1))
-    embedding_facts.check_projection(cfg.projection)
+    embedding.check_projection(cfg.projection)
 
 
 def learnt_from(backbone: nn.Module, data: Any, cache: Path | None = None) -> tuple[Any, Any]:
@@ -86,4 +88,4 @@ def learnt_from(backbone: nn.Module, data: Any, cache: Path | None = None) -> tu
         labels=None if first.labels is None else torch.cat([first.labels, torch.full((len(further),), -1)]),
         indices=torch.cat([first.indices, further.indices + len(data.data.train)]),
     )
-    return features, build.library("datamodules.images").JoinedImages([data.data.split(split) for split in splits])
+    return features, JoinedImages([data.data.split(split) for split in splits])

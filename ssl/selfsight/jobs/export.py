@@ -14,9 +14,9 @@ import selfsight
 from selfsight.checkpoints import export
 from selfsight.checkpoints.load import described
 from selfsight.errors import UserError, nearest
-from selfsight.jobs.console import make_console, quiet
-from selfsight.jobs.records import with_folder
-from selfsight.jobs.run_folder import RunFolder
+from selfsight.runs.console import make_console, quiet
+from selfsight.runs.folder import RunFolder
+from selfsight.runs.records import with_folder
 
 #: format: name of its file in the run folder
 FILES = {

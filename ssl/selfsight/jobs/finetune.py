@@ -12,15 +12,17 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import selfsight
+from selfsight.engine import build, measure
+from selfsight.engine.checkpointing import read_checkpoint
 from selfsight.errors import UserError, nearest
-from selfsight.jobs import build, classified, measure, report
-from selfsight.jobs.console import clock_text, make_console, quiet
+from selfsight.jobs import report
 from selfsight.jobs.pretrain import carry_away, check_sizes, check_views, fit
-from selfsight.jobs.run_folder import RunFolder
-from selfsight.jobs.saving import read_checkpoint
 from selfsight.methods.base import Method
 from selfsight.methods.finetune import FineTune
 from selfsight.nn.simclr_head import ProjectionHead
+from selfsight.reporting import classification
+from selfsight.runs.console import clock_text, make_console, quiet
+from selfsight.runs.folder import RunFolder
 
 
 def run(cfg: DictConfig) -> None:
@@ -130,7 +132,7 @@ def classifier_of(folder: RunFolder) -> tuple[nn.Module, list[str]]:
     Raises:
         UserError: the run is none of fine-tuning or distillation, or has not come to its end.
     """
-    path = folder.path / classified.FILE
+    path = folder.path / classification.FILE
     summary = folder.read_summary()
     if not path.is_file() or "classes" not in summary:
         raise UserError(
@@ -155,7 +157,7 @@ def classifier_of(folder: RunFolder) -> tuple[nn.Module, list[str]]:
 def conclude(console: Console, cfg: DictConfig, folder: RunFolder, method: Method, data: Any, seconds: float) -> None:
     """Export the backbone, measure the classifiers, write summary and report."""
     carry_away(cfg, folder, method, data)
-    found = classified.record(console, folder, method, data)
+    found = classification.record(console, folder, method, data)
     folder.write_summary(
         {
             "classifiers": found,
@@ -164,7 +166,7 @@ def conclude(console: Console, cfg: DictConfig, folder: RunFolder, method: Metho
             "train_seconds": seconds,
         }
     )
-    kept = folder.path / (classified.FILE if found else "backbone.safetensors")  # nothing to classify, no such file
+    kept = folder.path / (classification.FILE if found else "backbone.safetensors")  # nothing to classify, no such file
     console.print(f"{len(data.split)} labels, trained in {clock_text(seconds)}; {kept}")
     if cfg.report:
         pair = measure.features(method.backbone, data)

@@ -11,10 +11,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from selfsight.datamodules.datasets.checks import path
+from selfsight.datamodules.datasets.preparing import Preparation
+from selfsight.datamodules.loading.loader import cores
 from selfsight.errors import UserError
-from selfsight.jobs.build import library
-from selfsight.jobs.console import make_console
-from selfsight.values import AUTO, NULL, SHARE, expect, one_of, whole
+from selfsight.runs.console import make_console
+from selfsight.validation import AUTO, NULL, SHARE, expect, one_of, whole
 
 SETTINGS = {
     "encode": one_of("jpeg", "raw"),
@@ -26,18 +28,17 @@ SETTINGS = {
 
 def run(cfg: DictConfig) -> None:
     """Make ``out`` from ``source``. Every part is whole or absent, so that a stopped command can be repeated."""
-    path = library("datamodules.checks").path
     source, out = path("source", cfg.source), path("out", cfg.out)
     settings, tolerated = checked(cfg, source, out), expect("max_unreadable", cfg.max_unreadable, SHARE)
     workers = expect("workers", cfg.workers, AUTO | whole(1))
-    preparation = library("datamodules.preparing").Preparation(source, out, settings)
+    preparation = Preparation(source, out, settings)
     try:
         preparation.begin()
     except OSError as error:
         raise UserError(f"'{out}' cannot be made ({error.strerror}); name a folder you may write.") from None
     console = make_console()
     try:
-        unreadable = make(preparation, library("datamodules.loader").cores() if workers == "auto" else workers, console)
+        unreadable = make(preparation, cores() if workers == "auto" else workers, console)
         images = len(preparation.paths)
         if len(unreadable) > tolerated * images or len(unreadable) == images:
             name, reason = next(iter(unreadable.items()))

@@ -13,15 +13,18 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from selfsight.checkpoints.export import export_backbone
+from selfsight.datamodules.datasets.splits import chosen_labels
+from selfsight.engine import build, measure
+from selfsight.engine.checkpointing import GracefulInterrupt, Interrupted, read_checkpoint
+from selfsight.engine.monitor import Monitor
+from selfsight.engine.performance import quicken
 from selfsight.errors import UserError
-from selfsight.jobs import build, classified, measure, report
-from selfsight.jobs.console import clock_text, make_console, quiet
-from selfsight.jobs.monitor import Monitor
-from selfsight.jobs.run_folder import RunFolder, write_atomically
-from selfsight.jobs.saving import GracefulInterrupt, Interrupted, read_checkpoint
-from selfsight.jobs.speed import quicken
+from selfsight.jobs import report
 from selfsight.methods.base import Method
 from selfsight.optim.schedule import Clock
+from selfsight.reporting import classification
+from selfsight.runs.console import clock_text, make_console, quiet
+from selfsight.runs.folder import RunFolder, write_atomically
 
 
 def run(cfg: DictConfig) -> None:
@@ -43,9 +46,7 @@ def run(cfg: DictConfig) -> None:
     check_views(method, data)
     check_sizes(method, data)
     if "then" in cfg:  # what later steps would refuse is refused now
-        build.library("datamodules.splits").chosen_labels(
-            data.data.train, build.resolved(cfg.labels), data.data.classes
-        )
+        chosen_labels(data.data.train, build.resolved(cfg.labels), data.data.classes)
     folder = resumed or RunFolder.create(cfg, stem=f"{method_name(cfg)}-{cfg.dataset.name}")
     seconds = fit("pretrain", cfg, folder, method, data, console, resumed is not None)
     if seconds is not None:
@@ -57,9 +58,9 @@ def run(cfg: DictConfig) -> None:
 
 def follow(cfg: DictConfig, folder: RunFolder) -> None:
     """The steps a recipe has after pretraining."""
-    from selfsight.jobs import steps
+    from selfsight.jobs import pipeline
 
-    steps.follow(cfg, folder)
+    pipeline.follow(cfg, folder)
 
 
 def fit(
@@ -178,7 +179,7 @@ def conclude(console: Console, cfg: DictConfig, folder: RunFolder, method: Metho
     protocols = measure.protocols(final, data)
     if final:
         measure.show(console, summary, protocols)
-    classifiers = classified.record(console, folder, method, data)
+    classifiers = classification.record(console, folder, method, data)
     classes = list(data.data.classes)
     folder.write_summary(
         {**summary, "classifiers": classifiers, "classes": classes, "train_seconds": seconds, "protocols": protocols}

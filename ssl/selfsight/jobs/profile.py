@@ -17,12 +17,12 @@ from lightning.pytorch import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
-from selfsight.jobs import build
-from selfsight.jobs.console import make_console, make_table, quiet
-from selfsight.jobs.monitor import Monitor
+from selfsight.engine import build
+from selfsight.engine.monitor import Monitor
+from selfsight.engine.performance import quicken
 from selfsight.jobs.pretrain import check_sizes, check_views
-from selfsight.jobs.run_folder import RunFolder
-from selfsight.jobs.speed import quicken
+from selfsight.runs.console import make_console, make_table, quiet
+from selfsight.runs.folder import RunFolder
 
 #: parts of a step in their order
 PARTS = {

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from selfsight.jobs import classified, embedding_facts, embedding_map, measure, pictures, records
+from selfsight.engine import measure
+from selfsight.engine.measure import ROWS, describe
 from selfsight.jobs.evaluate import trained_method
-from selfsight.jobs.measure import ROWS, describe
-from selfsight.jobs.page import figure_html, page, stroke
-from selfsight.jobs.run_folder import RunFolder, write_atomically
+from selfsight.reporting import classification, embedding, embedding_map, pictures
+from selfsight.reporting.page import figure_html, page, stroke
+from selfsight.runs import records
+from selfsight.runs.folder import RunFolder, write_atomically
 
 
 def write(folder: RunFolder, cfg: DictConfig, data: Any, train: Any, test: Any, projection: str = "tsne") -> Path:
@@ -24,13 +26,13 @@ def write(folder: RunFolder, cfg: DictConfig, data: Any, train: Any, test: Any, 
 
     Args:
         train, test: frozen features of the data's un-augmented images; test is None where there are no such images.
-        projection: of the map, one of `embedding_facts.PROJECTIONS`.
+        projection: of the map, one of `embedding.PROJECTIONS`.
     """
     parts = [
         heading(folder, cfg, data),
         table(folder.read_summary()),
         evaluations(folder),
-        classified.section(folder),
+        classification.section(folder),
         curves(folder.read_metrics(), cfg, data),
         *images_of_the_run(folder, cfg, data, train, test, projection),
         reproduce(folder, cfg),
@@ -46,7 +48,7 @@ def images_of_the_run(
     parts = []
     split, shown = ("train", train) if test is None else ("test", test)
     if len(shown) >= 5:
-        known = embedding_facts.facts(train, shown, data.data.split(split), projection)
+        known = embedding.facts(train, shown, data.data.split(split), projection)
         kind = "training" if split == "train" else "test"
         parts.append(map_section(data, known, projection, kind))
         parts.append(pictures.neighbours(data, train, shown, known, kind))
@@ -57,12 +59,12 @@ def images_of_the_run(
     return parts
 
 
-def map_section(data: Any, known: embedding_facts.Facts, projection: str, kind: str) -> str:
+def map_section(data: Any, known: embedding.Facts, projection: str, kind: str) -> str:
     names = {"tsne": "t-SNE", "umap": "UMAP", "pca": "The two first principal components"}
     n = len(known.rows)
     about = f"{names[projection]} of the features of {n:,} {kind} images"
-    if projection == "tsne" and n > embedding_facts.FITTED:
-        about += f"; {embedding_facts.FITTED:,} fitted, the others placed between their nearest ones"
+    if projection == "tsne" and n > embedding.FITTED:
+        about += f"; {embedding.FITTED:,} fitted, the others placed between their nearest ones"
     about += (
         ". Distances between far groups mean little. Point at a dot to see its image; drag to move, scroll to zoom."
     )
@@ -242,11 +244,11 @@ def reproduce(folder: RunFolder, cfg: DictConfig) -> str:
 def run(cfg: DictConfig) -> None:
     """Write the report of an existing run again, from what its folder holds."""
     import selfsight
-    from selfsight.jobs import build
-    from selfsight.jobs.console import make_console, quiet
+    from selfsight.engine import build
+    from selfsight.runs.console import make_console, quiet
 
     quiet()
-    embedding_facts.check_projection(cfg.projection)
+    embedding.check_projection(cfg.projection)
     folder = RunFolder.open(cfg.run)
     of_run = folder.config()
     backbone = selfsight.load(folder.path).to(build.device(cfg.accelerator))

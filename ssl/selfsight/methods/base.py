@@ -10,7 +10,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.errors import UserError
 from selfsight.optim.groups import ParamGroup, decayed_and_plain
 from selfsight.optim.recipe import OptimizationRecipe

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.errors import UserError
 from selfsight.losses.deepclusterv2 import UNASSIGNED, cluster_prediction, spherical_kmeans
 from selfsight.methods.base import Method

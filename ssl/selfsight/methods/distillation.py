@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.losses.distillation import distillation, distillation_with_labels
 from selfsight.methods.base import Method
 

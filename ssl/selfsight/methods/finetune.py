@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.errors import UserError
 from selfsight.losses.mixing import (
     cutmix,

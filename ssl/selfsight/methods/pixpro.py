@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsight.backbones.interface import freeze_beyond_the_map
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.errors import UserError, nearest
 from selfsight.losses.pixpro import instance_consistency, pixel_consistency, pixel_contrast, pixel_distances, positives
 from selfsight.methods.base import Gallery, Method

@@ -20,7 +20,7 @@ from typing import Literal, cast
 
 from torch import Tensor, nn
 
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.losses.rotation import rotation_loss
 from selfsight.methods.base import Gallery, Method
 from selfsight.nn.precision import float32

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.losses.ntxent import contrast_accuracy, contrast_entropy, cross_view_logits, ntxent, unit
 from selfsight.methods.base import Method
 from selfsight.nn.distributed import gather_without_grad

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.init import trunc_normal_
 
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.errors import UserError, nearest
 from selfsight.losses.spark import fill_hidden, masked_patch_loss
 from selfsight.methods.base import Gallery, Method
 from selfsight.nn.light_decoder import LightDecoder
-from selfsight.nn.sparse import Mask, MaskedBatchNorm2d, visible_cells, visible_count
-from selfsight.nn.sparse_encoder import Engine, Level, SparseEncoder
+from selfsight.nn.sparse.encoder import Engine, Level, SparseEncoder
+from selfsight.nn.sparse.layers import Mask, MaskedBatchNorm2d, visible_cells, visible_count
 from selfsight.optim.groups import ParamGroup
 
 DECODER_PRECISIONS = ("auto", "bf16")
@@ -64,7 +64,7 @@ class SparK(Method):
         normalise_pixels: predict pixels normalised per cell (the paper's target) or the pixels themselves.
         decoder_precision: ``bf16`` runs densify and decoder, the larger part of the work, in bfloat16 and leaves the
             encoder as it is; ``auto`` leaves both to the trainer.
-        engine: ``dense``, ``packed`` or ``auto``, see `selfsight.nn.sparse_encoder.SparseEncoder`.
+        engine: ``dense``, ``packed`` or ``auto``, see `selfsight.nn.sparse.encoder.SparseEncoder`.
         sync_batchnorm: BatchNorm statistics of all processes, in encoder, densify and decoder.
     """
 

@@ -19,7 +19,7 @@ from typing import Literal, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.errors import UserError
 from selfsight.methods.base import Method
 from selfsight.nn.multicrop import multi_crop

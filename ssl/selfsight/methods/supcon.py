@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.errors import UserError
 from selfsight.losses.supcon import by_image, supcon
 from selfsight.methods.base import Method

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsight.batch import Batch
+from selfsight.contracts import Batch
 from selfsight.errors import UserError
 from selfsight.losses.swav import sinkhorn, swapped_prediction
 from selfsight.methods.base import Gallery, Method

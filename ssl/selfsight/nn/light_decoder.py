@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from selfsight.errors import UserError
-from selfsight.nn.sparse import MaskedBatchNorm2d
+from selfsight.nn.sparse.layers import MaskedBatchNorm2d
 
 
 class UpBlock(nn.Module):

@@ -1,0 +1,53 @@
+"""What the data ask of a user's values and files beyond `selfsight.validation`: colours, paths, text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+from selfsight.errors import UserError
+from selfsight.validation import Kind, above, each, expect, number
+
+NUMBER = number("a number", lambda v: True)
+#: on the command line ``2024`` is a number even if a folder is called so
+PATH = Kind("a path", lambda v: isinstance(v, (str, Path, Integral)) and not isinstance(v, bool) and str(v) != "")
+
+
+def channels(key: str, values: Any, *, positive: bool = False) -> tuple[float, ...]:
+    """One finite number for each of red, green and blue.
+
+    Raises:
+        UserError: other values.
+    """
+    listed = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else values
+    numbers = each(above(0) if positive else NUMBER)
+    said = f"a list of three numbers{' above 0' if positive else ''}, for red, green and blue,"
+    return tuple(map(float, expect(key, listed, Kind(said, lambda v: numbers.fits(v) and len(v) == 3))))
+
+
+def path(key: str, value: Any) -> Path:
+    """A path; ``~`` is the home folder.
+
+    Raises:
+        UserError: another value.
+    """
+    return Path(str(expect(key, value, PATH))).expanduser()
+
+
+def read_text(file: Path) -> str:
+    """What a text file holds.
+
+    Raises:
+        UserError: it cannot be read, or is in another encoding than UTF-8.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"'{file}' cannot be read ({error.strerror}): name a text file that you may read.") from None
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise UserError(f"'{file}' is no text in UTF-8: save it again in this encoding.")
+    return text

@@ -1,0 +1,266 @@
+"""Any folder of images as a data set: class folders, a list of labels, or no label at all."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from torch import Tensor
+
+from selfsight.datamodules.datasets import checks
+from selfsight.datamodules.datasets.dataset import ImageData, UnreadableFiles, check_classes, keep_in_memory
+from selfsight.datamodules.datasets.labels import Labeller
+from selfsight.datamodules.datasets.splits import hold_out
+from selfsight.datamodules.images.decode import EXTENSIONS, Unreadable, looks_whole, read_image
+from selfsight.datamodules.images.prepared import Shards, record
+from selfsight.datamodules.images.sets import FileImages, ImageSet, join
+from selfsight.errors import UserError
+
+log = logging.getLogger("selfsight")
+
+#: names of folders, in any case, that hold the images to learn from and those held out
+TRAIN_FOLDERS = ("train", "training")
+TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
+
+
+def folder(
+    *,
+    root: str | None,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    labels: str,
+    test: str | None,
+    test_fraction: float,
+    unlabelled: str | None,
+    resident: bool | str,
+    max_unreadable: float,
+    seed: int,
+    eval_resize: int | None = None,
+    name: str = "folder",
+) -> ImageData:
+    """The images below a folder, in any depth.
+
+    Args:
+        root: the folder. With a folder ``train`` in it (or one of `TRAIN_FOLDERS`) beside a ``test`` or ``val`` (or one
+            of `TEST_FOLDERS`), these two are what is learned from and what is held out. A ``train`` that holds all
+            images is taken as the root.
+        labels: ``folders``: the first folder below the root is the class. ``none``: no labels. A path, relative to the
+            root: a CSV file of ``path,label``, with paths relative to the root, too; images it does not name, or gives
+            an empty label or -1, have none. It may name the test images as well. ``auto``: ``labels.csv`` if there is
+            one in the root, or, with paths relative to it, in the folder of the part; folders, if there are at least
+            two and no image lies outside them; else none.
+        test: a folder of held-out images (relative to the root, or absolute), labelled by the same rule.
+        test_fraction: without a test folder, the share of the images held out, by ``seed``, in every class; 0: none.
+        unlabelled: a folder of further images without labels.
+        resident: keep the decoded images in memory: True, False, or ``auto`` (when they are small).
+        max_unreadable: share of the files that may be no readable images; they are skipped.
+
+    Raises:
+        UserError: no such folder, no images in it, one image, too many unreadable files, a wrong list of labels.
+    """
+    if root is None or root == "":
+        raise UserError("dataset=folder has to know where the images are: add dataset.root=DIR.")
+    top = _existing("dataset.root", checks.path("dataset.root", root))
+    bad, shards = UnreadableFiles(max_unreadable), Shards.of(top)
+    labeller = Labeller(top, labels, Path.is_file if shards is None else shards.holds)
+    train, test_part, extra = _find_parts(top, test, unlabelled, find_images if shards is None else shards.below)
+    parts = [part for part in (train, test_part, extra) if part is not None]
+    bad.files = sum(len(part.paths) for part in parts)
+    if shards is None and bad.files <= CHECKED:
+        for part in parts:
+            part.paths = _without_damaged(part, bad)
+    if len(train.paths) < 2:
+        raise UserError(f"'{train.place}' holds {len(train.paths)} image; there has to be more than one to learn from.")
+
+    known = labeller(train.place, train.paths)
+    if known.suspicious:
+        log.warning(f"no image has a label: {known.origin}.")
+    test_labels = None if test_part is None or not known.classes else _label_test(test_part, labeller, known.classes)
+    labeller.check_tables()
+    check_classes(name, known.classes)
+
+    def read(part: Part, labels: Tensor | None = None) -> ImageSet:
+        images = (FileImages if shards is None else shards.images)(part.place, part.paths, labels)
+        return keep_in_memory(images, resident, bad)
+
+    images, further = read(train, known.labels), list[ImageSet]()
+    if images.labels is not None and bool((images.labels < 0).any()):
+        further.append(images.select((images.labels < 0).nonzero().flatten()))
+        images = images.select((images.labels >= 0).nonzero().flatten())
+    if extra is not None:
+        further.append(read(extra))
+
+    held: ImageSet | None = None
+    if test_part is not None:
+        held = read(test_part, test_labels)
+    elif test_fraction:
+        kept, chosen = hold_out(images.labels, len(images), test_fraction, seed)
+        images, held = images.select(kept), images.select(chosen)
+
+    more = join(*further) if further else None
+    if more is not None:
+        more.labels = None
+    data = ImageData(
+        name,
+        images,
+        held,
+        known.classes,
+        image_size,
+        mean,
+        std,
+        more,
+        eval_resize,
+        unreadable=bad,
+        prepared=record(top),
+        about_labels=f"labels from {known.origin}" if known.classes else f"no labels: {known.origin}",
+    )
+    data.warn_of_leaks()
+    return data
+
+
+#: up to this many files are looked at before training: their first and last bytes tell most damaged ones
+CHECKED = 100_000
+#: files of a part that are decoded before training, to tell a folder of images that nothing here can read
+SAMPLE = 8
+
+
+def find_images(root: Path, aside: Sequence[Path] = ()) -> list[str]:
+    """Paths of all images below ``root``, relative to it, sorted; hidden files and the folders ``aside`` are left out.
+
+    Linked folders are followed, each once.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    return sorted(
+        above + name
+        for above, files in walk(root, aside)
+        for name in files
+        if os.path.splitext(name)[1].lower() in EXTENSIONS
+    )
+
+
+def walk(root: Path, aside: Sequence[Path] = ()) -> Iterator[tuple[str, list[str]]]:
+    """Every folder that `find_images` looks at: what stands before the names in it, and the names of its files."""
+    seen = {place.resolve() for place in aside}
+    for place, folders, files in os.walk(root, followlinks=True, onerror=_closed):
+        real = Path(place).resolve()
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        inside = os.path.relpath(place, root)
+        yield (
+            "" if inside == os.curdir else inside + os.sep,
+            [name for name in files if not name.startswith(".")],
+        )
+
+
+def _closed(error: OSError) -> NoReturn:
+    raise UserError(
+        f"the folder '{error.filename}' cannot be read ({error.strerror}): make it readable, or move it elsewhere."
+    ) from None
+
+
+@dataclass
+class Part:
+    """A folder and the paths of the images below it."""
+
+    place: Path
+    paths: list[str]
+
+
+def _find_parts(
+    top: Path, test: str | None, unlabelled: str | None, find: Callable[[Path, Sequence[Path]], list[str]]
+) -> tuple[Part, Part | None, Part | None]:
+    """What is to be learned from, tested on, and learned from without labels (see `folder`)."""
+    given = {"dataset.test": test, "dataset.unlabelled": unlabelled}
+    named = {key: _existing(key, top / checks.path(key, value)) for key, value in given.items() if value is not None}
+    train_top, split = _split_folders(top)
+    test_top, extra_top = named.get("dataset.test", split), named.get("dataset.unlabelled")
+    aside = [place for place in (test_top, extra_top) if place is not None]
+    train = _without_train(Part(train_top, find(train_top, aside)))
+    for key, place in named.items():
+        if train.place.resolve().is_relative_to(place.resolve()):
+            raise UserError(f"{key} is '{place}', where the images to learn from are; name a folder of other images.")
+    parts = [train, *(None if place is None else Part(place, find(place, ())) for place in (test_top, extra_top))]
+    for part in parts:
+        if part is not None and not part.paths:
+            others = "".join(f", '{place}' left aside" for place in aside if part is train)
+            endings = ", ".join(sorted(EXTENSIONS))
+            raise UserError(f"'{part.place}' holds no image: none of its files ends in {endings}{others}.")
+    return train, parts[1], parts[2]
+
+
+def _existing(key: str, place: Path) -> Path:
+    if not place.is_dir():
+        what = "is a file" if place.exists() else "does not exist"
+        raise UserError(f"{key} is '{place}', which {what}; name a folder of images.")
+    return place
+
+
+def _split_folders(top: Path) -> tuple[Path, Path | None]:
+    """The folders in ``top`` to learn from and to test on, by their names; ``top`` alone where one is missing."""
+    try:
+        with os.scandir(top) as entries:
+            # in small letters last, so that they win over the same name in capitals
+            there = {name.lower(): top / name for name in sorted(each.name for each in entries if each.is_dir())}
+    except OSError as error:
+        _closed(error)
+    train, test = (
+        next((there[name] for name in names if name in there), None) for names in (TRAIN_FOLDERS, TEST_FOLDERS)
+    )
+    return (top, None) if train is None or test is None else (train, test)
+
+
+def _without_train(part: Part) -> Part:
+    """The folder ``train`` in a part, where it holds all images."""
+    first = part.paths[0].split(os.sep)[0] if part.paths else ""
+    if first.lower() in TRAIN_FOLDERS and all(path.startswith(first + os.sep) for path in part.paths):
+        return Part(part.place / first, [path.removeprefix(first + os.sep) for path in part.paths])
+    return part
+
+
+def _label_test(part: Part, labeller: Labeller, classes: Sequence[str]) -> Tensor | None:
+    """Labels of held-out images; those without a label among others are taken out of ``part``."""
+    found = labeller(part.place, part.paths, classes)
+    known = [] if found.labels is None else (found.labels >= 0).nonzero().flatten().tolist()
+    if not known:
+        log.warning(
+            f"the test images in '{part.place}' have no labels, so that nothing can be measured which needs them: sort "
+            "them into class folders as those to learn from, or list them in labels.csv."
+        )
+        return None
+    if len(known) < len(part.paths):
+        log.warning(f"{len(part.paths) - len(known)} test images in '{part.place}' have no label and are left out.")
+        part.paths = [part.paths[i] for i in known]
+    assert found.labels is not None
+    return found.labels[known]
+
+
+def _without_damaged(part: Part, bad: UnreadableFiles) -> list[str]:
+    """The paths without the files that give themselves away or do so in a sample, which are noted in ``bad``."""
+
+    def damages(paths: Sequence[str]) -> dict[str, str]:
+        return {path: reason for path in paths if (reason := _damage(part.place / path)) is not None}
+
+    sample = part.paths[:: len(part.paths) // SAMPLE] if len(part.paths) > SAMPLE else []
+    broken = damages(sample)
+    bad.add_sample(broken, len(sample))
+    broken |= damages([path for path in part.paths if not looks_whole(part.place / path)])
+    bad.add(broken.items())
+    return [path for path in part.paths if path not in broken]
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        read_image(path)
+    except Unreadable as reason:
+        return str(reason)
+    return None

@@ -1,0 +1,342 @@
+"""Data sets with a name: one function each, which gives an `ImageData`."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import io
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfsight.datamodules.datasets import checks
+from selfsight.datamodules.datasets.dataset import ImageData, UnreadableFiles, keep_in_memory
+from selfsight.datamodules.datasets.folders import find_images
+from selfsight.datamodules.datasets.splits import hold_out
+from selfsight.datamodules.datasets.synthetic_shapes import draw
+from selfsight.datamodules.images.sets import ArrayImages, FileImages, ImageSet, join
+from selfsight.errors import UserError
+from selfsight.validation import Kind, each, expect, one_of, whole
+
+Stats = Sequence[float]
+FEWEST_AND_MOST = Kind(
+    "a list of the fewest and the most shapes of an image",
+    lambda v: each(whole(1)).fits(v) and len(v) == 2 and v[0] <= v[1],
+)
+
+
+def digits(
+    *, image_size: int, mean: Stats, std: Stats, test_fraction: float, seed: int, name: str = "digits"
+) -> ImageData:
+    """The 1,797 handwritten digits of scikit-learn (8 x 8, 17 levels of grey), enlarged once to ``image_size``.
+
+    ``test_fraction`` of every class is held out, chosen by ``seed``: 0.2 leaves 1,437 to learn from and 360 to test.
+    """
+    # read where it lies: importing scikit-learn for one small table would take longer than the first training step
+    home = importlib.util.find_spec("sklearn")
+    assert home is not None
+    assert home.submodule_search_locations is not None
+    rows = np.loadtxt(Path(home.submodule_search_locations[0], "datasets", "data", "digits.csv.gz"), delimiter=",")
+    grey, labels = rows[:, :-1], rows[:, -1]
+    levels = (grey.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
+    side = (expect("dataset.image_size", image_size, whole(1)),) * 2
+    enlarged = np.stack([cv2.resize(image, side, interpolation=cv2.INTER_CUBIC) for image in levels])
+    pixels = torch.from_numpy(enlarged)[:, None].repeat(1, 3, 1, 1)
+    images = ArrayImages(pixels, torch.from_numpy(labels.astype(np.int64)))
+    train, test = hold_out(images.labels, len(images), test_fraction, seed)
+    classes = tuple(str(digit) for digit in range(10))
+    return ImageData(name, images.select(train), images.select(test), classes, image_size, mean, std)
+
+
+def cifar10(*, root: str, download: bool, image_size: int, mean: Stats, std: Stats, name: str = "cifar10") -> ImageData:
+    """CIFAR-10: 50,000 + 10,000 images of 32 x 32 in 10 classes (``cifar-10-batches-py`` below ``root``)."""
+    return _cifar(
+        root, download, "CIFAR10", "cifar-10-batches-py",
+        [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"], "batches.meta", ("labels", "label_names"),
+        image_size, mean, std, name,
+    )  # fmt: skip
+
+
+def cifar100(
+    *, root: str, download: bool, image_size: int, mean: Stats, std: Stats, name: str = "cifar100"
+) -> ImageData:
+    """CIFAR-100: 50,000 + 10,000 images of 32 x 32 in 100 classes (``cifar-100-python`` below ``root``)."""
+    return _cifar(
+        root, download, "CIFAR100", "cifar-100-python",
+        ["train"], ["test"], "meta", ("fine_labels", "fine_label_names"),
+        image_size, mean, std, name,
+    )  # fmt: skip
+
+
+def _cifar(
+    root: str, download: bool, kind: str, folder: str, train: list[str], test: list[str], meta: str,
+    keys: tuple[str, str], image_size: int, mean: Stats, std: Stats, name: str,
+) -> ImageData:  # fmt: skip
+    top = checks.path("dataset.root", root)
+    place = top / folder
+    _obtain(
+        name,
+        [place / file for file in (*train, *test, meta)],
+        top,
+        download,
+        lambda d: getattr(d, kind)(top, download=True),
+    )
+
+    def images(files: list[str]) -> ArrayImages:
+        batches = [_arrays_only(place / file) for file in files]
+        pixels = torch.cat([torch.from_numpy(np.array(batch["data"])).view(-1, 3, 32, 32) for batch in batches])
+        return ArrayImages(pixels, torch.tensor([label for batch in batches for label in batch[keys[0]]]))
+
+    classes = tuple(_arrays_only(place / meta)[keys[1]])
+    return ImageData(name, images(train), images(test), classes, image_size, mean, std)
+
+
+def stl10(
+    *, root: str, download: bool, unlabelled: bool, image_size: int, mean: Stats, std: Stats, name: str = "stl10"
+) -> ImageData:
+    """STL-10: 5,000 + 8,000 labelled images of 96 x 96 in 10 classes, 100,000 without labels (``stl10_binary``)."""
+    top = checks.path("dataset.root", root)
+    place = top / "stl10_binary"
+    files = ["train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "class_names.txt"]
+    files += ["unlabeled_X.bin"] if unlabelled else []
+    _obtain(name, [place / file for file in files], top, download, lambda d: d.STL10(top, download=True))
+
+    def images(part: str, labelled: bool = True) -> ArrayImages:
+        # The file is mapped, not read: 100,000 images take 2.6 GiB. It holds columns first.
+        stored = np.memmap(place / f"{part}_X.bin", np.uint8, mode="c")
+        if stored.size % (3 * 96 * 96):
+            raise _damaged(place / f"{part}_X.bin")
+        pixels = torch.from_numpy(stored).view(-1, 3, 96, 96).transpose(2, 3)
+        labels = (
+            torch.from_numpy(np.fromfile(place / f"{part}_y.bin", np.uint8).astype(np.int64)) - 1 if labelled else None
+        )
+        return ArrayImages(pixels, labels)
+
+    classes = tuple((place / "class_names.txt").read_text().split())
+    extra = images("unlabeled", labelled=False) if unlabelled else None
+    return ImageData(name, images("train"), images("test"), classes, image_size, mean, std, extra)
+
+
+def svhn(
+    *, root: str, download: bool, extra: bool, image_size: int, mean: Stats, std: Stats, name: str = "svhn"
+) -> ImageData:
+    """SVHN: 73,257 + 26,032 house numbers of 32 x 32; ``extra`` adds 531,131 easier ones to those learned from."""
+    top = checks.path("dataset.root", root)
+    parts = ["train", "test", *(["extra"] if extra else [])]
+
+    def fetch(datasets: Any) -> None:
+        for part in parts:
+            datasets.SVHN(top, split=part, download=True)
+
+    _obtain(name, [top / f"{part}_32x32.mat" for part in parts], top, download, fetch)
+
+    def images(part: str) -> ArrayImages:
+        from scipy.io import loadmat
+
+        try:
+            content = loadmat(top / f"{part}_32x32.mat")
+        except (ValueError, OSError) as error:
+            raise _damaged(top / f"{part}_32x32.mat") from error
+        pixels = torch.from_numpy(np.ascontiguousarray(content["X"].transpose(3, 2, 0, 1)))
+        return ArrayImages(
+            pixels, torch.from_numpy(content["y"].astype(np.int64).reshape(-1)) % 10
+        )  # zero is stored as 10
+
+    train = join(images("train"), images("extra") if extra else None)
+    classes = tuple(str(digit) for digit in range(10))
+    return ImageData(name, train, images("test"), classes, image_size, mean, std)
+
+
+FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+
+
+def fashion_mnist(
+    *, root: str, download: bool, image_size: int, mean: Stats, std: Stats, name: str = "fashion_mnist"
+) -> ImageData:
+    """Fashion-MNIST: 60,000 + 10,000 grey images of 28 x 28 in 10 classes (``FashionMNIST/raw`` below ``root``)."""
+    top = checks.path("dataset.root", root)
+    place = top / "FashionMNIST" / "raw"
+    stems = [f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")]
+    present = [file if (file := place / stem).exists() else place / f"{stem}.gz" for stem in stems]
+    _obtain(name, present, top, download, lambda d: d.FashionMNIST(top, download=True))
+
+    def images(part: str) -> ArrayImages:
+        grey, labels = (_idx(place / f"{part}-{what}-ubyte") for what in ("images-idx3", "labels-idx1"))
+        return ArrayImages(grey[:, None].repeat(1, 3, 1, 1), labels.long())
+
+    return ImageData(name, images("train"), images("t10k"), FASHION, image_size, mean, std)
+
+
+def shapes(
+    *,
+    train: int,
+    test: int,
+    image_size: int,
+    mean: Stats,
+    std: Stats,
+    drawn_size: int,
+    number: Sequence[int],
+    seed: int,
+    name: str = "shapes",
+) -> ImageData:
+    """Drawn images of ``drawn_size`` pixels a side, see `synthetic_shapes.draw`, without labels."""
+    for key, value, low in (("train", train, 2), ("test", test, 0), ("drawn_size", drawn_size, 1), ("seed", seed, 0)):
+        expect(f"dataset.{key}", value, whole(low))
+    expect("dataset.number", number, FEWEST_AND_MOST)
+    rng = np.random.default_rng(seed)
+    images = np.stack([draw(drawn_size, rng, number)[0] for _ in range(train + test)])
+    parts = [ArrayImages(part) for part in torch.from_numpy(images).permute(0, 3, 1, 2).split([train, test])]
+    return ImageData(name, parts[0], parts[1] if test else None, (), image_size, mean, std)
+
+
+def imagenet(
+    *, root: str, image_size: int, eval_resize: int, mean: Stats, std: Stats, resident: bool | str,
+    max_unreadable: float, name: str = "imagenet",
+) -> ImageData:  # fmt: skip
+    """ImageNet-1k: ``train`` and ``val`` below ``root``, each with one folder a class (n01440764, ...)."""
+    top = checks.path("dataset.root", root)
+    by_hand = "it cannot be downloaded: register at image-net.org, unpack its archives and sort val into class folders"
+    _obtain(name, [top / "train", top / "val"], top, False, None, by_hand)
+    return _tree(top, None, image_size, eval_resize, mean, std, resident, max_unreadable, name)
+
+
+def imagenet100(
+    *, root: str, classes: str | None, image_size: int, eval_resize: int, mean: Stats, std: Stats,
+    resident: bool | str, max_unreadable: float, name: str = "imagenet100",
+) -> ImageData:  # fmt: skip
+    """100 classes of an ImageNet-1k tree: those of `IMAGENET100`, or the folders a text file ``classes`` names."""
+    top = checks.path("dataset.root", root)
+    by_hand = "dataset.root has to be an ImageNet-1k tree, which cannot be downloaded: register at image-net.org"
+    _obtain(name, [top / "train", top / "val"], top, False, None, by_hand)
+    chosen = IMAGENET100.split()
+    if classes is not None:
+        file = checks.path("dataset.classes", classes)
+        if not file.is_file():
+            raise UserError(f"dataset.classes is '{file}', which does not exist; name a text file of class folders.")
+        chosen = list({line.split()[0] for line in checks.read_text(file).splitlines() if line.strip()})
+    return _tree(top, sorted(chosen), image_size, eval_resize, mean, std, resident, max_unreadable, name)
+
+
+#: The classes of Tian et al., "Contrastive Multiview Coding" (github.com/HobbitLong/CMC, imagenet100.txt), which the
+#: literature on ImageNet-100 shares
+IMAGENET100 = """
+n01558993 n01692333 n01729322 n01735189 n01749939 n01773797 n01820546 n01855672 n01978455 n01980166
+n01983481 n02009229 n02018207 n02085620 n02086240 n02086910 n02087046 n02089867 n02089973 n02090622
+n02091831 n02093428 n02099849 n02100583 n02104029 n02105505 n02106550 n02107142 n02108089 n02109047
+n02113799 n02113978 n02114855 n02116738 n02119022 n02123045 n02138441 n02172182 n02231487 n02259212
+n02326432 n02396427 n02483362 n02488291 n02701002 n02788148 n02804414 n02859443 n02869837 n02877765
+n02974003 n03017168 n03032252 n03062245 n03085013 n03259280 n03379051 n03424325 n03492542 n03494278
+n03530642 n03584829 n03594734 n03637318 n03642806 n03764736 n03775546 n03777754 n03785016 n03787032
+n03794056 n03837869 n03891251 n03903868 n03930630 n03947888 n04026417 n04067472 n04099969 n04111531
+n04127249 n04136333 n04229816 n04238763 n04336792 n04418357 n04429376 n04435653 n04485082 n04493381
+n04517823 n04589890 n04592741 n07714571 n07715103 n07753275 n07831146 n07836838 n13037406 n13040303
+"""
+
+
+def imagenette(
+    *, root: str, download: bool, size: str, image_size: int, eval_resize: int, mean: Stats, std: Stats,
+    resident: bool | str, max_unreadable: float, name: str = "imagenette",
+) -> ImageData:  # fmt: skip
+    """Imagenette: 9,469 + 3,925 images of ten easy ImageNet classes; ``size``: ``full``, ``320px`` or ``160px``."""
+    expect("dataset.size", size, one_of("full", "320px", "160px"))
+    top = checks.path("dataset.root", root)
+    place = top / ("imagenette2" if size == "full" else f"imagenette2-{size[:-2]}")
+
+    def fetch(datasets: Any) -> None:
+        datasets.Imagenette(top, size=size, download=True)
+
+    _obtain(name, [place / "train", place / "val"], top, download, fetch)
+    return _tree(place, None, image_size, eval_resize, mean, std, resident, max_unreadable, name)
+
+
+def _tree(
+    top: Path, classes: list[str] | None, image_size: int, eval_resize: int, mean: Stats, std: Stats,
+    resident: bool | str, max_unreadable: float, name: str,
+) -> ImageData:  # fmt: skip
+    """``train/class/image`` and ``val/class/image``; labels number the class folders in alphabetical order."""
+    chosen = classes or sorted(p.name for p in (top / "train").iterdir() if p.is_dir() and not p.name.startswith("."))
+    number = {folder: i for i, folder in enumerate(chosen)}
+
+    def files(part: str) -> FileImages:
+        missing = [folder for folder in chosen if not (top / part / folder).is_dir()]
+        if missing or not chosen:
+            what = (
+                f"{len(missing)} of the {len(chosen)} class folders, such as '{missing[0]}'"
+                if missing
+                else "class folders"
+            )
+            raise UserError(f"'{top / part}' lacks {what}: sort its images into one folder a class.")
+        paths = [f"{folder}/{path}" for folder in chosen for path in find_images(top / part / folder)]
+        if not paths:
+            raise UserError(f"'{top / part}' holds no image in its class folders.")
+        return FileImages(top / part, paths, torch.tensor([number[path.split("/", 1)[0]] for path in paths]))
+
+    train, test = files("train"), files("val")
+    bad = UnreadableFiles(max_unreadable, len(train) + len(test))
+    kept: list[ImageSet] = [keep_in_memory(images, resident, bad) for images in (train, test)]
+    return ImageData(name, kept[0], kept[1], tuple(chosen), image_size, mean, std, None, eval_resize, unreadable=bad)
+
+
+def _obtain(
+    name: str, files: Sequence[Path], root: Path, download: bool, fetch: Callable[[Any], Any] | None, by_hand: str = ""
+) -> None:
+    """See to it that ``files`` exist; only ``download`` fetches them, with torchvision, which verifies what it gets."""
+    missing = next((file for file in files if not file.exists()), None)
+    if missing is None:
+        return
+    if not download or fetch is None:
+        how = by_hand or "dataset.download=true fetches it"
+        raise UserError(
+            f"data set '{name}' was looked for in '{root}' and '{missing.relative_to(root)}' is not there: "
+            f"{how}, or dataset.root=DIR says where it is."
+        )
+    from filelock import FileLock  # comes with torch
+    from torchvision import datasets
+
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f".{name}.lock"):  # one process of a node fetches, the others then find the files
+        try:
+            if not all(file.exists() for file in files):
+                fetch(datasets)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"data set '{name}' could not be downloaded to '{root}': {error}") from error
+
+
+def _damaged(file: Path) -> UserError:
+    return UserError(f"'{file}' is damaged or no file of this data set: delete it and download it again.")
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads arrays, lists and strings, and refuses to call anything else a file may name."""
+
+    ALLOWED = frozenset(["_reconstruct", "ndarray", "dtype", "encode", "scalar"])
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] in ("numpy", "_codecs") and name in self.ALLOWED:
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def _arrays_only(file: Path) -> dict[str, Any]:
+    try:
+        content = _ArraysOnly(io.BytesIO(file.read_bytes()), encoding="latin1").load()
+        return dict(content)
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise _damaged(file) from error
+
+
+def _idx(file: Path) -> Tensor:
+    """MNIST's format: two zero bytes, type (8: uint8), rank, the dimensions as big-endian int32, data."""
+    data = file.read_bytes() if file.exists() else gzip.decompress(file.with_name(f"{file.name}.gz").read_bytes())
+    if data[:3] != b"\x00\x00\x08":
+        raise _damaged(file)
+    shape = np.frombuffer(data, ">i4", count=data[3], offset=4).astype(int).tolist()
+    if len(data) != 4 + 4 * len(shape) + int(np.prod(shape)):
+        raise _damaged(file)
+    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape).copy())

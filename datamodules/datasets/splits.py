@@ -1,0 +1,310 @@
+"""Which images keep their labels, and which are held out: a function for each published rule."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfsight.datamodules.datasets import checks
+from selfsight.datamodules.datasets.dataset import ImageData
+from selfsight.datamodules.datasets.lists import listed
+from selfsight.datamodules.images.sets import ImageSet, join
+from selfsight.errors import UserError
+from selfsight.validation import SHARE, expect, number, one_of, whole
+
+RULES = ("balanced", "proportional", "first_k", "first_percent", "usb", "torchssl", "list", "all")
+SOME = number("a share above 0 and at most 1", lambda v: 0 < v <= 1)
+
+
+@dataclass(frozen=True)
+class LabelSplit:
+    """The images that keep their labels.
+
+    Attributes:
+        indices: their positions in the set, in the order of the rule.
+        images: size of the set. fingerprint: hash of its labels and names, so that a split is not used on another set.
+        rule: how they were chosen, with its amounts and seed.
+    """
+
+    indices: tuple[int, ...]
+    images: int
+    fingerprint: str
+    rule: dict[str, object]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def tensor(self) -> Tensor:
+        """``[n]`` int64."""
+        return torch.tensor(self.indices, dtype=torch.int64)
+
+    def write(self, path: Path | str) -> None:
+        """As JSON."""
+        Path(path).write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path | str, images: ImageSet) -> LabelSplit:
+        """A written split, for the set it was made of.
+
+        Raises:
+            UserError: no such file, not a split, or one of another set of images.
+        """
+        try:
+            stored = json.loads(Path(path).read_text(encoding="utf-8"))
+            split = cls(tuple(map(int, stored["indices"])), stored["images"], stored["fingerprint"], stored["rule"])
+        except OSError as error:
+            raise UserError(f"the label split '{path}' cannot be read: {error.strerror}.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"'{path}' is no label split; one is written into every run that uses labels.") from error
+        if split.fingerprint != fingerprint(images):
+            raise UserError(
+                f"the label split '{path}' was made for another set of {split.images} images (this one has "
+                f"{len(images)}): choose the same data set, seed and test_fraction."
+            )
+        return split
+
+
+def select_labels(
+    images: ImageSet,
+    *,
+    rule: str = "balanced",
+    per_class: int | None = None,
+    total: int | None = None,
+    fraction: float | None = None,
+    seed: int = 0,
+    file: Path | str | None = None,
+    sha256: str | None = None,
+    classes: Sequence[str] = (),
+) -> LabelSplit:
+    """Choose the images that keep their labels.
+
+    Exactly one of ``per_class``, ``total`` and ``fraction`` says how many (none with ``list`` and ``all``).
+
+    Args:
+        images: a labelled set.
+        rule: ``balanced``: as many of every class (the rest: by ``seed``); ``proportional``: in proportion to the
+            classes; ``first_k``: the first of every class (RotNet); ``first_percent``: the same for
+            a fraction (SimMatchV2's rule); ``usb``, ``torchssl``: the draws of these libraries for ``seed``;
+            ``list``: the names in ``file``; ``all``: every image that has one.
+        sha256: of the list: one of `lists.PUBLISHED_LISTS` or 64 hexadecimal digits; another content is refused.
+        classes: names for the sentences about what is wrong.
+
+    Raises:
+        UserError: more asked for than there is, a class without any label, an impossible amount, a wrong list.
+    """
+    expect("labels.rule", rule, one_of(*RULES))
+    expect("labels.seed", seed, whole(0, 2**32 - 1))
+    if images.labels is None:
+        raise UserError("the images have no labels to choose from: use class folders or a labels.csv.")
+    labels = images.labels
+    classes = tuple(classes) or tuple(str(c) for c in range(int(labels.max()) + 1))
+    if rule == "list":
+        if file is None:
+            raise UserError("labels.rule=list needs the file of names: use labels.list=FILE.")
+        chosen = listed(images, checks.path("labels.list", file), sha256)
+    elif rule == "all":
+        chosen = (labels >= 0).nonzero().flatten()
+    else:
+        amounts = {"per_class": per_class, "total": total, "fraction": fraction}
+        given = {key: value for key, value in amounts.items() if value is not None}
+        if len(given) != 1:
+            raise UserError(
+                f"give one of labels.per_class, labels.total and labels.fraction, or labels.list=FILE, or "
+                f"labels.rule=all; {len(given)} of the first three are set."
+            )
+        counts = _counts(labels, classes, rule, given)
+        chosen = _RULES[rule](labels, counts, seed)
+    missing = [name for c, name in enumerate(classes) if not bool((labels[chosen] == c).any())]
+    if missing:
+        raise UserError(
+            f"class '{missing[0]}' would be left without any label ({len(missing)} of {len(classes)} classes would): "
+            "ask for more labels, or choose labels.rule=balanced."
+        )
+    how: dict[str, object] = {"rule": rule, "per_class": per_class, "total": total, "fraction": fraction, "seed": seed}
+    how["list"] = None if file is None else Path(file).name
+    return LabelSplit(tuple(chosen.tolist()), len(images), fingerprint(images), how)
+
+
+def chosen_labels(images: ImageSet, choice: LabelSplit | Mapping[str, Any], classes: Sequence[str] = ()) -> LabelSplit:
+    """A split as it is, or chosen with the arguments of `select_labels`.
+
+    Two files stand in for them: ``split``, which another run has written, and ``list``, the names of the images.
+
+    Raises:
+        UserError: what `select_labels` refuses, or an amount beside a file.
+    """
+    if isinstance(choice, LabelSplit):
+        return choice
+    given = {str(key): value for key, value in choice.items() if value is not None}
+    amounts = [key for key in ("per_class", "total", "fraction", "list", "split") if key in given]
+    if len(amounts) > 1 and ("split" in given or "list" in given):
+        raise UserError(f"labels.{amounts[-1]} already says which images keep labels; leave out labels.{amounts[0]}.")
+    if "split" in given:
+        return LabelSplit.read(checks.path("labels.split", given["split"]), images)
+    if "list" in given:
+        given |= {"rule": "list", "file": given.pop("list")}
+    return select_labels(images, **given, classes=classes)
+
+
+def hide_labels(data: ImageData, split: LabelSplit) -> ImageData:
+    """The same images, those outside the split without labels: ``train`` is the split, ``unlabelled`` all others."""
+    rest = torch.ones(len(data.train), dtype=torch.bool)
+    rest[split.tensor()] = False
+    others = data.train.select(rest.nonzero().flatten())
+    others.labels = None
+    unlabelled = join(others, data.unlabelled) if len(others) or data.unlabelled is not None else None
+    return replace(data, train=data.train.select(split.tensor()), unlabelled=unlabelled)
+
+
+def fingerprint(images: ImageSet) -> str:
+    """A hash of labels and names, 16 hexadecimal digits."""
+    content = hashlib.sha256(b"" if images.labels is None else images.labels.numpy().tobytes())
+    for index in range(len(images)):
+        content.update(images.name(index).encode(errors="surrogateescape") + b"\n")
+    return content.hexdigest()[:16]
+
+
+def _counts(labels: Tensor, classes: Sequence[str], rule: str, amount: dict[str, float | int]) -> list[int]:
+    """Labels to keep in each class; UserError when there are not enough."""
+    available = torch.bincount(labels[labels >= 0], minlength=len(classes))
+    (key, value), number = next(iter(amount.items())), len(classes)
+    value = expect(f"labels.{key}", value, SOME if key == "fraction" else whole(1))
+    if rule == "first_percent":
+        if key != "fraction":
+            raise UserError("labels.rule=first_percent takes labels.fraction.")
+        return percent_counts(available, value)
+    total = value * number if key == "per_class" else value if key == "total" else round(value * int(available.sum()))
+    total = int(total)
+    if total > int(available.sum()):
+        raise UserError(f"{total} labels are asked for (labels.{key}={value}) and {int(available.sum())} exist.")
+    if rule == "proportional":
+        counts = allocate(available, total).tolist()
+    elif rule == "balanced":
+        counts = [total // number + (c < total % number) for c in range(number)]
+    else:
+        if total % number:
+            raise UserError(
+                f"labels.rule={rule} takes as many of each of the {number} classes; {total} is no multiple."
+            )
+        counts = [total // number] * number
+    for name, wanted, there in zip(classes, counts, available.tolist(), strict=True):
+        if wanted > there:
+            raise UserError(f"class '{name}' has {there} images and {wanted} labels are asked for; ask for fewer.")
+    return counts
+
+
+def percent_counts(available: Tensor, fraction: float) -> list[int]:
+    """A fraction of each class, rounded, at least one image (SimMatchV2's ``keep_percent``)."""
+    return [max(1, round(fraction * n)) for n in available.tolist()]
+
+
+def allocate(counts: Tensor, total: int) -> Tensor:
+    """``total`` shared out in proportion to ``counts [C]``, in whole numbers, largest remainders first."""
+    exact = counts.double() * total / counts.sum()
+    share = exact.floor().long()
+    missing = total - int(share.sum())
+    order = torch.argsort(exact - share, descending=True, stable=True)
+    share[order[:missing]] += 1
+    return share
+
+
+def hold_out(labels: Tensor | None, images: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the kept and of the held-out images, ascending; from every class in proportion, where there are any.
+
+    ``ceil(fraction * images)`` images are held out, but never all of a class.
+
+    Raises:
+        UserError: a fraction that leaves nothing on one side, or no class of two images.
+    """
+    fraction = expect("dataset.test_fraction", fraction, SHARE)
+    total = -int(-fraction * images // 1)
+    if not 0 < fraction < 1 or not 0 < total < images:
+        raise UserError(
+            f"test_fraction is {fraction} of {images} images; between 0 and 1, it has to leave some on both sides."
+        )
+    generator = torch.Generator().manual_seed(expect("dataset.seed", seed, whole(0)))
+    classes = torch.zeros(images, dtype=torch.int64) if labels is None else labels
+    names, counts = classes.unique(return_counts=True)
+    held = []
+    for name, share in zip(names, torch.minimum(allocate(counts, total), counts - 1).tolist(), strict=True):
+        members = (classes == name).nonzero().flatten()
+        held.append(members[torch.randperm(len(members), generator=generator)[:share]])
+    test = torch.cat(held).sort().values
+    if not len(test):
+        raise UserError(
+            f"none of the {images} images can be held out, since each is the only one of its class: set "
+            "dataset.labels=none, or name a folder of test images, dataset.test=DIR."
+        )
+    kept = torch.ones(images, dtype=torch.bool)
+    kept[test] = False
+    return kept.nonzero().flatten(), test
+
+
+def seeded(labels: Tensor, counts: Sequence[int], seed: int) -> Tensor:
+    """``counts[c]`` images of every class ``c``, drawn without replacement; ascending indices."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = []
+    for c, count in enumerate(counts):
+        members = (labels == c).nonzero().flatten()
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
+    return torch.cat(chosen).sort().values
+
+
+def balanced(labels: Tensor, counts: Sequence[int], seed: int) -> Tensor:
+    """`seeded`, with the counts handed to the classes in a random order: which class gets one more is chance."""
+    order = torch.randperm(len(counts), generator=torch.Generator().manual_seed(seed)).tolist()
+    enough = [int((labels == c).sum()) for c in range(len(counts))]
+    shuffled = [counts[order[c]] for c in range(len(counts))]
+    fits = all(n <= there for n, there in zip(shuffled, enough, strict=True))
+    return seeded(labels, shuffled if fits else counts, seed)
+
+
+def first_per_class(labels: Tensor, counts: Sequence[int], by_class: bool = False) -> Tensor:
+    """The first ``counts[c]`` images of every class in the order of the set (RotNet's few-label subsets).
+
+    Ascending indices, or one class after the other (``by_class``: SimMatchV2's ``keep_percent`` rule).
+    """
+    chosen = torch.cat([(labels == c).nonzero().flatten()[:count] for c, count in enumerate(counts)])
+    return chosen if by_class else chosen.sort().values
+
+
+def usb_split(labels: Tensor, counts: Sequence[int], seed: int) -> tuple[Tensor, Tensor]:
+    """USB's labelled images and the rest, one class after the other.
+
+    numpy's global generator, seeded, shuffles the images of each class in turn; the first are labelled
+    (``semilearn/datasets/utils.py``). USB then trains without labels on both parts.
+    """
+    generator = np.random.RandomState(seed)
+    labelled, rest = [], []
+    for c, count in enumerate(counts):
+        members = np.where(labels.numpy() == c)[0]
+        generator.shuffle(members)
+        labelled.append(members[:count])
+        rest.append(members[count:])
+    return torch.from_numpy(np.concatenate(labelled)), torch.from_numpy(np.concatenate(rest))
+
+
+def torchssl_split(labels: Tensor, counts: Sequence[int], seed: int) -> Tensor:
+    """TorchSSL's labelled images, one class after the other: ``numpy.random.choice`` of each, seeded once."""
+    generator = np.random.RandomState(seed)
+    members = [np.where(labels.numpy() == c)[0] for c in range(len(counts))]
+    drawn = [generator.choice(each, count, replace=False) for each, count in zip(members, counts, strict=True)]
+    return torch.from_numpy(np.concatenate(drawn))
+
+
+_RULES = {
+    "balanced": balanced,
+    "proportional": seeded,
+    "first_k": lambda labels, counts, seed: first_per_class(labels, counts),
+    "first_percent": lambda labels, counts, seed: first_per_class(labels, counts, by_class=True),
+    "usb": lambda labels, counts, seed: usb_split(labels, counts, seed)[0],
+    "torchssl": torchssl_split,
+}

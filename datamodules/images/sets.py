@@ -1,0 +1,233 @@
+"""Sets of uint8 images, in memory or in files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfsight.datamodules.images.decode import read_image
+from selfsight.datamodules.images.memory import fits_in_memory
+
+
+class ImageSet:
+    """A numbered set of images.
+
+    Attributes:
+        labels: ``[N]`` int64, -1 where an image has none; None when no image has one.
+        pixels: ``[N, 3, H, W]`` uint8 when the images lie in memory and are of one size, else None.
+        in_memory: whether `read` decodes nothing.
+    """
+
+    labels: Tensor | None
+    pixels: Tensor | None = None
+    in_memory = True
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def read(self, index: int) -> np.ndarray:
+        """Image ``index`` as ``[H, W, 3]`` uint8 RGB; raises `decode.Unreadable` for a file that is none."""
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """What the image is called: its path below the root, or its number."""
+        return str(index)
+
+    def file(self, index: int) -> Path | None:
+        """The file that image ``index`` is, or was decoded from, where it is one of its own."""
+        return None
+
+    def select(self, indices: Tensor | Sequence[int]) -> ImageSet:
+        """The images at ``indices``, in that order."""
+        return SomeImages(self, torch.as_tensor(indices, dtype=torch.int64))
+
+    def glimpse(self, index: int) -> bytes:
+        """Size and first row of the pixels: what can be had cheaply, and equal images have in common."""
+        image = self.read(index)
+        return repr(image.shape).encode() + image[0].tobytes()
+
+    def digest(self, index: int) -> bytes:
+        """Hash of the pixels; for a set of files, of the file."""
+        image = self.read(index)
+        return hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=16).digest()
+
+
+class ArrayImages(ImageSet):
+    """Images of one size in memory: ``pixels [N, 3, H, W]`` uint8.
+
+    With ``root`` the names are those of the files below it that they were decoded from.
+    """
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        labels: Tensor | None = None,
+        names: Sequence[str] | None = None,
+        root: Path | None = None,
+    ) -> None:
+        assert pixels.dtype == torch.uint8
+        assert pixels.ndim == 4
+        assert labels is None or len(labels) == len(pixels)
+        self.pixels: Tensor = pixels
+        self.labels = labels
+        self.names, self.root = names, root
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, index: int) -> np.ndarray:
+        return np.ascontiguousarray(self.pixels[index].numpy().transpose(1, 2, 0))
+
+    def glimpse(self, index: int) -> bytes:
+        _, channels, height, width = self.pixels.shape
+        return repr((height, width, channels)).encode() + self.pixels[index, :, 0].T.contiguous().numpy().tobytes()
+
+    def name(self, index: int) -> str:
+        return str(index) if self.names is None else self.names[index]
+
+    def file(self, index: int) -> Path | None:
+        return None if self.root is None else self.root / self.name(index)
+
+    def select(self, indices: Tensor | Sequence[int]) -> ArrayImages:
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        names = None if self.names is None else [self.names[i] for i in chosen.tolist()]
+        return ArrayImages(self.pixels[chosen], taken(self.labels, chosen), names, self.root)
+
+
+class FileImages(ImageSet):
+    """Images in files below ``root``, decoded when read."""
+
+    in_memory = False
+
+    def __init__(self, root: Path, paths: Sequence[str], labels: Tensor | None = None) -> None:
+        assert labels is None or len(labels) == len(paths)
+        self.root = root
+        # One array of bytes: worker processes then share a million names instead of copying them one by one.
+        self._paths = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(bytes(self._paths[index]))
+
+    def path(self, index: int) -> Path:
+        return self.root / self.name(index)
+
+    def file(self, index: int) -> Path:
+        return self.path(index)
+
+    def read(self, index: int) -> np.ndarray:
+        return read_image(self.path(index))
+
+    def digest(self, index: int) -> bytes:
+        return hashlib.blake2b(self.path(index).read_bytes(), digest_size=16).digest()
+
+    def select(self, indices: Tensor | Sequence[int]) -> FileImages:
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        return FileImages(self.root, [self.name(i) for i in chosen.tolist()], taken(self.labels, chosen))
+
+
+class DecodedImages(ImageSet):
+    """Images of several sizes in memory: one run of bytes, which worker processes share.
+
+    With ``root`` the names are those of the files below it that they were decoded from.
+    """
+
+    def __init__(
+        self, images: Sequence[np.ndarray], labels: Tensor | None, names: Sequence[str], root: Path | None = None
+    ) -> None:
+        self.shapes = [image.shape for image in images]
+        self._starts = np.concatenate([[0], np.cumsum([image.size for image in images])])
+        self._bytes = np.concatenate([image.reshape(-1) for image in images])
+        self.labels, self.names, self.root = labels, names, root
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def read(self, index: int) -> np.ndarray:
+        return self._bytes[self._starts[index] : self._starts[index + 1]].reshape(self.shapes[index])
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    def file(self, index: int) -> Path | None:
+        return None if self.root is None else self.root / self.name(index)
+
+
+class SomeImages(ImageSet):
+    """Images ``indices`` of another set."""
+
+    def __init__(self, images: ImageSet, indices: Tensor) -> None:
+        self.images, self.indices = images, indices
+        self.labels = taken(images.labels, indices)
+        self.in_memory = images.in_memory
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> np.ndarray:
+        return self.images.read(int(self.indices[index]))
+
+    def name(self, index: int) -> str:
+        return self.images.name(int(self.indices[index]))
+
+    def file(self, index: int) -> Path | None:
+        return self.images.file(int(self.indices[index]))
+
+
+class JoinedImages(ImageSet):
+    """Several sets one after the other; images of a set without labels have -1."""
+
+    def __init__(self, parts: Sequence[ImageSet]) -> None:
+        self.parts = list(parts)
+        self._ends = np.cumsum([len(part) for part in self.parts])
+        self.in_memory = all(part.in_memory for part in self.parts)
+        self.labels = None
+        if any(part.labels is not None for part in self.parts):
+            each = [torch.full((len(part),), -1) if part.labels is None else part.labels for part in self.parts]
+            self.labels = torch.cat(each)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def _at(self, index: int) -> tuple[ImageSet, int]:
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return self.parts[part], index - (int(self._ends[part - 1]) if part else 0)
+
+    def read(self, index: int) -> np.ndarray:
+        part, inside = self._at(index)
+        return part.read(inside)
+
+    def name(self, index: int) -> str:
+        part, inside = self._at(index)
+        return part.name(inside)
+
+    def file(self, index: int) -> Path | None:
+        part, inside = self._at(index)
+        return part.file(inside)
+
+
+def taken(labels: Tensor | None, indices: Tensor) -> Tensor | None:
+    return None if labels is None else labels[indices]
+
+
+def join(*sets: ImageSet | None) -> ImageSet:
+    """The given sets as one; as one tensor when all of them are, their images are of one size, and memory allows."""
+    parts = [images for images in sets if images is not None and len(images)]
+    if len(parts) == 1:
+        return parts[0]
+    joined = JoinedImages(parts)
+    pixels = [part.pixels for part in parts if part.pixels is not None]
+    if len(pixels) < len(parts) or len({p.shape[1:] for p in pixels}) > 1:
+        return joined
+    if not fits_in_memory(sum(p.nbytes for p in pixels), "the joined images"):
+        return joined
+    return ArrayImages(torch.cat(pixels), joined.labels)

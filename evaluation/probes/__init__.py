@@ -1,0 +1,1 @@
+"""What frozen features know: neighbours, linear classifiers, clusters, collapse."""

@@ -1,0 +1,177 @@
+"""Numbers on frozen features, and the table at the end of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from selfsight.errors import UserError
+from selfsight.evaluation.cache import FeatureCache
+from selfsight.evaluation.features import extract, missing_labels
+from selfsight.runs.console import make_table
+
+#: rows of the table, from nothing learnt to what was learnt here
+ROWS = {"pixels": "raw pixels", "untrained": "untrained", "pretrained": "pretrained"}
+
+NO_LABEL = "no label"
+
+#: figures of the table that are one number, and their titles
+SINGLES = {"knn_top1": "kNN", "linear_top1": "linear", "view_knn_top1": "kNN of views", "rank": "rank"}
+
+
+def figure(key: str, value: float) -> str:
+    """A number of the table as a person reads it: shares of 1 in percent."""
+    return f"{value:.1f}" if key == "rank" else f"{value:.1%}"
+
+
+def features(backbone: nn.Module, data: Any, stage: str = "final") -> tuple[Any, Any]:
+    """Train and test features of a backbone, from un-augmented images; None for test images that there are none of."""
+    return staged_features(backbone, data, [stage])[stage]
+
+
+def staged_features(
+    backbone: nn.Module, data: Any, stages: list[str], *, head: nn.Module | None = None, cache: Path | None = None
+) -> dict[str, tuple[Any, Any]]:
+    """Train and test features by stage, from one pass over the images, or from the folder ``cache`` where they lie."""
+    train, test = (
+        part_features(backbone, data, split, stages, head=head, cache=cache) if split in parts(data) else None
+        for split in ("train", "test")
+    )
+    assert train is not None, "a data set has images to learn from"
+    return {stage: (train[stage], None if test is None else test[stage]) for stage in stages}
+
+
+def part_features(
+    backbone: nn.Module,
+    data: Any,
+    split: str,
+    stages: list[str],
+    *,
+    head: nn.Module | None = None,
+    cache: Path | None = None,
+) -> dict[str, Any]:
+    """Features by stage of one part of the data: ``train``, ``test`` or ``unlabelled``."""
+    found: dict[str, Any]
+    if cache is None:
+        found = extract(backbone, data.eval_dataloader(split), stages=stages, head=head)
+    else:
+        kept = FeatureCache(cache)
+        found = kept.extract(backbone, data, split, stages=stages, head=head)
+    return found
+
+
+def parts(data: Any) -> list[str]:
+    """The parts of a data set that hold images."""
+    return [split for split in ("train", "unlabelled", "test") if len(getattr(data.data, split) or ())]
+
+
+def lacking(data: Any) -> str:
+    """What keeps accuracies from being measured, in a few words: labels or test images. Empty where nothing does."""
+    reason: str = missing_labels(data.data)
+    return reason
+
+
+def check_labels(evaluator: Any, data: Any) -> None:
+    """Refuse an evaluator that needs labels on data without.
+
+    Raises:
+        UserError: naming what is lacking.
+    """
+    if evaluator.needs_labels and (reason := lacking(data)):
+        raise UserError(
+            f"{type(evaluator).__name__} compares with the labels of test images, and {reason}: give another data set "
+            "(dataset=NAME), or take figures that need no labels (selfsight diagnostics)."
+        )
+
+
+def applicable(evaluators: Mapping[str, Any], labelled: bool) -> dict[str, Any]:
+    """Evaluators of the table: without labels those that need none; with labels those that features are enough for.
+
+    Args:
+        labelled: training and test images have labels: nothing is `lacking`.
+    """
+    if labelled:
+        return {name: one for name, one in evaluators.items() if not hasattr(one, "on_images")}
+    return {name: one for name, one in evaluators.items() if not one.needs_labels}
+
+
+def protocols(evaluators: Mapping[str, Any], data: Any) -> dict[str, str]:
+    """How each figure of the table is made, by evaluator, and what could not be measured, with the reason."""
+    reason = lacking(data)
+    told = {name: str(one.protocol) for name, one in applicable(evaluators, labelled=not reason).items()}
+    left_out = [name for name, one in evaluators.items() if one.needs_labels]
+    return told | ({"not measured": f"{', '.join(left_out)}, since {reason}"} if reason and left_out else {})
+
+
+def measured(evaluator: Any, train: Any, test: Any) -> dict[str, Any]:
+    """What an evaluator says of features. One that needs no labels looks at the training images where no others are.
+
+    Raises:
+        UserError: it needs labelled test images, and ``test`` is None.
+    """
+    if test is None and evaluator.needs_labels:
+        raise UserError(f"{type(evaluator).__name__} compares with the labels of test images, and there are none.")
+    found: dict[str, Any] = evaluator(train, train if test is None else test)
+    return found
+
+
+def numbers(evaluators: Mapping[str, Any], backbone: nn.Module, data: Any, pair: tuple[Any, Any]) -> dict[str, Any]:
+    """Everything the evaluators say of a backbone and of its train and test features."""
+    found: dict[str, Any] = {}
+    for evaluator in evaluators.values():
+        found |= evaluator.on_images(backbone, data) if hasattr(evaluator, "on_images") else measured(evaluator, *pair)
+    return found
+
+
+def show(console: Console, summary: Mapping[str, Any], protocols: Mapping[str, str]) -> None:
+    """The table of a run: raw pixels, untrained and pretrained network under the same protocols."""
+    rows = {key: label for key, label in ROWS.items() if key in summary}
+    shots = sorted({k for key in rows for k in summary[key].get("few_shot", {})}, key=int)
+    singles = [(key, title) for key, title in SINGLES.items() if any(key in summary[row] for row in rows)]
+    table = make_table("", *[title for _, title in singles], *[f"{k}/class" for k in shots])
+    for row, label in rows.items():
+        values = summary[row]
+        cells = ["" if key not in values else figure(key, values[key]) for key, _ in singles]
+        for k in shots:
+            shot = values.get("few_shot", {}).get(k)
+            cells.append("" if shot is None else f"{100 * shot['mean']:.1f} ± {100 * shot['std']:.1f}%")
+        table.add_row(label, *cells)
+    console.print(table)
+    for name, protocol in protocols.items():
+        console.print(f"  {name}: {protocol}", style="dim", highlight=False)
+
+
+class Pixels(nn.Module):
+    """The images themselves as features, ``[B, 3, H, W]`` to ``[B, 3 H W]``: what can be said without a network.
+
+    It has one unused parameter, since extraction asks a network where it lives.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+
+def describe(data: Any) -> str:
+    """``digits (1,437 images, 10 classes)``."""
+    images = len(data.train) + (len(data.unlabelled) if data.unlabelled is not None else 0)
+    classes = f", {data.num_classes} classes" if data.num_classes else ""
+    return f"{data.name} ({images:,} images{classes})"
+
+
+def class_name(data: Any, label: int) -> str:
+    return readable(str(data.classes[label])) if 0 <= label < data.num_classes else NO_LABEL
+
+
+def readable(name: str) -> str:
+    """A name of a file or folder as text; bytes in it that are none, as some systems have them, are marked."""
+    return os.fsencode(name).decode(errors="replace")

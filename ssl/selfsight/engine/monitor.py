@@ -1,0 +1,194 @@
+"""What a person sees of a run, and what stops it: progress bar, a line per epoch, metrics.csv, not-a-number guard."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from selfsight.errors import UserError
+from selfsight.evaluation.probes import diagnostics
+from selfsight.methods.base import Method
+from selfsight.runs.console import clock_text
+from selfsight.runs.folder import RunFolder
+
+#: steps between looks at the loss on an accelerator; each look waits for the device
+GUARD_EVERY = 50
+
+
+class Monitor(Callback):
+    """Collects the numbers of every step on the device, and tells them once an epoch.
+
+    Stands after the online evaluation among the callbacks, whose ``results`` then end with this epoch's figures.
+    """
+
+    def __init__(self, folder: RunFolder, console: Console, evaluation: Any) -> None:
+        self.folder, self.console, self.evaluation = folder, console, evaluation
+        self.sums: dict[str, torch.Tensor] = {}
+        self.steps = 0
+        self.images = 0
+        self.losses: list[float] = []
+        self.told: set[str] = set()
+        self.began = self.last_step = 0.0
+        self.first_epoch = 0
+        self.run_began: float | None = None
+        self.seconds_before = 0.0
+        self.progress: Progress | None = None
+
+    # --- what a run that goes on has to know -------------------------------------------------------------------------
+
+    @property
+    def seconds(self) -> float:
+        """Of training so far, with the online evaluation, over all parts of a run that was stopped."""
+        return self.seconds_before + (0.0 if self.run_began is None else time.perf_counter() - self.run_began)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums, "steps": self.steps, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.sums, self.steps = state_dict["sums"], state_dict["steps"]
+        self.seconds_before = state_dict["seconds"]
+
+    # --- the bar ---------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.run_began = self.began = time.perf_counter()  # in the middle of an epoch its start is not told again
+        self.losses = [float(row["loss"]) for row in self.folder.read_metrics() if row.get("loss")]
+        self.sums = {name: value.to(pl_module.device) for name, value in self.sums.items()}
+        self.first_epoch = trainer.current_epoch
+        if trainer.is_global_zero and self.console.is_terminal:
+            self.progress = Progress(
+                TextColumn("epoch {task.fields[epoch]}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("steps"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
+            done = trainer.current_epoch * int(trainer.num_training_batches)
+            self.task = self.progress.add_task("training", total=total, completed=done, epoch=trainer.current_epoch + 1)
+            self.progress.start()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.sums, self.steps, self.images = {}, 0, 0
+        self.began = time.perf_counter()
+        if self.progress is not None:
+            self.progress.update(self.task, epoch=trainer.current_epoch + 1)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        for name, value in outputs.items():
+            if torch.is_tensor(value) and value.numel() == 1:
+                value = value.detach().float().reshape(())
+                self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.steps += 1
+        self.last_step = time.perf_counter()
+        self.images += len(batch)
+        if self.progress is not None:
+            self.progress.advance(self.task)
+        if pl_module.device.type == "cpu" or self.steps % GUARD_EVERY == 0:
+            self.guard(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.stop_bar()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.stop_bar()
+
+    def stop_bar(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    # --- the line --------------------------------------------------------------------------------------------------
+
+    def guard(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop at a loss that is no number, naming what usually causes it."""
+        total = self.sums.get("loss")
+        if total is None or math.isfinite(total.item()):
+            return
+        weights = all(bool(torch.isfinite(p).all()) for p in pl_module.parameters())
+        cause = (
+            "the weights are finite, so the loss overflowed: raise the temperature or use trainer.precision=32-true"
+            if weights
+            else "the weights are not finite either: lower optimizer.lr or give schedule.lr.warmup_epochs more epochs"
+        )
+        kept = (
+            f" The last good checkpoint is kept: {self.folder.checkpoint}." if self.folder.checkpoint.exists() else ""
+        )
+        raise UserError(
+            f"the loss became {total.item()} in epoch {trainer.current_epoch + 1} "
+            f"(step {trainer.global_step}); {cause}.{kept}"
+        )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.guard(trainer, pl_module)
+        seconds = self.last_step - self.began
+        world = trainer.world_size
+        means = {name: float(trainer.strategy.reduce(total / self.steps)) for name, total in self.sums.items()}
+        if not trainer.is_global_zero:
+            return
+        epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or trainer.current_epoch + 1
+        result = self.evaluation.results[-1] if self.evaluation.results else {}
+        result = result if result.get("epoch") == epoch else {}
+        found = {name: value for name, value in result.items() if isinstance(value, float)}
+        speed = self.images * world / max(seconds, 1e-9)
+        gone = self.seconds - self.seconds_before
+        left = gone / (epoch - self.first_epoch) * (epochs - epoch)
+        assert isinstance(pl_module, Method)
+        chance = pl_module.chance_loss()
+        row: dict[str, int | str] = {
+            "epoch": epoch,
+            "step": trainer.global_step,
+            **{name: f"{value:.6g}" for name, value in means.items()},
+            **{name: f"{value:.6g}" for name, value in pl_module.scheduled.items()},
+            **{name: f"{value:.6g}" for name, value in found.items()},
+            **({} if chance is None else {"chance": f"{chance:.6g}"}),
+            "images_per_second": f"{speed:.1f}",
+            "seconds": f"{seconds:.3f}",
+        }
+        self.folder.append_metrics(row)
+        for logger in trainer.loggers:
+            logger.log_metrics(
+                {k: float(v) for k, v in row.items() if k not in ("epoch", "step")}, step=trainer.global_step
+            )
+        self.console.print(line(epoch, epochs, {**means, **found}, speed, left), highlight=False)
+        for warning in self.warnings(means, result, chance):
+            self.console.print(f"[yellow]warning[/yellow] {escape(warning)}")
+
+    def warnings(self, means: Mapping[str, float], result: Mapping[str, Any], chance: float | None) -> list[str]:
+        """What the numbers of this epoch say is wrong: one sentence each, with the remedy, each told once."""
+        self.losses.append(means.get("loss", math.nan))
+        found = [result.get("warning"), diagnostics.judge(means)]
+        if chance is not None:
+            found.append(diagnostics.judge_loss(self.losses, chance))
+        new = [sentence for sentence in found if sentence and sentence not in self.told]
+        self.told.update(new)
+        return new
+
+
+#: results told in the epoch line, the first two there are; all others go to metrics.csv only
+SHOWN: Mapping[str, str] = {
+    "student_top1": "test {:.1%}",
+    "teacher_top1": "average {:.1%}",
+    "knn_top1": "kNN {:.1%}",
+    "rank": "rank {:.1f}",
+    "view_knn_top1": "kNN of views {:.1%}",
+}
+
+
+def line(epoch: int, epochs: int, figures: Mapping[str, float], speed: float, left: float) -> str:
+    """An epoch in a line that fits into 80 columns: loss, two results, images a second, seconds left."""
+    parts = [f"epoch {epoch:>{len(str(epochs))}}/{epochs}", f"loss {figures.get('loss', math.nan):#.4g}"]
+    parts += [form.format(figures[name]) for name, form in SHOWN.items() if name in figures][:2]
+    return "  ".join([*parts, f"{speed:.0f} images/s", f"{clock_text(left)} left"])

@@ -1,0 +1,146 @@
+"""What makes a training step faster and changes nothing of what is learned."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from omegaconf import DictConfig
+from torch import nn
+
+from selfsight.cpu_memory import keep_freed_memory
+from selfsight.errors import UserError
+from selfsight.methods.base import Method
+
+log = logging.getLogger("selfsight")
+
+
+def wanted(choice: bool | str, device: torch.device) -> bool:
+    """A switch of the trainer: true, false, or ``auto``: on a GPU."""
+    return device.type == "cuda" if choice == "auto" else bool(choice)
+
+
+def quicken(method: Method, trainer: DictConfig, device: torch.device) -> Method:
+    """Memory format, compiled networks and activation checkpointing as the configuration asks; returns the method.
+
+    Raises:
+        UserError: activation checkpointing for a backbone that cannot do it, CUDA graphs where they cannot be.
+    """
+    graphs = bool(trainer.get("cuda_graphs"))
+    if graphs:
+        check_graphs(trainer, device)
+    if trainer.get("checkpoint_activations"):
+        turn_on = getattr(method.backbone, "set_grad_checkpointing", None)
+        if turn_on is None:
+            raise UserError(
+                f"the backbone {type(method.backbone).__name__} cannot recompute activations; "
+                "leave trainer.checkpoint_activations=false or choose one of timm's."
+            )
+        turn_on(True)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if wanted(trainer.channels_last, device):
+        method.to(memory_format=torch.channels_last)
+    if wanted(trainer.compile, device):
+        compile_networks(method, graphs)
+    return method
+
+
+def check_graphs(trainer: DictConfig, device: torch.device) -> None:
+    """
+    Raises:
+        UserError: CUDA graphs without CUDA, without compiled networks, or with gradients that add up over batches.
+    """
+    wrong = (
+        f"needs a GPU and this run computes on {device.type}" if device.type != "cuda"
+        else "replays compiled networks and trainer.compile is false" if not wanted(trainer.compile, device)
+        else "overwrites gradients that trainer.accumulate wants to add up" if trainer.accumulate > 1
+        else None
+    )  # fmt: skip
+    if wrong:
+        raise UserError(f"trainer.cuda_graphs=true {wrong}; leave it false.")
+
+
+def compile_networks(method: Method, graphs: bool = False) -> None:
+    """Compile every network that the method calls, its teachers' included, when it is first called.
+
+    A backbone has two entries, the call and ``forward_features``. Names in the state dict stay what they are. A network
+    that does not compile runs as it is, which is said once. With ``graphs`` training steps replay recorded kernels,
+    see `GraphSteps`.
+    """
+    told: list[str] = []
+    for name, network in method.named_children():
+        if name not in method.uncompiled:
+            inner = _called(network)
+            # the slot that nn.Module.compile fills
+            inner._compiled_call_impl = _OrPlain(inner._call_impl, name, told, graphs)
+            to_map: Any = getattr(inner, "forward_features", None)
+            if to_map is not None:
+                inner.forward_features = _OrPlain(to_map, name, told, graphs)  # type: ignore[assignment]
+
+
+def _called(network: nn.Module) -> nn.Module:
+    """What is called in the end: a teacher's network is below it."""
+    within = getattr(network, "module", None)
+    return within if isinstance(within, nn.Module) else network
+
+
+class GraphSteps(Callback):
+    """Tells recorded networks where a training step begins and ends.
+
+    All that they give lives until the next step begins. Outside, in an evaluation of many batches, nothing is replayed.
+    """
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        torch.compiler.cudagraph_mark_step_begin()
+        self._replay(pl_module, True)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._replay(pl_module, False)
+
+    @staticmethod
+    def _replay(method: nn.Module, on: bool) -> None:
+        for network in map(_called, method.children()):
+            for entry in (network._compiled_call_impl, getattr(network, "forward_features", None)):
+                if isinstance(entry, _OrPlain):
+                    entry.replays = on
+
+
+class _OrPlain:
+    """A network's method, compiled; the plain one from the first failure to compile on, and within other compiled code.
+
+    A copy of the network gets the plain method: the compiled one would go on using the weights of the original.
+
+    Attributes:
+        replays: the call belongs to a training step, whose kernels are recorded once and replayed from then on.
+    """
+
+    def __init__(self, plain: Callable[..., Any], name: str, told: list[str], graphs: bool) -> None:
+        self.plain = plain
+        self.name, self.told = name, told
+        self.compiled: Callable[..., Any] | None = torch.compile(plain)
+        self.recorded = torch.compile(plain, mode="reduce-overhead") if graphs else self.compiled
+        self.replays = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.plain, memo)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.compiled is not None and not torch.compiler.is_compiling():
+            try:
+                return (self.recorded if self.replays else self.compiled)(*args, **kwargs)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # a missing compiler shows as many kinds of error; a real one comes again below
+                self.compiled = None
+                if not self.told:
+                    reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+                    log.warning(f"The {self.name} could not be compiled and runs uncompiled: {reason[0][:200]}")
+                self.told.append(self.name)
+        return self.plain(*args, **kwargs)

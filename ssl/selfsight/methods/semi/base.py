@@ -1,0 +1,299 @@
+"""What the semi-supervised methods share: a classifier, its averaged teacher, alignment of class distributions.
+
+A semi-supervised method learns from a `SemiBatch`: labelled images in one weak view, ``M`` unlabelled ones in a weak
+view and one or more strong ones. Its pseudo-labels come from the weak view, its predictions from the strong ones.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from selfsight.contracts import Batch, SemiBatch
+from selfsight.errors import UserError
+from selfsight.methods.base import Gallery, Method
+from selfsight.nn.distributed import all_reduce_sum, exchange, world_size
+from selfsight.nn.ema import EMATeacher
+from selfsight.nn.heads import mlp
+from selfsight.nn.precision import float32, full_precision
+from selfsight.optim.groups import ParamGroup, everything
+
+
+class Heads(nn.Module):
+    """Classifier and projection head on one pooled feature.
+
+    ``h = LayerNorm(f)`` where ``norm_feat`` (else ``h = f``), ``logits = fc(h)``, ``z = normalise(head(h))``.
+
+    Args:
+        features: width of the pooled feature. dim: D, width of the embedding.
+    """
+
+    def __init__(self, features: int, num_classes: int, dim: int, *, norm_feat: bool = False) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(features) if norm_feat else nn.Identity()
+        self.fc = nn.Linear(features, num_classes)
+        self.head = mlp([features, features, dim])
+
+    def forward(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        """``[B, features]`` to logits ``[B, C]`` and unit-norm embeddings ``[B, D]``."""
+        h = self.norm(f)
+        return self.fc(h), F.normalize(float32(self.head(h)), dim=1)
+
+
+class Classifier(nn.Linear):
+    """The head of methods without embeddings: logits ``[B, C]``, in a tuple as `Heads` has them."""
+
+    def forward(self, f: Tensor) -> tuple[Tensor]:  # type: ignore[override]
+        return (super().forward(f),)
+
+
+class Scores(nn.Module):
+    """The class scores ``[B, C]`` of a network of `SemiMethod`, which may give embeddings beside them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.network(images)[0]
+        return scores
+
+
+class SemiMethod(Method):
+    """
+    Args:
+        backbone: timm interface.
+        heads: `Classifier` or `Heads`.
+        labels: ``[N_l]`` int64, class of each labelled image; row = its index in the labelled set.
+        num_classes: C.
+        teacher_buffers: what the teacher does with BatchNorm statistics, see `EMATeacher`. ``copy`` is the model that
+            USB evaluates.
+        decay: weight decay on ``all`` parameters, or on ``kernels``, which spares biases and normalisation.
+
+    The schedule ``teacher_momentum`` says how slowly the teacher follows.
+    """
+
+    schedules = ("teacher_momentum",)
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        heads: nn.Module,
+        *,
+        labels: Tensor,
+        num_classes: int,
+        teacher_buffers: Literal["copy", "ema", "keep"] = "copy",
+        decay: Literal["all", "kernels"] = "kernels",
+    ) -> None:
+        super().__init__(backbone)
+        self.decay = decay
+        if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+            raise UserError(
+                f"{len(labels)} labels were given for {num_classes} classes, not all of them between 0 and "
+                f"{num_classes - 1}; give the class of every labelled image."
+            )
+        self.heads = heads
+        self.num_classes, self.num_labelled = num_classes, len(labels)
+        self.teacher = EMATeacher(self.student, buffers=teacher_buffers)
+
+    @property
+    def student(self) -> nn.Sequential:
+        """Backbone and heads as one network."""
+        return nn.Sequential(OrderedDict(backbone=self.backbone, heads=self.heads))
+
+    def classifiers(self) -> dict[str, nn.Module]:
+        return {"student": Scores(self.student), "teacher": Scores(self.teacher)}
+
+    def logits(self, images: Tensor, teacher: bool = False) -> Tensor:
+        """``[B, C]`` class scores by the student, or by its average. Call ``eval()`` first to measure."""
+        return (self.teacher if teacher else self.student)(images)[0]
+
+    def galleries(self, batch: Batch, classes: Sequence[str]) -> list[Gallery]:
+        x = batch.views[0][:24]
+        x = x[: len(x) // 8 * 8 or len(x)]
+        p = self.logits(x, teacher=True).softmax(1)
+        right = None
+        if batch.labels is not None:
+            y = batch.labels[: len(x)]
+            right = ((p.argmax(1) == y) | (y < 0)).view(-1, min(8, len(x))).cpu()
+        words = [said(row, classes) for row in p]
+        note = "Unlabelled images with the class the averaged network gives them, and how sure it is."
+        rows = [words[i : i + 8] for i in range(0, len(words), 8)]
+        return [Gallery("Pseudo-labels", note, x.unflatten(0, (-1, min(8, len(x)))), rows, right)]
+
+    def param_groups(self) -> list[ParamGroup]:
+        return everything(self) if self.decay == "all" else super().param_groups()
+
+    def end_step(self) -> None:
+        self.teacher.update(self.student, self.scheduled["teacher_momentum"])
+
+    def views(self, batch: SemiBatch) -> tuple[Tensor, ...]:
+        """Labelled view and unlabelled views, weak first.
+
+        Raises:
+            UserError: another number of unlabelled views than the method needs.
+        """
+        unlabelled, (fewest, most) = batch.unlabelled.views, self.n_views
+        if len(unlabelled) < fewest or (most is not None and len(unlabelled) > most):
+            needed = f"{fewest}" if most == fewest else f"{fewest} or more"
+            raise UserError(
+                f"{type(self).__name__} got {len(unlabelled)} views of each unlabelled image and needs {needed}; "
+                "set the count of the entries weak and strong in views."
+            )
+        return batch.labelled.views[0], *unlabelled
+
+    def together(self, *views: Tensor) -> list[tuple[Tensor, ...]]:
+        """One forward of the student on all views as one batch; its outputs in float32, view by view.
+
+        BatchNorm sees labelled, weak and strong images together, as in the authors' code.
+
+        Raises:
+            UserError: views of different sizes.
+        """
+        return self._apart(self.student(self._joined(views)), views)
+
+    @torch.no_grad()
+    def teach(self, *views: Tensor) -> list[tuple[Tensor, ...]]:
+        """`together` for the teacher. One in train mode sees the batch shuffled over processes.
+
+        The order follows from the step, so that all processes and a resumed run draw the same.
+        """
+        images = self._joined(views)
+        if world_size() == 1 or not self.teacher.module.training:
+            return self._apart(self.teacher(images), views)
+        generator = torch.Generator().manual_seed(self.step)
+        order = torch.randperm(world_size() * len(images), generator=generator).to(images.device, non_blocking=True)
+        outputs = self.teacher(exchange(images, order))
+        return self._apart(tuple(exchange(output, order.argsort()) for output in outputs), views)
+
+    def _joined(self, views: tuple[Tensor, ...]) -> Tensor:
+        sizes = {tuple(view.shape[1:]) for view in views}
+        if len(sizes) > 1:
+            raise UserError(
+                f"{type(self).__name__} puts labelled, weak and strong views into one batch, but got the sizes "
+                f"{sorted(sizes)}; give them one size in views."
+            )
+        return torch.cat(views)
+
+    @staticmethod
+    def _apart(outputs: tuple[Tensor, ...], views: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+        parts = [float32(output).split([len(view) for view in views]) for output in outputs]
+        return list(zip(*parts, strict=True))
+
+    def monitors(self, mask: Tensor, pseudo_labels: Tensor, unlabelled: Batch) -> dict[str, Tensor]:
+        """Share of unlabelled images the threshold lets through and, where their labels are known, how many are right.
+
+        Args:
+            mask: ``[M]`` in {0, 1}; pseudo_labels: ``[M, C]``.
+        """
+        found = {"mask_rate": mask.mean()}
+        if unlabelled.labels is not None:
+            known = mask * (unlabelled.labels >= 0)
+            right = pseudo_labels.argmax(-1) == unlabelled.labels
+            found["pseudo_label_accuracy"] = (known * right).sum() / known.sum().clamp(min=1)
+        return found
+
+
+def said(p: Tensor, classes: Sequence[str]) -> str:
+    """``cat 87%``: what a distribution ``[C]`` says."""
+    return f"{classes[int(p.argmax())]} {float(p.max()):.0%}"
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """``[M, ...]`` to the mean over the rows of all processes, ``[...]``."""
+    return all_reduce_sum(x.mean(0)) / world_size()
+
+
+class Alignment(nn.Module):
+    """Distribution alignment with running means: ``p_c = norm(q_c (target_c + eps) / (model_c + eps))``.
+
+    The state is updated before it is used and starts at the first batch's mean (USB's form; SimMatchV2 has another).
+
+    Args:
+        momentum: of the running means.
+        target: ``[C]`` class distribution to align to; None is uniform.
+        follow: the target itself is a running mean of the probabilities of labelled images.
+
+    Attributes:
+        model: ``[C]`` running mean of the unlabelled probabilities. target: ``[C]``.
+    """
+
+    model: Tensor
+    target: Tensor
+    started: Tensor
+
+    def __init__(
+        self, num_classes: int, momentum: float, target: Tensor | None = None, *, follow: bool = False
+    ) -> None:
+        super().__init__()
+        self.momentum, self.follow = momentum, follow
+        uniform = torch.full((num_classes,), 1 / num_classes)
+        self.register_buffer("model", torch.zeros(num_classes))
+        self.register_buffer("target", uniform if target is None else target.clone())
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+
+    @full_precision
+    @torch.no_grad()
+    def forward(self, q: Tensor, q_labelled: Tensor | None = None) -> Tensor:
+        """``[M, C]`` to ``[M, C]``; ``q_labelled`` (``[B, C]``) is needed where the target follows."""
+        mean = mean_over_ranks(q)
+        self.model.copy_(torch.where(self.started, torch.lerp(mean, self.model, self.momentum), mean))
+        self.started.fill_(True)
+        if self.follow:
+            assert q_labelled is not None, "a target that follows the labelled images has to see them"
+            self.target.lerp_(mean_over_ranks(q_labelled), 1 - self.momentum)
+        return reweigh(q, self.target, self.model)
+
+
+class QueueAlignment(nn.Module):
+    """Distribution alignment with a queue of batch means, averaged over its full length.
+
+    The queue starts at zeros, which count in the average (USB for CoMatch and SimMatch: 32 rows, ``eps`` 1e-6;
+    SimMatch on ImageNet: 256 rows, ``eps`` 0, where the scale drops out).
+
+    Attributes:
+        queue: ``[length, C]`` means of the last batches. pointer: row of the next one.
+    """
+
+    queue: Tensor
+    pointer: Tensor
+    target: Tensor
+
+    def __init__(self, num_classes: int, length: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("queue", torch.zeros(length, num_classes))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("target", torch.full((num_classes,), 1 / num_classes))
+
+    @full_precision
+    @torch.no_grad()
+    def forward(self, q: Tensor, q_labelled: Tensor | None = None) -> Tensor:
+        """``[M, C]`` to ``[M, C]``."""
+        self.queue.index_copy_(0, self.pointer[None], mean_over_ranks(q)[None])
+        self.pointer.add_(1).remainder_(len(self.queue))
+        return reweigh(q, self.target, self.queue.mean(0), self.eps)
+
+
+def reweigh(q: Tensor, target: Tensor, model: Tensor, eps: float = 1e-6) -> Tensor:
+    """``norm(q_c (target_c + eps) / (model_c + eps))``, rows of ``[M, C]`` summing to one."""
+    p = q * (target + eps) / (model + eps)
+    return p / p.sum(-1, keepdim=True)
+
+
+def write_rows(bank: Tensor, index: Tensor, rows: Tensor, chosen: Tensor | None = None) -> None:
+    """``bank[index] = rows`` in place, for the ``chosen`` rows; of rows for one place the last stays, on every device.
+
+    A set smaller than the global batch brings the same image several times in a step.
+    """
+    same = index[:, None] == index[None, :]
+    if chosen is not None:
+        same &= chosen
+    last = (same * torch.arange(1, len(index) + 1, device=index.device)).argmax(1)
+    found = same.any(1).view(-1, *[1] * (rows.ndim - 1))
+    bank[index] = torch.where(found, rows[last].to(bank.dtype), bank[index])

@@ -1,0 +1,104 @@
+"""MixMatch (Berthelot et al., NeurIPS 2019, arXiv 1905.02249).
+
+The label of an unlabelled image is the mean prediction for two weak views, sharpened. All images and labels are then
+mixed in pairs; labelled mixtures are learned by cross-entropy, unlabelled ones by squared error, whose weight grows
+linearly in the first part of the run.
+
+As in microsoft/Semi-supervised-learning the mixing weight is one number a batch, and BatchNorm's running statistics
+come from the chunk of labelled mixtures alone, after rows have been interleaved so that each chunk holds all kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from selfsight.contracts import SemiBatch
+from selfsight.errors import UserError
+from selfsight.losses.semi import cross_entropy, mix_up, sharpen, squared_error
+from selfsight.methods.semi.base import Classifier, SemiMethod
+from selfsight.nn.precision import float32
+
+
+class MixMatch(SemiMethod):
+    """
+    Args:
+        labels, num_classes: see `SemiMethod`.
+        T: sharpening temperature. mixup_alpha: of the Beta distribution the mixing weight comes from.
+        lambda_u: final weight of the unlabelled loss. ramp: share of the run in which it grows from 0.
+
+    Labelled and unlabelled batches have one size (``mu`` of 1).
+    """
+
+    n_views = (2, 2)
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        labels: Tensor,
+        num_classes: int,
+        T: float,
+        mixup_alpha: float,
+        lambda_u: float,
+        ramp: float,
+    ) -> None:
+        heads = Classifier(backbone.num_features, num_classes)  # type: ignore[arg-type]
+        super().__init__(backbone, heads, labels=labels, num_classes=num_classes)
+        self.T, self.mixup_alpha, self.lambda_u, self.ramp = T, mixup_alpha, lambda_u, ramp
+
+    def training_step(self, batch: SemiBatch, batch_idx: int) -> Mapping[str, Tensor]:
+        x, u1, u2 = self.views(batch)
+        y = batch.labelled.labels
+        assert y is not None, "labelled images carry labels"
+        with torch.no_grad(), frozen_statistics(self):
+            p = (float32(self.logits(u1)).softmax(-1) + float32(self.logits(u2)).softmax(-1)) / 2
+            p = sharpen(p, self.T)  # [M, C]
+        B, images = len(x), torch.cat([x, u1, u2])  # [B + 2 M, ...]
+        targets = torch.cat([F.one_hot(y, self.num_classes).to(p.dtype), p, p])
+        weight, order = self.draw(len(images))
+        images, targets = mix_up(images, weight, order), mix_up(targets, weight, order)
+        logits = self.interleaved(images, B)
+        L_x = cross_entropy(logits[:B], targets[:B])
+        L_u = squared_error(logits[B:], targets[B:])
+        ramp = min(1.0, self.step / (self.ramp * self.clock.total_steps)) if self.ramp > 0 else 1.0
+        everyone = self.monitors(torch.ones_like(p[:, 0]), p, batch.unlabelled)
+        terms = {"loss_sup": L_x.detach(), "loss_unsup": L_u.detach()}
+        return {"loss": L_x + ramp * self.lambda_u * L_u, **terms, **everyone}
+
+    def draw(self, rows: int) -> tuple[float, Tensor]:
+        """Mixing weight, drawn on the host, and partner of each row."""
+        beta = torch.distributions.Beta(self.mixup_alpha, self.mixup_alpha)
+        return float(beta.sample()), torch.randperm(rows, device=self.device)
+
+    def interleaved(self, images: Tensor, chunk: int) -> Tensor:
+        """Logits by chunks of ``chunk`` rows taken in turn from all parts; the first chunk moves the statistics."""
+        if len(images) % chunk:
+            raise UserError(
+                f"MixMatch got {chunk} labelled and {(len(images) - chunk) // 2} unlabelled images in a step; the "
+                "second has to be a multiple of the first: set mu."
+            )
+        order = torch.arange(len(images), device=images.device).view(-1, chunk).T.flatten()
+        first, *others = images[order].split(chunk)
+        logits = [self.logits(first)]
+        with frozen_statistics(self):
+            logits += [self.logits(part) for part in others]
+        return float32(torch.cat(logits))[order.argsort()]
+
+
+@contextmanager
+def frozen_statistics(network: nn.Module) -> Iterator[None]:
+    """BatchNorm normalises by the batch, but its running statistics stay as they are."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

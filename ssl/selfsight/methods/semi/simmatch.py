@@ -1,0 +1,124 @@
+"""SimMatch: similarity matching (Zheng et al., CVPR 2022, arXiv 2203.06915).
+
+A strong view has to agree with the weak one twice: in its class distribution and in its similarities to all labelled
+images. The two targets calibrate each other: similarities are multiplied by the probability of each labelled image's
+class (unfolding), class probabilities are smoothed by the similarities summed over each class (aggregation).
+
+Two published forms. ``teacher=True`` is the authors' ImageNet code (mingkai-zheng/SimMatch): weak views through an
+averaged teacher, embeddings overwrite the bank. ``teacher=False`` is the form of the CIFAR numbers
+(microsoft/Semi-supervised-learning): weak views through the student without gradient, and a bank with momentum, whose
+updated columns are normalised *along the batch* rather than along the embedding, as in that code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from selfsight.contracts import SemiBatch
+from selfsight.losses.semi import aggregate, cross_entropy, instance_consistency, similarity, unfold
+from selfsight.methods.semi.base import Heads, QueueAlignment, SemiMethod, write_rows
+from selfsight.nn.distributed import gather_without_grad
+
+
+class SimMatch(SemiMethod):
+    """
+    Args:
+        labels, num_classes: see `SemiMethod`.
+        dim: D of the embeddings. tt, st: temperatures of the similarities of teacher and student.
+        alpha: share of the own probability in aggregation. tau: confidence a pseudo-label needs.
+        lambda_u, lambda_in: weights of the class and the instance loss.
+        da_length: batches in alignment's queue; None leaves alignment out. da_eps: see `QueueAlignment`.
+        bank_m: share of the old embedding that stays in the bank (``teacher=False``).
+        decay: see `SemiMethod`.
+
+    Attributes:
+        bank ``[N_l, D]``, bank_labels ``[N_l]``: embedding and class of each labelled image.
+    """
+
+    n_views = (2, 2)
+    bank: Tensor
+    bank_labels: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        labels: Tensor,
+        num_classes: int,
+        dim: int,
+        tt: float,
+        st: float,
+        alpha: float,
+        tau: float,
+        lambda_u: float,
+        lambda_in: float,
+        da_length: int | None,
+        da_eps: float,
+        teacher: bool,
+        bank_m: float,
+        decay: Literal["all", "kernels"],
+    ) -> None:
+        heads = Heads(backbone.num_features, num_classes, dim)  # type: ignore[arg-type]
+        super().__init__(
+            backbone, heads, labels=labels, num_classes=num_classes, teacher_buffers="keep" if teacher else "copy",
+            decay=decay,
+        )  # fmt: skip
+        self.tt, self.st, self.alpha, self.tau, self.bank_m = tt, st, alpha, tau, bank_m
+        self.lambda_u, self.lambda_in, self.teaches = lambda_u, lambda_in, teacher
+        self.alignment = None if da_length is None else QueueAlignment(num_classes, da_length, da_eps)
+        self.register_buffer("bank", F.normalize(torch.randn(len(labels), dim)))
+        self.register_buffer("bank_labels", labels.clone())
+        self._seen: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def training_step(self, batch: SemiBatch, batch_idx: int) -> Mapping[str, Tensor]:
+        x, u_w, u_s = self.views(batch)
+        y, index = batch.labelled.labels, batch.labelled.indices
+        assert y is not None, "labelled images carry labels"
+        if self.teaches:
+            (_, z_x), (logits_w, z_w) = self.teach(x, u_w)
+            (logits_x, _), (logits_s, z_s) = self.together(x, u_s)
+        else:
+            (logits_x, z_x), (logits_w, z_w), (logits_s, z_s) = self.together(x, u_w, u_s)
+        p, q = self.targets(logits_w, z_w)  # [M, C], [M, N_l]
+        mask = (p.amax(-1) >= self.tau).to(p.dtype)  # [M]
+        L_x = cross_entropy(logits_x, y)
+        L_u = cross_entropy(logits_s, p, mask)
+        L_in = self.instance_loss(z_s, q)
+        terms = {"loss_sup": L_x.detach(), "loss_unsup": L_u.detach(), "loss_in": L_in.detach()}
+        self._seen = z_x.detach(), y, index
+        total = L_x + self.lambda_u * L_u + self.lambda_in * L_in
+        return {"loss": total, **terms, **self.monitors(mask, p, batch.unlabelled)}
+
+    @torch.no_grad()
+    def targets(self, logits: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Class and instance distributions of weak views, calibrated by each other from the second epoch on."""
+        p = logits.softmax(-1)  # [M, C]
+        p = p if self.alignment is None else self.alignment(p)
+        edges = similarity(z, self.bank, self.tt)  # [M, N_l]
+        q = unfold(edges, p, self.bank_labels)
+        return (p if self.epoch == 0 else aggregate(edges, p, self.bank_labels, self.alpha)), q
+
+    def instance_loss(self, z: Tensor, q: Tensor) -> Tensor:
+        """Mean instance consistency of strong views; zero in the first epoch, while the bank holds noise."""
+        # multiplied, not left out: DDP waits for a gradient of the head
+        return instance_consistency(z, self.bank, q, self.st).mean() * float(self.epoch > 0)
+
+    def on_after_backward(self) -> None:
+        """The bank moves now; before, autograd still needed its rows."""
+        assert self._seen is not None, "training_step comes first"
+        self.remember(*self._seen)
+        self._seen = None
+
+    @torch.no_grad()
+    def remember(self, z: Tensor, y: Tensor, index: Tensor) -> None:
+        """Write embeddings ``[B, D]`` and classes of labelled images into their rows, from all processes."""
+        z, y, index = gather_without_grad(z), gather_without_grad(y), gather_without_grad(index)
+        if not self.teaches:
+            z = F.normalize(self.bank_m * self.bank[index] + (1 - self.bank_m) * z, dim=0)
+        write_rows(self.bank, index, z)
+        write_rows(self.bank_labels, index, y)

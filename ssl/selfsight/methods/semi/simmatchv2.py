@@ -1,0 +1,180 @@
+"""SimMatchV2: semi-supervised learning with graph consistency (Zheng et al., ICCV 2023, arXiv 2308.06692).
+
+Images are nodes that carry a class distribution, their similarities are edges. A teacher that averages the student
+labels each unlabelled image from its weak view, refines that label by propagation from the nearest labelled images,
+and the student has to agree from strong views: node with node, edges with edges, and labels gathered along the edges
+with the node. Labelled and unlabelled embeddings of the teacher are kept in two banks.
+
+Follows the authors' code (mingkai-zheng/SimMatchV2) where it says more than the paper: pseudo-labels are aligned to
+uniform by the running mean as it was *before* the batch; the mask looks at the aligned label, the target is the
+refined one; the losses along edges are not masked; strong views after the first pass the network one by one.
+
+Deviations. Edges are taken as log-softmax, which is equal and does not underflow. Propagation solves one linear
+system instead of inverting the matrix. The bank may have any length (the authors need a multiple of the batch).
+Of an image drawn twice in one step the last embedding stays. The order in which the teacher's batch is shuffled over
+processes follows from the step, so that a resumed run repeats it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from selfsight.contracts import Batch, SemiBatch
+from selfsight.errors import UserError
+from selfsight.losses import simmatchv2 as loss
+from selfsight.losses.semi import cross_entropy
+from selfsight.methods.base import Gallery
+from selfsight.methods.semi.base import Heads, SemiMethod, mean_over_ranks, said, write_rows
+from selfsight.nn.distributed import gather_without_grad
+from selfsight.nn.queue import Queue
+
+
+class SimMatchV2(SemiMethod):
+    """
+    Args:
+        labels, num_classes: see `SemiMethod`.
+        dim: D of the embeddings. K: rows of the unlabelled bank.
+        t: temperature of all edges. alpha: share of a label handed on in propagation, in [0, 1).
+        topn: labelled neighbours of a sample; at most the labelled set.
+        tau: confidence a pseudo-label needs to count in ``L_nn``.
+        lambda_nn, lambda_ee, lambda_ne: weights of the node-node, edge-edge and node-edge losses.
+        da_m: momentum of the running mean for distribution alignment; None leaves alignment out.
+        norm_feat: LayerNorm in front of both heads.
+        eman: the teacher averages BatchNorm's running statistics as well and runs in eval mode; else it averages
+            parameters only and runs in train mode, its batch shuffled over processes.
+        decay: see `SemiMethod`.
+
+    Attributes:
+        l_bank ``[N_l, D]``, l_labels ``[N_l]``: teacher embedding and class of each labelled image.
+        u_bank ``[K, D]``, u_labels ``[K, C]``: teacher embeddings and aligned labels of the last unlabelled images.
+        da ``[1, C]``: running mean of raw teacher probabilities.
+    """
+
+    n_views = (2, None)
+    l_bank: Tensor
+    l_labels: Tensor
+    da: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        labels: Tensor,
+        num_classes: int,
+        dim: int,
+        K: int,
+        t: float,
+        alpha: float,
+        topn: int,
+        tau: float,
+        lambda_nn: float,
+        lambda_ee: float,
+        lambda_ne: float,
+        da_m: float | None,
+        norm_feat: bool,
+        eman: bool,
+        decay: Literal["all", "kernels"],
+    ) -> None:
+        heads = Heads(backbone.num_features, num_classes, dim, norm_feat=norm_feat)  # type: ignore[arg-type]
+        super().__init__(
+            backbone, heads, labels=labels, num_classes=num_classes, teacher_buffers="ema" if eman else "keep",
+            decay=decay,
+        )  # fmt: skip
+        if not 0 <= alpha < 1:
+            raise UserError(f"alpha is {alpha}; the share of a label that is handed on lies in [0, 1).")
+        if topn > len(labels):
+            warnings.warn(f"topn is {topn}, but only {len(labels)} images are labelled; all are used.", stacklevel=2)
+        self.t, self.alpha, self.tau, self.n = t, alpha, tau, min(topn, len(labels))
+        self.lambda_nn, self.lambda_ee, self.lambda_ne = lambda_nn, lambda_ee, lambda_ne
+        self.da_m = da_m
+        self.register_buffer("l_bank", F.normalize(torch.randn(len(labels), dim)))
+        self.register_buffer("l_labels", labels.clone())
+        self.u_bank = Queue(K, dim, unit=True)
+        self.u_labels = Queue(K, num_classes)
+        self.register_buffer("da", torch.full((1, num_classes), 1 / num_classes))
+        self._seen: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        # Every process writes the same rows, so DDP need not send up to a gigabyte from the first one each step.
+        self._ddp_params_and_buffers_to_ignore = ["l_bank", "l_labels", "u_bank.data", "u_labels.data"]
+
+    def training_step(self, batch: SemiBatch, batch_idx: int) -> Mapping[str, Tensor]:
+        x, u_w, *u_s = self.views(batch)
+        y, index = batch.labelled.labels, batch.labelled.indices
+        assert y is not None, "labelled images carry labels"
+        (_, z_x), (logits_u, z_u) = self.teach(x, u_w)  # [B, D], [M, C], [M, D]
+        p = self.align(logits_u.softmax(-1))  # [M, C]
+        r = loss.refine(z_u, p, self.l_bank, self.l_labels, n=self.n, t=self.t, alpha=self.alpha)  # [M, C]
+        mask = (p.amax(-1) >= self.tau).to(p.dtype)  # [M]; of p, not of r
+        k = loss.log_edges(z_u, self.u_bank.data, self.t).exp()  # [M, K]
+
+        logits_x, logits_s, z_s = self.look(x, u_s)  # [B, C], [S, M, C], [S, M, D]
+        k_s = loss.log_edges(z_s, self.u_bank.data, self.t)  # [S, M, K]
+
+        L_sup = cross_entropy(logits_x, y)
+        L_nn = loss.node_node(logits_s, r, mask)
+        L_ee = loss.edge_edge(k_s, k)
+        L_ne = loss.node_edge(k_s, p, self.u_labels.data)
+        total = L_sup + self.lambda_nn * L_nn + self.lambda_ee * L_ee + self.lambda_ne * L_ne
+        self._seen = z_x, index, z_u, p
+        terms = {"loss_sup": L_sup, "loss_nn": L_nn, "loss_ee": L_ee, "loss_ne": L_ne}
+        monitors = self.monitors(mask, r, batch.unlabelled)
+        return {"loss": total, **{name: term.detach() for name, term in terms.items()}, **monitors}
+
+    @torch.no_grad()
+    def align(self, q: Tensor) -> Tensor:
+        """Aligned probabilities by the old running mean, which then takes in the raw ones of all processes."""
+        if self.da_m is None:
+            return q
+        p = loss.align(q, self.da)
+        self.da.mul_(self.da_m).add_((1 - self.da_m) * mean_over_ranks(q))
+        return p
+
+    def look(self, x: Tensor, u_s: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The student's logits of ``x``, logits and embeddings of ``S`` strong views; the first goes with ``x``."""
+        (logits_x, _), first = self.together(x, u_s[0])
+        others = [self.together(view)[0] for view in u_s[1:]]
+        logits, z = zip(first, *others, strict=True)
+        return logits_x, torch.stack(logits), torch.stack(z)
+
+    def on_after_backward(self) -> None:
+        """The banks move now; before, autograd still needed their rows."""
+        assert self._seen is not None, "training_step comes first"
+        self.remember(*self._seen)
+        self._seen = None
+
+    def remember(self, z_x: Tensor, index: Tensor, z_u: Tensor, p: Tensor) -> None:
+        """Write the teacher's view of this step into the banks, from all processes in rank order.
+
+        Args:
+            z_x, index: ``[B, D]`` embeddings of labelled images and their rows. z_u, p: ``[M, D]`` and ``[M, C]``.
+        """
+        write_rows(self.l_bank, gather_without_grad(index), gather_without_grad(z_x))
+        self.u_bank.push(gather_without_grad(z_u))
+        self.u_labels.push(gather_without_grad(p))
+
+    def galleries(self, batch: Batch, classes: Sequence[str]) -> list[Gallery]:
+        """Pseudo-labels, and those that propagation changes most, with the labelled images that change them."""
+        logits, z = self.teacher(batch.views[0])
+        q = logits.softmax(-1)
+        p = q if self.da_m is None else loss.align(q, self.da)  # [B, C]
+        r = loss.refine(z, p, self.l_bank, self.l_labels, n=self.n, t=self.t, alpha=self.alpha)  # [B, C]
+        changed = (r - p).abs().sum(1).topk(min(8, len(p))).indices
+        nearest, weights = loss.neighbourhood(z[changed], self.l_bank, n=self.n, t=self.t, alpha=self.alpha)
+        heaviest = weights[:, 1:].topk(min(6, self.n)).indices  # [8, 6]
+        captions = []
+        for i, (rows, shares) in enumerate(zip(nearest, weights, strict=True)):
+            of_itself = f"{said(p[changed[i]], classes)} → {said(r[changed[i]], classes)}"
+            others = [f"{classes[int(self.l_labels[rows[j]])]} {float(shares[1 + j]):.1%}" for j in heaviest[i]]
+            captions.append([of_itself, *others])
+        note = (
+            "The images whose label propagation changes most: label before and after, then the labelled images "
+            "nearest to each, with the weight of their label."
+        )
+        x = batch.views[0][changed][:, None]
+        found = Gallery("Propagation", note, x, captions, labelled=nearest.gather(1, heaviest))
+        return [*super().galleries(batch, classes), found]

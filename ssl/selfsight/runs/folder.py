@@ -1,0 +1,255 @@
+"""The folder of a run: everything a run writes, and nothing outside it."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from selfsight.errors import USAGE, UserError, nearest
+from selfsight.runs.processes import RUN_VARIABLE, on_first_process
+
+REPORTED_PACKAGES = (
+    "selfsight",
+    "torch",
+    "torchvision",
+    "lightning",
+    "timm",
+    "hydra-core",
+    "numpy",
+    "faiss-cpu",
+    "scikit-learn",
+)
+
+
+#: jobs whose folder holds a run, and a key that only they have: older folders do not name their job
+RUNS = {"distill": "teacher", "finetune": "run", "pretrain": "method"}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write beside the target and move over it, so that a reader never sees half a file.
+
+    Raises:
+        UserError: the file cannot be written; what was written of it is gone.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8", newline="")
+        os.replace(beside, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise UserError(
+            f"'{path}' cannot be written ({error.strerror}); free space or permission to write is needed there."
+        ) from None
+
+
+def command() -> list[str]:
+    """The words that started this process, as a user types them."""
+    return ["selfsight", *sys.argv[1:]]
+
+
+def environment() -> dict[str, Any]:
+    """What has to be known to run the same thing again: command, versions, machine, commit."""
+    import torch
+
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    def commit() -> str | None:
+        here = Path(__file__).parent
+        try:
+            done = subprocess.run(
+                ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() or None
+
+    return {
+        "command": command(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+        "packages": {package: version(package) for package in REPORTED_PACKAGES},
+    }
+
+
+class RunFolder:
+    """Paths and files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint = path / "checkpoints" / "last.ckpt"
+        self.metrics = path / "metrics.csv"
+        self.summary = path / "summary.json"
+        self.report = path / "report.html"
+        self.labels = path / "labels.json"
+
+    @classmethod
+    def create(cls, cfg: DictConfig, stem: str) -> RunFolder:
+        """Make ``<runs>/<name>`` (``<runs>/<stem>-<number>`` without a name), configuration and environment in it.
+
+        Raises:
+            UserError: the folder exists already, or cannot be written; nothing is left of it then.
+        """
+        runs = Path(cfg.runs).expanduser()
+        if not on_first_process():
+            return cls(_made_by_the_first(runs, cfg.name))
+        text = _resolved_text(cfg)
+        try:
+            runs.mkdir(parents=True, exist_ok=True)
+            folder = cls(_claim(runs, cfg.name, stem))
+        except OSError as error:
+            raise UserError(
+                f"the run folder cannot be made in '{runs}' ({error.strerror}); name a folder you may write: runs=DIR."
+            ) from None
+        try:
+            folder.checkpoint.parent.mkdir()
+            write_atomically(folder.path / "config.yaml", text)
+            write_atomically(folder.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        except BaseException:
+            folder.drop_unused()
+            raise
+        os.environ[RUN_VARIABLE] = str(folder.path.resolve())
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """An existing run. ``last`` is the newest one in ``runs/``.
+
+        Raises:
+            UserError: there is no run at ``path``.
+        """
+        if str(path) == "last":
+            made = sorted(Path("runs").glob("*/config.yaml"), key=lambda p: p.stat().st_mtime, reverse=True)
+            newest = next((run for run in (cls(p.parent) for p in made) if run.job in RUNS), None)
+            if newest is None:
+                raise UserError("there is no run in 'runs/' yet; `selfsight pretrain` makes one.")
+            return newest
+        folder = Path(path).expanduser()
+        if not (folder / "config.yaml").is_file():
+            beside = [str(p.parent) for p in folder.parent.glob("*/config.yaml")] if folder.parent.is_dir() else []
+            raise UserError(f"'{folder}' is no run folder (it has no config.yaml).{nearest(str(folder), beside)}")
+        run = cls(folder)
+        if run.job not in RUNS:
+            raise UserError(
+                f"'{folder}' was made by `selfsight {run.job}` and is no run; its runs are in '{folder}/runs'."
+            )
+        return run
+
+    def drop_unused(self) -> None:
+        """Remove the folder of a run that was refused before its first epoch ended; the first process does it."""
+        if on_first_process() and not self.checkpoint.exists() and not self.metrics.exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    @property
+    def job(self) -> str:
+        """The job that made the folder."""
+        cfg = self.config()
+        return str(cfg.get("job") or next((job for job, key in RUNS.items() if key in cfg), "compare"))
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def config(self) -> DictConfig:
+        """What the run was made with.
+
+        Raises:
+            UserError: the file is no configuration.
+        """
+        path = self.path / "config.yaml"
+        try:
+            cfg = OmegaConf.load(path)
+        except Exception as error:  # of the disk, of YAML, of OmegaConf
+            raise UserError(f"'{path}' cannot be read as a configuration ({' '.join(str(error).split())}).") from None
+        if not isinstance(cfg, DictConfig):
+            raise UserError(f"'{path}' is no configuration of a run.")
+        return cfg
+
+    def write_config(self, cfg: DictConfig) -> None:
+        write_atomically(self.path / "config.yaml", _resolved_text(cfg))
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add an epoch to metrics.csv; new columns widen the table, an epoch already there is replaced."""
+        rows = [old for old in self.read_metrics() if int(old["epoch"]) < int(row["epoch"])]
+        rows.append({key: "" if value is None else str(value) for key, value in row.items()})
+        columns: list[str] = []
+        for one in rows:
+            columns.extend(key for key in one if key not in columns)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.metrics, text.getvalue())
+
+    def read_metrics(self) -> list[dict[str, str]]:
+        if not self.metrics.is_file():
+            return []
+        with self.metrics.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        write_atomically(self.summary, json.dumps(summary, indent=2) + "\n")
+
+    def read_summary(self) -> dict[str, Any]:
+        return json.loads(self.summary.read_text(encoding="utf-8")) if self.summary.is_file() else {}
+
+
+def _resolved_text(cfg: DictConfig) -> str:
+    """
+    Raises:
+        UserError: a value refers to one that is not there.
+    """
+    try:
+        return OmegaConf.to_yaml(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the configuration is not complete ({' '.join(str(error).split())}).", status=USAGE) from None
+
+
+def _made_by_the_first(runs: Path, name: str | None) -> Path:
+    if made := os.environ.get(RUN_VARIABLE):
+        return Path(made)
+    if name is None:
+        raise UserError("processes that a launcher starts side by side need a common folder: give name=NAME.")
+    return runs / str(name)
+
+
+def _claim(runs: Path, name: str | None, stem: str) -> Path:
+    if name not in (None, ""):
+        path = runs / str(name)
+        if (path / "config.yaml").exists():
+            raise UserError(f"run '{path}' exists already; give another name=, or go on with it: resume={path}.")
+        path.mkdir(exist_ok=True)
+        if any(path.iterdir()):  # what is not ours must neither be mixed up with a run nor go with one
+            raise UserError(f"'{path}' exists already and is no run; give another name=.")
+        return path
+    number = 1
+    while True:  # mkdir decides between two runs that start together
+        path = runs / f"{stem}-{number}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path

@@ -1,0 +1,162 @@
+"""What evaluations leave behind: a record each in ``eval/`` of a run, under a name that says what was asked."""
+
+from __future__ import annotations
+
+import importlib.resources
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from selfsight.errors import UserError
+from selfsight.runs.folder import RunFolder, write_atomically
+
+FOLDER = "eval"
+LONGEST = 100  # letters of a name
+
+#: keys whose values are told elsewhere, or change no number
+UNTOLD = ("_target_", "root", "name", "download", "resident", "stage", "stages")
+
+
+def read(folder: RunFolder) -> dict[str, dict[str, Any]]:
+    """The records of a run, by name."""
+    return {path.stem: content(path) for path in sorted((folder.path / FOLDER).glob("*.json"))}
+
+
+def content(path: Path) -> dict[str, Any]:
+    """What a record holds.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found["result"], found["protocol"], found["data"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"'{path}' cannot be read as the record of an evaluation ({error!r}); take it away.") from None
+    return found
+
+
+def free_path(place: Path, name: str, settings: Mapping[str, Any]) -> Path:
+    """Where the record of an evaluation goes: where that with the same settings is, else where none is yet.
+
+    ``NAME.json``, or ``NAME-2.json`` and so on where one with other settings has that name.
+    """
+    for number in itertools.count(1):
+        path = place / (f"{name}.json" if number == 1 else f"{name}-{number}.json")
+        if not path.is_file() or content(path).get("settings", settings) == settings:
+            return path
+    raise AssertionError("there are more numbers than files")
+
+
+def write(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    write_atomically(with_folder(path), json.dumps(record, indent=2) + "\n")
+
+
+def with_folder(path: Path) -> Path:
+    """``path``, a file to write, once its folder is there.
+
+    Raises:
+        UserError: the folder cannot be made, or the file would take the place of a folder.
+    """
+    if path.is_dir():
+        raise UserError(f"'{path}' is a folder; name a file to write, such as {path / 'NAME'}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the folder of '{path}' cannot be made ({error.strerror}); name a place you may write."
+        ) from None
+    return path
+
+
+def plain(node: DictConfig | None) -> dict[str, Any]:
+    """The settings in a part of a configuration, as JSON takes them; the place of images as an absolute path."""
+    if node is None:
+        return {}
+    settings: Any = OmegaConf.to_container(node, resolve=True)
+    if settings.get("root") is not None:
+        settings["root"] = str(Path(settings["root"]).expanduser().resolve())
+    found: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return found
+
+
+def named_after(group: str, node: DictConfig) -> list[str]:
+    """Words for a name: the choice of a group that a node was composed from, and what differs from that file."""
+    choice, changed = choice_of(group, node)
+    return [choice, *told(changed)]
+
+
+def told(changed: Mapping[str, Any]) -> list[str]:
+    """Words for values that are not as usual: ``k_5,20``."""
+    shown = {key.rpartition(".")[2]: value for key, value in changed.items()}
+    return [
+        re.sub(r"[^\w.,+-]+", "_", f"{key}_{','.join(map(str, value)) if isinstance(value, list) else value}")
+        for key, value in shown.items()
+        if key not in UNTOLD
+    ]
+
+
+def joined(words: list[str]) -> str:
+    """A name of some words, not longer than file names may be."""
+    return "-".join(words)[:LONGEST]
+
+
+def choice_of(group: str, node: DictConfig) -> tuple[str, dict[str, Any]]:
+    """The file of a group that a node was composed from, and what differs: of those with its target the nearest one.
+
+    Of equally near ones it is the one that says most.
+    """
+    given = dict(flat(plain(node)))
+    found: dict[tuple[int, int, str], dict[str, Any]] = {}
+    files = (importlib.resources.files("selfsight.conf") / group).iterdir()
+    for file in (file for file in files if file.name.endswith(".yaml")):
+        usual = dict(flat(OmegaConf.to_container(OmegaConf.create(file.read_text()), resolve=False)))
+        if usual.get("_target_") == given.get("_target_"):
+            changed = _changes(given, usual)
+            found[len(changed), -len(usual), file.name.removesuffix(".yaml")] = changed
+    if not found:  # something of the user's own
+        return str(given.get("_target_", "")).rpartition(".")[2].lower(), given
+    nearest = min(found)
+    return nearest[2], {key: value for key, value in found[nearest].items() if key in given}
+
+
+def _changes(given: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by key that are not the usual ones; one that refers to another place is taken for usual."""
+    keys = dict.fromkeys([*usual, *given])
+    referring = {key for key, value in usual.items() if isinstance(value, str) and "${" in value}
+    return {key: given.get(key) for key in keys if key not in referring and given.get(key) != usual.get(key)}
+
+
+def flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested containers by its dotted key."""
+    if isinstance(node, Mapping) and (node or not prefix):
+        for key, value in node.items():
+            yield from flat(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+def figures(result: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The figures of a result by name; those inside another one carry both names. A mean with its spread is one."""
+    found: dict[str, Any] = {}
+    for name, value in result.items():
+        title = f"{prefix} {name}".strip()
+        found |= figures(value, title) if isinstance(value, Mapping) and "mean" not in value else {title: value}
+    return found
+
+
+def number(value: Any) -> str:
+    """As a person reads it; with the interval of a mean where it has one, else with the spread."""
+    if isinstance(value, Mapping):
+        return f"{value['mean']:.4f} ± {value.get('interval', value['std']):.4f}"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,240 @@
+"""Every wrong word on the command line is one line with the nearest right one, and exit status 2."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from selfsight import cli
+from selfsight.composition import catalogue
+from selfsight.composition.overrides import read
+from selfsight.engine import measure, monitor
+from selfsight.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(words))
+    told = capsys.readouterr().err
+    assert stop.value.code == 2, told
+    assert told.count("\n") == 1, told
+    assert "Traceback" not in told
+    return told
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["pretrian"], "Did you mean 'pretrain'?"),
+        (["pretrain", "method=simclr2"], "Did you mean 'simclrv2'?"),
+        (["pretrain", "dataset=cifar-10"], "Did you mean 'cifar10'?"),
+        (["pretrain", "backbone=resnet5O"], "Did you mean 'resnet50'?"),
+        (["pretrain", "trainer.max_epoch=3"], "Did you mean 'trainer.max_epochs'?"),
+        (["pretrain", "max_epochs=3"], "Did you mean 'trainer.max_epochs'?"),
+        (["pretrain", "metod=swav"], "Did you mean 'method'?"),
+        (["pretrain", "debug=smok"], "Did you mean 'smoke'?"),
+        (["pretrain", "trainer.max_epochs=many"], "a number was expected"),
+        (["pretrain", "method=simclrv2,swav"], "-m runs every combination"),
+        (["pretrain", "--fast"], "is no option"),
+        (["pretrain", "epochs"], "not of the form key=value"),
+        (["pretrain", "lr=0.1"], "Did you mean 'optimizer.lr'?"),
+        (["pretrain", "model=resnet18"], "Did you mean 'backbone'?"),
+        (["pretrain", "epochs=3"], "Did you mean 'trainer.max_epochs'?"),
+        (["pretrain", "trainr.max_epochs=3"], "Did you mean 'trainer.max_epochs'?"),
+        (["pretrain", "dataset.root=photos"], "belongs to dataset=cifar10, cifar100, fashion_mnist, folder,"),
+        (["pretrain", "method.num_prototypes=30"], "belongs to method=deepclusterv2, swav."),
+        (["pretrain", "schedule.lr=0.1"], "holds several values (schedule.lr.warmup_epochs"),
+        (["pretrain", "schedule.lr=null"], "or leave it out: ~schedule.lr"),
+        (["pretrain", "-m", "schedule.lr=0.1,0.2"], "holds several values"),
+        (["pretrain", "-m", "seed=0,one"], "seed is 'one'; a number was expected"),
+        (["pretrain", "batch_size=true"], "a number was expected"),
+        (["pretrain", "trainer.max_epochs={a:1}"], "a number was expected"),
+        (["pretrain", "trainer.accelerator=c(pu"], """put text in quotes: 'trainer.accelerator="c(pu"'."""),
+        (["pretrain", "optimizer=null"], "cannot do without a choice of optimizer; choose from adam,"),
+        (["pretrain", "~trainer"], "cannot do without a choice of trainer"),
+        (["pretrain", "evaluator=dense_knn"], "no evaluator 'dense_knn' for pretrain"),
+        (["knn", "evaluator=default"], "no evaluator 'default' for knn"),
+        (["finetune", "recipe=cifar10/swav"], "recipe=cifar10/swav is one for `selfsight pretrain`"),
+        (["pretrain", "resume=runs/one", "trainer.max_epochs=9"], "leave out trainer.max_epochs=9"),
+        (["knn"], "run=runs/NAME"),
+    ],
+)
+def test_a_wrong_word(capsys: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:
+    assert expected in fails(capsys, *words)
+
+
+PATHS = (
+    "d/ünï çode",
+    "d/p(1)",
+    "d/x=y",
+    "d/a,b",
+    "2024",
+    "1_000",
+    "1e3",
+    "it's",
+    'a "b"',
+    "C:\\new",
+    "d\\",
+    "~/x",
+    "{y}",
+)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("key", ["name", "source", "backbone", "dataset.root", "labels.list"])
+def test_paths_and_names_are_what_is_typed(path: str, key: str) -> None:
+    assert read(f"{key}={path}", (), sweep=False).override.value() == path
+
+
+def test_paths_reach_the_configuration() -> None:
+    cfg = cli.compose(
+        "pretrain", cli.checked("pretrain", ["dataset=folder", "dataset.root=2024", "name=1e3"], sweep=False)
+    )
+    assert (cfg.dataset.root, cfg.name) == ("2024", "1e3")
+    assert cli.compose("knn", cli.checked("knn", ["backbone=d/x=y"], sweep=False))["_backbone"] == "d/x=y"
+
+
+def test_what_is_no_path_in_the_place_of_one() -> None:
+    """Nothing, quoted text, references, lists; a number where some data sets have one; and a sweep's commas."""
+    typed = ["dataset=folder", "dataset.root=null", "dataset.test='a,b'", "name=${dataset.name}"]
+    cfg = cli.compose("pretrain", cli.checked("pretrain", typed, sweep=False))
+    assert (cfg.dataset.root, cfg.dataset.test, cfg.name) == (None, "a,b", "folder")
+    shapes = cli.compose("pretrain", cli.checked("pretrain", ["dataset=shapes", "dataset.test=7"], sweep=False))
+    assert shapes.dataset.test == 7
+    runs = cli.compose("compare-runs", cli.checked("compare-runs", ["runs=[runs/a,runs/b]"], sweep=False)).runs
+    assert list(runs) == ["runs/a", "runs/b"]
+    assert cli.checked("knn", ["run=a b,null"], sweep=True) == ['run="a b",null']
+    assert cli.checked("knn", ["run=choice(a,b)"], sweep=True) == ["run=choice(a,b)"]
+
+
+def test_one_value_where_a_list_stands_is_a_list_of_one() -> None:
+    def labels(word: str, sweep: bool = False) -> list[str]:
+        return cli.checked("compare", [word], sweep=sweep)
+
+    assert labels("labels_per_class=4") == ["labels_per_class=[4]"]
+    assert labels("labels_per_class=[4,5]") == ["labels_per_class=[4,5]"]
+    assert labels("labels_per_class=${seeds}") == ["labels_per_class=${seeds}"]
+    assert labels("labels_per_class=4,[5,6]", sweep=True) == ["labels_per_class=[4],[5,6]"]
+    assert list(cli.compose("compare", labels("approaches=swav")).approaches) == ["swav"]
+
+
+def test_nothing_in_the_place_of_several_values_empties_it() -> None:
+    emptied = cli.checked("pretrain", ["evaluator.final={}"], sweep=False)
+    assert cli.compose("pretrain", emptied).evaluator.final == {}
+
+
+def test_an_optimizer_by_name_comes_with_its_own_values() -> None:
+    def optimizer(*words: str) -> dict[str, object]:
+        found = cli.compose("pretrain", cli.checked("pretrain", list(words), sweep=False)).optimizer
+        return {str(key): value for key, value in found.items() if value is not None}
+
+    tuned, lars = optimizer(), optimizer("optimizer=lars")
+    assert tuned["_target_"] == "torch.optim.AdamW"
+    assert "momentum" not in tuned
+    assert lars["_target_"] == "selfsight.optim.LARS"
+    assert lars == optimizer("dataset=cifar10", "optimizer=lars")
+    assert "betas" not in lars
+    assert optimizer("optimizer=lars", "optimizer.lr=7")["lr"] == 7
+    assert optimizer("optimizer=adamw", "optimizer=lars") == lars, "the last word of a group stands"
+    assert (
+        optimizer("method=fixmatch", "optimizer=adamw")["lr"] == optimizer("dataset=cifar10", "optimizer=adamw")["lr"]
+    )
+    with pytest.raises(UserError, match="try them one by one"):
+        cli.checked("pretrain", ["optimizer=lars,adamw"], sweep=True)
+
+
+def test_help_lists_jobs_and_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["--help"], ["-h"]):
+        cli.main(words)
+        told = capsys.readouterr().out
+        for word in ("pretrain", "doctor", "simclrv2", "cifar10", "resnet50", "smoke", "usage"):
+            assert word in told
+    cli.main(["pretrain", "--help"])
+    told = capsys.readouterr().out
+    for word in ("method", "swav", "batch_size: 256", "resume", "few_shot", "cifar10/swav"):
+        assert word in told
+    for word in ("dense_knn", "few_labels", "spark_finetune"):
+        assert word not in told, "of another job"
+
+
+def test_any_timm_name_is_a_backbone() -> None:
+    assert cli.checked("pretrain", ["backbone=regnety_002"], sweep=False) == [
+        "backbone=timm",
+        "backbone.name=regnety_002",
+    ]
+
+
+def test_help_is_quick_and_loads_no_torch() -> None:
+    code = "import sys; from selfsight.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    assert "hydra" not in code
+    assert min(times) < 5, "help must not load the libraries"
+
+
+def test_every_choice_composes() -> None:
+    """Each file of each group composes with the rest of the default run."""
+    for group in cli.GROUPS:
+        for choice in cli.choices(group) if group == "recipe" else cli.choices(group, "pretrain"):
+            cli.compose("pretrain", [f"{group}={choice}"])
+
+
+def test_every_recipe_begins_with_its_command() -> None:
+    """By which the help and the refusals know for which job it is."""
+    for name in cli.choices("recipe"):
+        assert catalogue.recipe_job(name) in cli.JOBS, name
+
+
+def test_conf_travels_with_the_package() -> None:
+    assert (cli.conf_dir() / "pretrain.yaml").is_file()
+    assert Path(cli.__file__).parent.name == "selfsight"
+
+
+def test_what_a_run_tells_fits_into_eighty_columns() -> None:
+    """Each number whole, each epoch and each row of the table in one line."""
+    figures = {"loss": 13.10005, "knn_top1": 0.987, "view_knn_top1": 0.5, "rank": 512.04, "feature_std": 0.3}
+    told = monitor.line(1000, 1000, figures, 12345.6, 3723)
+    assert told == "epoch 1000/1000  loss 13.10  kNN 98.7%  rank 512.0  12346 images/s  1:02:03 left"
+    assert len(told) == 80
+    told = monitor.line(7, 200, {"loss": 0.012345, "rank": 3, "view_knn_top1": 0.25}, 98.7, 59)
+    assert told == "epoch   7/200  loss 0.01235  rank 3.0  kNN of views 25.0%  99 images/s  0:59 left"
+
+    shots = {k: {"mean": 0.6571, "std": 0.1234} for k in ("1", "5", "20")}
+    row = {"knn_top1": 1.0, "linear_top1": 1.0, "rank": 512.04, "few_shot": shots}
+    console = Console(file=io.StringIO(), width=80)
+    measure.show(console, dict.fromkeys(measure.ROWS, row), {})
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= 80
+    for label in measure.ROWS.values():
+        (told,) = (line for line in lines if line.startswith(label))
+        assert told.removeprefix(label).split() == ["100.0%", "100.0%", "512.0", *["65.7", "±", "12.3%"] * 3]
+
+
+def test_every_command_of_the_documents_is_right() -> None:
+    """Each word of each `selfsight …` in them exists; what stands for something of the reader's is left out."""
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    jobs = "|".join(cli.JOBS)
+    commands = set()
+    for document in documents:
+        text = document.read_text().replace("\\\n", " ")
+        commands |= set(re.findall(rf"(?:^ +(?:\S*/)?|`)(selfsight (?:{jobs})\b[^`|\n#…(]*)", text, flags=re.M))
+    assert len(commands) > 60
+    for command in commands:
+        job, *words = shlex.split(command.split("   ")[0])[1:]
+        keys = [word for word in words if "=" in word]
+        overrides = cli.checked(job, keys, sweep="-m" in words)
+        if "-m" not in words:
+            cli.compose(job, overrides)

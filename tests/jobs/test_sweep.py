@@ -1,0 +1,183 @@
+"""Jobs inside other commands: every combination of a sweep runs, whatever becomes of the others, on any devices."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfsight import cli
+from selfsight.errors import UserError
+from selfsight.jobs import launch, pretrain
+from selfsight.runs import processes
+from selfsight.runs.processes import RUN_VARIABLE, TASK_VARIABLE
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], Any]]:
+    """Words and configuration of each run, which comes to its end at once, but seed 1 and 2."""
+    found: list[tuple[list[str], Any]] = []
+
+    def run(cfg: Any) -> None:
+        assert RUN_VARIABLE not in os.environ
+        os.environ[RUN_VARIABLE] = f"run {len(found)}"
+        found.append((sys.argv[1:], cfg))
+        if cfg.seed == 1:
+            raise UserError("seed 1 is not liked")
+        if cfg.seed == 2:
+            raise ValueError("a bug")
+
+    monkeypatch.delenv(RUN_VARIABLE, raising=False)
+    monkeypatch.setattr(pretrain, "run", run)
+    return found
+
+
+def test_what_fails_is_told_and_the_others_run(
+    ran: list[tuple[list[str], Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["selfsight", "typed"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["pretrain", "-m", "method=swav", "seed=1,-1,2,0", f"runs={tmp_path / 'a b'}"])
+    assert stop.value.code == 1
+    assert [cfg.seed for _, cfg in ran] == [1, 2, 0]
+    assert {cfg.runs for _, cfg in ran} == {str(tmp_path / "a b")}
+    *_, first, second, third = capsys.readouterr().err.splitlines()
+    assert first == "  seed=1: seed 1 is not liked"
+    assert second.startswith("  seed=-1: seed is -1;")
+    assert third == "  seed=2: ValueError: a bug"
+    assert sys.argv == ["selfsight", "typed"]
+    assert RUN_VARIABLE not in os.environ
+
+
+def test_each_run_knows_its_own_command(ran: list[tuple[list[str], Any]], tmp_path: Path) -> None:
+    """The one that repeats it alone, and that Lightning starts again for further devices."""
+    cli.run(["pretrain", "-m", "seed=0,3", "dataset=folder", "dataset.root=d/x y", f"runs={tmp_path}"])
+    assert [cfg.seed for _, cfg in ran] == [0, 3]
+    (job, *again), cfg = ran[1]
+    repeated = cli.compose(job, cli.checked(job, again, sweep=False))
+    assert {key: repeated[key] for key in repeated} == {key: cfg[key] for key in cfg if key != "job"}
+    assert repeated.dataset.root == "d/x y"
+
+
+def test_ctrl_c_ends_the_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seeds = []
+
+    def stopped(cfg: Any) -> None:
+        seeds.append(cfg.seed)
+        raise SystemExit(130)
+
+    monkeypatch.setattr(pretrain, "run", stopped)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["pretrain", "-m", "seed=0,1", f"runs={tmp_path}"])
+    assert stop.value.code == 130
+    assert seeds == [0]
+
+
+class Started:
+    """Stands for a process, and remembers how it was started."""
+
+    def __init__(self, status: int) -> None:
+        self.status, self.calls = status, list[tuple[list[str], dict[str, str]]]()
+
+    def __call__(self, command: list[str], env: dict[str, str], **streams: Any) -> Started:
+        self.calls.append((command, env))
+        return self
+
+    def wait(self) -> int:
+        return self.status
+
+
+def test_a_run_on_several_devices_has_processes_of_its_own(
+    ran: list[tuple[list[str], Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = Started(0)
+    monkeypatch.setattr(subprocess, "Popen", started)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    words = ["trainer.devices=1,2", "trainer.accelerator=cpu", "dataset=folder", "dataset.root=d,e", f"runs={tmp_path}"]
+    cli.run(["pretrain", "-m", *words])
+    assert [(cfg.trainer.devices, cfg.dataset.root) for _, cfg in ran] == [(1, "d"), (1, "e")]
+    (command, environment), _ = started.calls
+    assert command[1:4] == ["-m", "selfsight.cli", "pretrain"]
+    assert {"trainer.devices=2", 'dataset.root="d"'} <= set(command)
+    assert "LOCAL_RANK" not in environment
+
+    monkeypatch.setenv(TASK_VARIABLE, environment[TASK_VARIABLE])  # as it begins there, and again beside it
+    cli.run(["--multirun", "whatever"])
+    assert (ran[-1][1].trainer.devices, ran[-1][1].dataset.root) == (2, "d")
+
+
+@pytest.mark.parametrize(("status", "error"), [(0, None), (1, UserError), (-9, UserError), (130, SystemExit)])
+def test_how_such_a_run_ends(status: int, error: type[BaseException] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", Started(status))
+    cfg = cli.compose("pretrain", ["trainer.devices=2", "trainer.accelerator=cpu"])
+    if error is None:
+        return launch.inside("pretrain", cfg)
+    with pytest.raises(error, match="130" if status == 130 else f"ended with status {status}"):
+        launch.inside("pretrain", cfg)
+    return None
+
+
+@pytest.mark.parametrize("error", [UserError("the loss is no number"), RuntimeError("the other end is gone")])
+@pytest.mark.parametrize("ends", [True, False])
+def test_only_one_process_tells_what_went_wrong(
+    error: Exception, ends: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second one speaks only when the first goes on and so has not met it."""
+
+    def fail(words: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "run", fail)
+    monkeypatch.setattr(cli, "first_has_ended", lambda: ends)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit if ends or isinstance(error, UserError) else RuntimeError):
+        cli.main([])
+    assert capsys.readouterr().err == ("" if ends or not isinstance(error, UserError) else f"selfsight: {error}\n")
+
+
+def test_the_first_process_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Now, or before this one has met what the first ended of."""
+    parents = iter([processes.PARENT, processes.PARENT, 1, 1])
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    assert processes.first_has_ended(60)
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert processes.first_has_ended(60)
+    monkeypatch.setattr(os, "getppid", lambda: processes.PARENT)
+    assert not processes.first_has_ended(0.01)
+
+
+def command_line(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "selfsight.cli", "pretrain", *words, "debug=smoke", "report=false"]
+    return subprocess.run(
+        [*command, "evaluator.final={}", "trainer.devices=2"], capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+@pytest.mark.slow
+def test_every_combination_on_two_devices(tmp_path: Path) -> None:
+    done = command_line("-m", "optimizer.lr=1e30,0.01", f"runs={tmp_path}")
+    assert done.returncode == 1
+    assert "1 of 2 combinations failed" in done.stderr
+    assert "Traceback" not in done.stderr
+    (run,) = (path for path in tmp_path.iterdir() if path.is_dir())  # the one that failed leaves nothing
+    assert (run / "backbone.safetensors").is_file()
+    command = json.loads((run / "environment.json").read_text())["command"]
+    assert command[:2] == ["selfsight", "pretrain"]
+    assert "optimizer.lr=0.01" in command
+
+
+@pytest.mark.slow
+def test_a_mistake_on_two_devices_is_one_sentence(tmp_path: Path) -> None:
+    done = command_line("optimizer.lr=1e30", "trainer.max_epochs=3", f"runs={tmp_path / 'runs'}")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("selfsight: ")
+    assert not list((tmp_path / "runs").iterdir())

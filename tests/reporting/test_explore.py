@@ -1,0 +1,227 @@
+"""The explorer: what it shows and answers; and in the hands of a person, in Debian's chromium with its driver."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
+
+import selfsight
+from selfsight import cli
+from selfsight.datamodules import digits
+from selfsight.engine import build
+from selfsight.jobs.evaluate import plain_data
+from selfsight.jobs.explore import learnt_from
+from selfsight.reporting import embedding
+from selfsight.reporting.explorer import Explorer
+from selfsight.runs.folder import RunFolder
+
+from .test_evaluate import finished, pictures, refused
+
+#: widgets live in shadow roots, which plain selectors do not enter
+FIND = """
+const found = [];
+const walk = root => { for (const e of root.querySelectorAll('*')) {
+  if (e.matches(arguments[0])) found.push(e);
+  if (e.shadowRoot) walk(e.shadowRoot);
+} };
+walk(document);
+return found;
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    cli.main(["pretrain", "debug=smoke", "limit_images=300", "report=false", f"runs={folder}", "name=one"])
+    return folder / "one"
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Iterator[webdriver.Chrome]:
+    needed = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
+    missing = [name for name, path in needed.items() if path is None]
+    assert not missing, f"{missing} missing: apt-get install chromium chromium-driver (.ci/run does)"
+    words = [sys.executable, "-m", "selfsight.cli", "explore", f"run={run}", "projection=pca", "port=0"]
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        address = re.search(r"http://127\.0\.0\.1:\d+/", server.stdout.readline())
+        assert address is not None
+        options = webdriver.ChromeOptions()
+        for option in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"):
+            options.add_argument(option)
+        options.binary_location = str(needed["chromium"])
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        browser = webdriver.Chrome(options=options, service=Service(str(needed["chromedriver"])))
+        try:
+            browser.get(address[0])
+            until(lambda: browser.execute_script(FIND, ".bk-events"))
+            yield browser
+        finally:
+            browser.quit()
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    """What ``condition`` gives once it gives something."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.2)
+    raise AssertionError("it did not happen")
+
+
+def model(page: webdriver.Chrome, name: str, attribute: str) -> Any:
+    return page.execute_script(f"return Bokeh.documents[0].get_model_by_name('{name}').{attribute}")
+
+
+def put(page: webdriver.Chrome, name: str, value: str) -> None:
+    page.execute_script(f"Bokeh.documents[0].get_model_by_name('{name}').value = arguments[0]", value)
+
+
+def test_lasso_export_and_use(page: webdriver.Chrome, run: Path) -> None:
+    """A loop around the whole map selects it; the list that is exported names images of the training set."""
+    field = page.execute_script(FIND, ".bk-events")[0]
+    w, h = field.size["width"], field.size["height"]
+    drag = ActionChains(page).move_to_element_with_offset(field, int(-0.49 * w), int(-0.49 * h)).click_and_hold()
+    for x, y in ((0.97, 0), (0, 0.97), (-0.97, 0), (0, -0.95)):
+        drag = drag.move_by_offset(int(x * w), int(y * h))
+    drag.release().perform()
+    until(lambda: "chosen" in model(page, "pictures", "text"))
+    assert "<b>300 chosen</b>" in model(page, "pictures", "text")
+    until(lambda: [b for b in page.execute_script(FIND, "button") if "export" in b.text])[0].click()
+    until(lambda: "300 names" in model(page, "status", "text"))
+    names = (run / "selections" / "selection.txt").read_text().split()
+    data = digits(image_size=16, mean=(0.3,) * 3, std=(0.3,) * 3, test_fraction=0.2, seed=0, name="digits")
+    training = data.limited(300).train
+    assert sorted(names) == sorted(training.name(i) for i in range(300))
+
+
+def test_filters(page: webdriver.Chrome) -> None:
+    put(page, "class", "3")
+    told = until(lambda: model(page, "status", "text") if "shown" in model(page, "status", "text") else None)
+    of_class = int(told.split()[0])
+    assert 20 < of_class < 40  # a tenth of 300, about
+    put(page, "show", "only errors")
+    until(lambda: model(page, "status", "text") != told)
+    assert int(model(page, "status", "text").split()[0]) <= of_class
+    put(page, "class", "everything")
+    put(page, "show", "everything")
+    until(lambda: model(page, "status", "text").startswith("300 of 300"))
+
+
+def test_search_by_image(page: webdriver.Chrome, tmp_path: Path) -> None:
+    """An image of the set finds itself first; what is no image is said to be none."""
+    data = digits(image_size=16, mean=(0.3,) * 3, std=(0.3,) * 3, test_fraction=0.2, seed=0, name="digits")
+    Image.fromarray(data.limited(300).train.read(7)).save(tmp_path / "seven.png")
+    put(page, "path", str(tmp_path / "seven.png"))
+    until(lambda: "closest to your image" in model(page, "pictures", "text"))
+    first = re.search(r"title='image (\d+) ", model(page, "pictures", "text"))
+    assert first is not None
+    assert first[1] == data.limited(300).train.name(7)
+    (tmp_path / "words.png").write_text("no image")
+    put(page, "path", str(tmp_path / "words.png"))
+    until(lambda: model(page, "status", "text") == "That is no image (no image).")
+
+
+def test_nothing_is_wrong_in_the_console(page: webdriver.Chrome) -> None:
+    severe = [entry["message"] for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
+    assert not [message for message in severe if "favicon" not in message]
+
+
+def opened(run: Path) -> Explorer:
+    folder, backbone = RunFolder(run), selfsight.load(run)
+    data = plain_data(build.images(folder.config()), backbone, num_workers=0)
+    train, images = learnt_from(backbone, data)
+    return Explorer(folder, data, backbone, train, embedding.facts(train, train, images, "pca"), "train")
+
+
+def name_of(explorer: Explorer, point: int) -> str:
+    name: str = explorer.images.name(int(explorer.indices[point]))
+    return name
+
+
+def test_an_image_is_read_as_those_of_data_sets(tmp_path: Path) -> None:
+    """One that was taken upright, and one of 16 bits, find themselves."""
+    root = pictures(tmp_path / "photos", 8)
+    grey = (np.arange(18 * 18, dtype=np.uint16).reshape(18, 18) % 251).astype(np.uint8)
+    Image.fromarray(grey).save(root / "grey.png")
+    run = finished(tmp_path / "run", "dataset=folder", f"dataset.root={root}", "dataset.test_fraction=0")
+    explorer = opened(run)
+
+    def found(picture: Image.Image, **options: Any) -> str:
+        content = io.BytesIO()
+        picture.save(content, "PNG", **options)
+        explorer.search(content.getvalue())
+        return name_of(explorer, explorer.selected[0])
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    with Image.open(root / "3.png") as upright:
+        assert found(upright) == "3.png"
+        assert found(upright.transpose(Image.Transpose.ROTATE_90), exif=exif) == "3.png"
+    assert found(Image.fromarray(grey.astype(np.uint16) << 8)) == "grey.png"
+    explorer.search(b"words")
+    assert explorer.status.text == "That is no image (no image)."
+
+
+def test_images_without_labels_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = pictures(tmp_path / "photos", 10)
+    odd = os.fsdecode(b"\xe4.png")  # a name that is no text
+    (root / "9.png").rename(root / odd)
+    (root / "labels.csv").write_text("".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(8)))
+    run = finished(tmp_path / "run", "dataset=folder", f"dataset.root={root}", "dataset.test_fraction=0.25")
+    explorer = opened(run)
+    shown = [name_of(explorer, i) for i in range(len(explorer.known.rows))]
+    assert len(shown) == 8
+    assert {"8.png", odd} < set(shown)
+    explorer.label.value = "no label"
+    kept = explorer.view.filter.booleans
+    assert {name for name, keep in zip(shown, kept, strict=True) if keep} == {"8.png", odd}
+    explorer.label.value, explorer.errors.value = "everything", "only errors"
+    kept = explorer.view.filter.booleans
+    assert not {name for name, keep in zip(shown, kept, strict=True) if keep} & {"8.png", odd}
+
+    explorer.source.selected.indices = [i for i, name in enumerate(shown) if name in ("8.png", odd)]
+    explorer.export()
+    assert sorted((run / "selections" / "selection.txt").read_bytes().split()) == [b"8.png", b"\xe4.png"]
+    assert "labels.list" not in explorer.status.text
+    explorer.source.selected.indices = [i for i, name in enumerate(shown) if name not in ("8.png", odd)]
+    explorer.export()
+    assert "labels.list" in explorer.status.text
+    (run / "selections").rename(run / "aside")
+    (run / "selections").touch()
+    explorer.export()
+    assert "cannot be made" in explorer.status.text
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("port=99999", "port is 99999; a whole number from 0 to 65535 was expected."),
+        ("port=-5", "port is -5; a whole number from 0 to 65535 was expected."),
+        ("split=banana", "split is 'banana'; train or test was expected."),
+        ("split=tst", "Did you mean 'test'?"),
+        ("projection=tsme", "Did you mean 'tsne'?"),
+    ],
+)
+def test_what_cannot_be_shown_is_one_sentence(word: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told in refused(capsys, "explore", "run=nowhere", word)
