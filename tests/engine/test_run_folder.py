@@ -12,8 +12,10 @@ from omegaconf import OmegaConf
 
 from selfsight import cli
 from selfsight.errors import UserError
+from selfsight.files import write_text
 from selfsight.jobs import distill, evaluate
-from selfsight.runs.folder import RUN_VARIABLE, RunFolder, write_atomically
+from selfsight.runs.folder import RunFolder
+from selfsight.runs.processes import RUN_VARIABLE
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +53,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "report.html"
     target.write_bytes(b"before")
     with pytest.raises(UserError, match=r"report.html' cannot be written \(No space left on device\)"):
-        write_atomically(target, "after")
+        write_text(target, "after")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     assert target.read_bytes() == b"before"
 
@@ -77,12 +79,12 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     for place in (tmp_path / "taken", tmp_path / "nowhere" / "file"):
         with pytest.raises(UserError, match="cannot be written"):
-            write_atomically(place, "text")
+            write_text(place, "text")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
 def test_text_is_utf_8_and_lines_end_as_they_are(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "file", "ü ± …\r\n\n")
+    write_text(tmp_path / "file", "ü ± …\r\n\n")
     assert (tmp_path / "file").read_bytes() == "ü ± …\r\n\n".encode()
 
 

@@ -23,10 +23,11 @@ from selfsight.datamodules import select_labels
 from selfsight.engine import build, measure, options
 from selfsight.errors import UserError, nearest
 from selfsight.evaluation.probes.linear import FewShot
+from selfsight.files import write_text
 from selfsight.jobs.pipeline import SOURCE, composed, perform
 from selfsight.reporting.comparison import TABLE, Row, read, show, title, told, write
 from selfsight.runs.console import make_console, quiet
-from selfsight.runs.folder import RunFolder, write_atomically
+from selfsight.runs.folder import RunFolder
 
 #: keys in which the same command may differ from the one that began the comparison: they only add rows
 GROWING = ("seeds", "labels_per_class", "approaches", "name", "runs", "workers", "job")
@@ -52,7 +53,7 @@ def run(cfg: DictConfig) -> None:
         raise
     show(console, rows, cfg)
     path = folder.path / "comparison.html"
-    write_atomically(path, told(rows, cfg))
+    write_text(path, told(rows, cfg))
     console.print(f"{folder.path / TABLE}\n{path}")
 
 

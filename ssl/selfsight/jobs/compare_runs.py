@@ -17,12 +17,13 @@ import selfsight
 from selfsight.engine import build, measure
 from selfsight.errors import UserError
 from selfsight.evaluation.probes.comparison import compare
+from selfsight.files import write_text
 from selfsight.jobs import report
 from selfsight.jobs.evaluate import plain_data
 from selfsight.reporting.page import figure_html, html_table, page
 from selfsight.runs import records
 from selfsight.runs.console import clock_text, make_console, make_table, quiet
-from selfsight.runs.folder import RunFolder, write_atomically
+from selfsight.runs.folder import RunFolder
 
 #: networks that learned classes, and the titles of what they get right
 CLASSIFIERS = {"student": "test accuracy", "teacher": "test accuracy of the average"}
@@ -59,7 +60,7 @@ def run(cfg: DictConfig) -> None:
         parts.insert(2, html_table("How alike the embeddings are", head, pairs))
         for pair in pairs:
             console.print(f"{escape(pair[0])}: CKA {pair[1]}, {pair[2]} of 10 neighbours shared")
-    write_atomically(out, page("comparison of runs", parts))
+    write_text(out, page("comparison of runs", parts))
     console.print(f"curves: {out}")
 
 

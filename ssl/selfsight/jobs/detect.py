@@ -17,7 +17,8 @@ from selfsight.errors import UserError
 from selfsight.jobs.evaluate import show
 from selfsight.runs import records
 from selfsight.runs.console import clock_text, make_console, quiet
-from selfsight.runs.folder import RunFolder, command
+from selfsight.runs.environment import command
+from selfsight.runs.folder import RunFolder
 
 NAME = "detect"
 NOTES = 20  # lines of progress

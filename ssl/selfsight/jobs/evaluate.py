@@ -25,7 +25,8 @@ from selfsight.evaluation.published import PublishedProbe
 from selfsight.nn.simclr_head import ProjectionHead
 from selfsight.runs import records
 from selfsight.runs.console import make_console, make_table, quiet
-from selfsight.runs.folder import RunFolder, command
+from selfsight.runs.environment import command
+from selfsight.runs.folder import RunFolder
 
 ALL, FINAL, PROJECTION = "all", "final", "projection"
 CACHED = "cached"  # the linear protocol that needs no augmentation

@@ -19,12 +19,13 @@ from selfsight.engine.checkpointing import GracefulInterrupt, Interrupted, read_
 from selfsight.engine.monitor import Monitor
 from selfsight.engine.performance import quicken
 from selfsight.errors import UserError
+from selfsight.files import write_text
 from selfsight.jobs import report
 from selfsight.methods.base import Method
 from selfsight.optim.schedule import Clock
 from selfsight.reporting import classification
 from selfsight.runs.console import clock_text, make_console, quiet
-from selfsight.runs.folder import RunFolder, write_atomically
+from selfsight.runs.folder import RunFolder
 
 
 def run(cfg: DictConfig) -> None:
@@ -77,7 +78,7 @@ def fit(
         quicken(method, cfg.trainer, build.device(cfg.trainer.accelerator))
         data.data.unreadable.write_to(folder.path / "unreadable.txt")
         if data.data.prepared is not None:  # what the images had gone through is part of the run
-            write_atomically(folder.path / "prepared.json", json.dumps(data.data.prepared, indent=2) + "\n")
+            write_text(folder.path / "prepared.json", json.dumps(data.data.prepared, indent=2) + "\n")
         evaluation = build.build(cfg.evaluator.online)
         monitor = Monitor(folder, console, evaluation)
         trainer = build.trainer(cfg, folder, [GracefulInterrupt(folder.checkpoint), evaluation, monitor])

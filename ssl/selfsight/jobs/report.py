@@ -14,11 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from selfsight.engine import measure
 from selfsight.engine.measure import ROWS, describe
+from selfsight.files import write_text
 from selfsight.jobs.evaluate import trained_method
 from selfsight.reporting import classification, embedding, embedding_map, pictures
 from selfsight.reporting.page import figure_html, page, stroke
 from selfsight.runs import records
-from selfsight.runs.folder import RunFolder, write_atomically
+from selfsight.runs.folder import RunFolder
 
 
 def write(folder: RunFolder, cfg: DictConfig, data: Any, train: Any, test: Any, projection: str = "tsne") -> Path:
@@ -37,7 +38,7 @@ def write(folder: RunFolder, cfg: DictConfig, data: Any, train: Any, test: Any, 
         *images_of_the_run(folder, cfg, data, train, test, projection),
         reproduce(folder, cfg),
     ]
-    write_atomically(folder.report, page(folder.name, parts))
+    write_text(folder.report, page(folder.name, parts))
     return folder.report
 
 

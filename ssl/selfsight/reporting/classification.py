@@ -11,10 +11,11 @@ from typing import Any
 from rich.console import Console
 
 from selfsight.evaluation.probes import classification
+from selfsight.files import write_text
 from selfsight.methods.base import Method
 from selfsight.reporting.page import figure_html
 from selfsight.runs.console import make_table
-from selfsight.runs.folder import RunFolder, write_atomically
+from selfsight.runs.folder import RunFolder
 
 FILE = "classification.json"
 LAST = 20  # evaluations whose median is reported
@@ -37,7 +38,7 @@ def record(console: Console, folder: RunFolder, method: Method, data: Any) -> di
         )
         found[name] = {**figures, **over_epochs(folder.read_metrics(), f"{name}_top1")}
     content = {"classes": list(data.data.classes), "classifiers": found}
-    write_atomically(folder.path / FILE, json.dumps(content, indent=2) + "\n")
+    write_text(folder.path / FILE, json.dumps(content, indent=2) + "\n")
     table = make_table("", "top-1", "best", f"median of last {LAST}", "top-5", "calibration error")
     for name, row in found.items():
         table.add_row(name, *(percent(row.get(key)) for key in ("top1", "best_top1", "median_top1", "top5", "ece")))

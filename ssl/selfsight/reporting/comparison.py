@@ -13,9 +13,9 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from selfsight.files import write_text
 from selfsight.reporting.page import figure_html, html_table, page, stroke
 from selfsight.runs.console import make_table
-from selfsight.runs.folder import write_atomically
 
 TABLE = "comparison.csv"
 COLUMNS = ("approach", "labels_per_class", "seed", "accuracy")
@@ -37,7 +37,7 @@ def write(path: Path, rows: Sequence[Row]) -> None:
     writer = csv.writer(text, lineterminator=os.linesep)
     writer.writerow(COLUMNS)
     writer.writerows((*row[:3], f"{row[3]:.6f}") for row in rows)
-    write_atomically(path, text.getvalue())
+    write_text(path, text.getvalue())
 
 
 def cells(rows: Sequence[Row], name: str, labels: int) -> tuple[float, float, int]:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,78 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from selfsight.errors import USAGE, UserError, nearest
+from selfsight.files import write_text
+from selfsight.runs.environment import environment
 from selfsight.runs.processes import RUN_VARIABLE, on_first_process
-
-REPORTED_PACKAGES = (
-    "selfsight",
-    "torch",
-    "torchvision",
-    "lightning",
-    "timm",
-    "hydra-core",
-    "numpy",
-    "faiss-cpu",
-    "scikit-learn",
-)
-
 
 #: jobs whose folder holds a run, and a key that only they have: older folders do not name their job
 RUNS = {"distill": "teacher", "finetune": "run", "pretrain": "method"}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside the target and move over it, so that a reader never sees half a file.
-
-    Raises:
-        UserError: the file cannot be written; what was written of it is gone.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8", newline="")
-        os.replace(beside, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise UserError(
-            f"'{path}' cannot be written ({error.strerror}); free space or permission to write is needed there."
-        ) from None
-
-
-def command() -> list[str]:
-    """The words that started this process, as a user types them."""
-    return ["selfsight", *sys.argv[1:]]
-
-
-def environment() -> dict[str, Any]:
-    """What has to be known to run the same thing again: command, versions, machine, commit."""
-    import torch
-
-    def version(package: str) -> str | None:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return None
-
-    def commit() -> str | None:
-        here = Path(__file__).parent
-        try:
-            done = subprocess.run(
-                ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() or None
-
-    return {
-        "command": command(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "threads": torch.get_num_threads(),
-        "commit": commit(),
-        "packages": {package: version(package) for package in REPORTED_PACKAGES},
-    }
 
 
 class RunFolder:
@@ -125,8 +54,8 @@ class RunFolder:
             ) from None
         try:
             folder.checkpoint.parent.mkdir()
-            write_atomically(folder.path / "config.yaml", text)
-            write_atomically(folder.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+            write_text(folder.path / "config.yaml", text)
+            write_text(folder.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
         except BaseException:
             folder.drop_unused()
             raise
@@ -188,7 +117,7 @@ class RunFolder:
         return cfg
 
     def write_config(self, cfg: DictConfig) -> None:
-        write_atomically(self.path / "config.yaml", _resolved_text(cfg))
+        write_text(self.path / "config.yaml", _resolved_text(cfg))
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add an epoch to metrics.csv; new columns widen the table, an epoch already there is replaced."""
@@ -201,7 +130,7 @@ class RunFolder:
         writer = csv.DictWriter(text, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
-        write_atomically(self.metrics, text.getvalue())
+        write_text(self.metrics, text.getvalue())
 
     def read_metrics(self) -> list[dict[str, str]]:
         if not self.metrics.is_file():
@@ -210,7 +139,7 @@ class RunFolder:
             return list(csv.DictReader(file))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        write_atomically(self.summary, json.dumps(summary, indent=2) + "\n")
+        write_text(self.summary, json.dumps(summary, indent=2) + "\n")
 
     def read_summary(self) -> dict[str, Any]:
         return json.loads(self.summary.read_text(encoding="utf-8")) if self.summary.is_file() else {}

@@ -13,7 +13,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from selfsight.errors import UserError
-from selfsight.runs.folder import RunFolder, write_atomically
+from selfsight.files import write_text
+from selfsight.runs.folder import RunFolder
 
 FOLDER = "eval"
 LONGEST = 100  # letters of a name
@@ -59,7 +60,7 @@ def write(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    write_atomically(with_folder(path), json.dumps(record, indent=2) + "\n")
+    write_text(with_folder(path), json.dumps(record, indent=2) + "\n")
 
 
 def with_folder(path: Path) -> Path:

@@ -1,0 +1,40 @@
+"""Files that are whole or as they were before: written beside the target, then moved over it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from selfsight.errors import UserError
+
+
+def replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` fill a file beside ``path`` and move it there, so that no reader ever meets half a file.
+
+    Raises:
+        UserError: it cannot be written; what was written of it is gone.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(beside)
+        os.replace(beside, path)
+    except OSError as error:
+        raise UserError(
+            f"'{path}' cannot be written ({error.strerror or error}); free space or permission to write is needed "
+            "there."
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, line ends as they are, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    replace(path, lambda beside: beside.write_text(text, encoding="utf-8", newline=""))
