@@ -1,11 +1,12 @@
 """How good an embedding is: evaluators on frozen features, offline and while training."""
 
 from selfsight.compat import moved
+from selfsight.evaluation.base import Evaluator, FeatureEvaluator, ImageEvaluator
 from selfsight.evaluation.cache import FeatureCache
 from selfsight.evaluation.callbacks import OnlineEvaluation
 from selfsight.evaluation.dense.correspondence import DenseCorrespondence
 from selfsight.evaluation.dense.probes import DenseKNN, DenseLinear
-from selfsight.evaluation.features import Evaluator, Features, extract
+from selfsight.evaluation.features import Features, extract
 from selfsight.evaluation.probes.clustering import Clustering
 from selfsight.evaluation.probes.comparison import compare
 from selfsight.evaluation.probes.diagnostics import Diagnostics
@@ -26,8 +27,10 @@ __all__ = [
     "Episodes",
     "Evaluator",
     "FeatureCache",
+    "FeatureEvaluator",
     "Features",
     "FewShot",
+    "ImageEvaluator",
     "Invariance",
     "LinearProbe",
     "OnlineEvaluation",

@@ -11,7 +11,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from selfsight.evaluation.features import FINAL, Evaluator, extract, frozen
+from selfsight.evaluation.base import FeatureEvaluator, needs_labels, protocol
+from selfsight.evaluation.features import FINAL, extract, frozen
 from selfsight.evaluation.probes.classification import predict
 from selfsight.evaluation.probes.diagnostics import Diagnostics, judge, view_figures
 from selfsight.evaluation.probes.linear import top_accuracies
@@ -40,7 +41,11 @@ class OnlineEvaluation(Callback):
     """
 
     def __init__(
-        self, evaluators: Mapping[str, Evaluator], every: int = 1, part: str = "backbone", limit: int | None = 50_000
+        self,
+        evaluators: Mapping[str, FeatureEvaluator],
+        every: int = 1,
+        part: str = "backbone",
+        limit: int | None = 50_000,
     ) -> None:
         """
         Args:
@@ -49,7 +54,7 @@ class OnlineEvaluation(Callback):
             limit: most images of a split to look at, spread evenly; None is all. Numbers of a part of a large set guide
                 a run, and are not its result.
         """
-        self.evaluators: dict[str, Evaluator] = {"diagnostics": Diagnostics(), **evaluators}
+        self.evaluators: dict[str, FeatureEvaluator] = {"diagnostics": Diagnostics(), **evaluators}
         self.every, self.part, self.limit = every, part, limit
         self.results: list[Result] = []
         self.on_result: list[Callable[[Result], None]] = []
@@ -59,7 +64,7 @@ class OnlineEvaluation(Callback):
     def protocol(self) -> dict[str, str]:
         """The protocol of each evaluator, by name."""
         part = "" if self.limit is None else f"; at most {self.limit} images of each split, spread evenly"
-        return {name: f"{evaluator.protocol}{part}" for name, evaluator in self.evaluators.items()}
+        return {name: f"{protocol(evaluator)}{part}" for name, evaluator in self.evaluators.items()}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -91,7 +96,7 @@ class OnlineEvaluation(Callback):
         train, test = found[0], found[-1]
         result: Result = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         for evaluator in self.evaluators.values():
-            if not evaluator.needs_labels or (held_out and train.labels is not None and test.labels is not None):
+            if not needs_labels(evaluator) or (held_out and train.labels is not None and test.labels is not None):
                 result |= evaluator(train, test)
         for name, network in getattr(pl_module, "classifiers", dict)().items():
             if held_out and test.labels is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,19 +61,6 @@ class Features:
         return Features(self.x.to(device), labels, self.indices.to(device))
 
 
-class Evaluator(Protocol):
-    """Something that puts numbers on frozen features. Fitted on ``train``, measured on ``test``, never the reverse."""
-
-    needs_labels: bool
-
-    @property
-    def protocol(self) -> str:
-        """One line naming how the numbers are made."""
-
-    def __call__(self, train: Features, test: Features) -> dict[str, Any]:
-        """Numbers by name; fractions of 1 for accuracies."""
-
-
 def checked(train: Features, test: Features, *, labels: bool = True) -> tuple[Features, Features]:
     """Features an evaluator can use; where labels matter, those of the labelled images (label -1 means none).
 
@@ -84,9 +71,7 @@ def checked(train: Features, test: Features, *, labels: bool = True) -> tuple[Fe
         train, test = (_labelled(features) for features in (train, test))
     for name, features in (("training", train), ("test", test)):
         if len(features) == 0:
-            raise UserError(
-                f"The {name} set has no{' labelled' * labels} images: check dataset.root and dataset.subset."
-            )
+            raise UserError(f"The {name} set has no{' labelled' * labels} images: check dataset.root.")
         if not bool(features.x.sum(dim=1).isfinite().all()):  # one pass and no copy, where all is well
             bad = int((~torch.isfinite(features.x)).any(dim=1).sum())
             raise UserError(
@@ -181,7 +166,7 @@ def extract(
             if batch.labels is not None:
                 labels.append(batch.labels.cpu())
     if not indices:
-        raise UserError("There are no images to extract features from: check dataset.root and dataset.subset.")
+        raise UserError("There are no images to extract features from: check dataset.root.")
     index = torch.cat(indices)
     label = torch.cat(labels).long() if labels else None
     if label is not None and bool((label < 0).all()):

@@ -154,3 +154,20 @@ def _plain(value: Any) -> Any:
 NULL, AUTO = one_of(None), one_of("auto")
 SWITCH, AUTO_SWITCH = one_of(True, False), one_of(True, False, "auto")
 SHARE = number("a share from 0 to 1", lambda v: 0 <= v <= 1)
+
+
+# --- fields ----------------------------------------------------------------------------------------------------------
+
+
+def check_fields(options: Any, place: str = "") -> None:
+    """Check the fields of a dataclass whose annotation names a kind: ``Annotated[int, whole(1)]``.
+
+    Args:
+        place: what stands before a field's name in the sentence that refuses it, such as ``trainer.``.
+
+    Raises:
+        UserError: see `expect`.
+    """
+    for name, hint in get_type_hints(type(options), include_extras=True).items():
+        for kind in getattr(hint, "__metadata__", ()):
+            expect(f"{place}{name}", getattr(options, name), kind)

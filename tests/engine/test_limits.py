@@ -9,7 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from selfsight import cli
-from selfsight.engine import build, options
+from selfsight.engine import build
+from selfsight.engine.session import make_trainer
 from selfsight.errors import UserError
 from selfsight.runs.folder import RunFolder
 
@@ -56,7 +57,7 @@ def test_values_that_cannot_be_meant(configs: dict[str, Any], key: str, value: A
     cfg = configs["pretrain"].copy()
     OmegaConf.update(cfg, key, value)
     with pytest.raises(UserError, match=key.split(".")[-1]) as caught:
-        options.check("pretrain", cfg)
+        build.check("pretrain", cfg)
     assert str(caught.value).count("\n") == 0
 
 
@@ -74,11 +75,11 @@ def test_values_that_cannot_be_meant(configs: dict[str, Any], key: str, value: A
     ],
 )
 def test_values_of_single_jobs(configs: dict[str, Any], job: str, key: str, value: Any) -> None:
-    options.check(job, configs[job])
+    build.check(job, configs[job])
     cfg = configs[job].copy()
     OmegaConf.update(cfg, key, value)
     with pytest.raises(UserError, match=f"{key} is .* was expected"):
-        options.check(job, cfg)
+        build.check(job, cfg)
 
 
 RIGHT: dict[str, tuple[Any, ...]] = {
@@ -101,14 +102,14 @@ RIGHT: dict[str, tuple[Any, ...]] = {
 def test_values_that_can(configs: dict[str, Any], key: str, value: Any) -> None:
     cfg = configs["pretrain"].copy()
     OmegaConf.update(cfg, key, value)
-    options.check("pretrain", cfg)
+    build.check("pretrain", cfg)
 
 
 def test_the_nearest_word_is_named(configs: dict[str, Any]) -> None:
     cfg = configs["pretrain"].copy()
     cfg.trainer.precision = "bf16-mix"
     with pytest.raises(UserError, match="Did you mean 'bf16-mixed'"):
-        options.check("pretrain", cfg)
+        build.check("pretrain", cfg)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_what_a_constructor_refuses_of_other_objects() -> None:
 
 
 def test_what_lightning_refuses(tmp_path: Path) -> None:
-    cfg = composed("pretrain", "trainer.accelerator=cpu")
-    cfg.trainer.precision = "banana"
+    parts = build.parts(composed("pretrain", "trainer.accelerator=cpu", "debug=smoke"))
+    object.__setattr__(parts.trainer, "precision", "banana")  # what our own check would have refused
     with pytest.raises(UserError, match=r"trainer cannot be made with these values: .*banana"):
-        build.trainer(cfg, RunFolder(tmp_path), [])
+        make_trainer(parts, RunFolder(tmp_path), [])

@@ -13,12 +13,13 @@ from selfsight import cli
 from selfsight.backbones.registry import create
 from selfsight.engine.checkpointing import GracefulInterrupt, Interrupted, StepSeeds
 from selfsight.engine.devices import SyncNorms, processes, spread
+from selfsight.engine.options import TrainerOptions
 from selfsight.errors import UserError
 from selfsight.methods.finetune import FineTune
 
 
 def options(*words: str) -> Any:
-    return cli.compose("pretrain", [*words, "trainer.num_nodes=1"]).trainer
+    return TrainerOptions.read(cli.compose("pretrain", [*words, "trainer.num_nodes=1"]).trainer)
 
 
 def test_synchronised_norms_keep_their_activations_there_and_back() -> None:

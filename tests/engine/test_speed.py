@@ -18,7 +18,8 @@ from torch import nn
 
 from selfsight import cli
 from selfsight.contracts import Batch
-from selfsight.engine import build, performance
+from selfsight.engine import build, devices, performance
+from selfsight.engine.options import TrainerOptions
 from selfsight.errors import UserError
 from selfsight.methods.base import Method
 from selfsight.optim.recipe import OptimizationRecipe
@@ -43,8 +44,8 @@ def gradients(method: Method) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in method.named_parameters()}
 
 
-def trainer(*words: str) -> object:
-    return cli.compose("pretrain", list(words)).trainer
+def trainer(*words: str) -> TrainerOptions:
+    return TrainerOptions.read(cli.compose("pretrain", list(words)).trainer)
 
 
 @pytest.fixture
@@ -64,7 +65,9 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 def test_compiled_and_channels_last_give_the_same_gradients(eager: list[object]) -> None:
     plain = Small()
     fast = copy.deepcopy(plain)
-    performance.quicken(fast, trainer("trainer.compile=true", "trainer.channels_last=true"), torch.device("cpu"))
+    performance.apply_performance_options(
+        fast, trainer("trainer.compile=true", "trainer.channels_last=true"), torch.device("cpu")
+    )
     assert fast.backbone[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert len(eager) == 2, "backbone and head, and not what the method wants left alone"
     assert fast.state_dict().keys() == plain.state_dict().keys()
@@ -85,7 +88,9 @@ def test_compiling_that_fails_is_told_once_and_gone_round(
 
     monkeypatch.setattr(torch, "compile", broken)
     plain = Small()
-    fast = performance.quicken(copy.deepcopy(plain), trainer("trainer.compile=true"), torch.device("cpu"))
+    fast = performance.apply_performance_options(
+        copy.deepcopy(plain), trainer("trainer.compile=true"), torch.device("cpu")
+    )
     with caplog.at_level(logging.WARNING, "selfsight"):
         got = gradients(fast)
         fast.zero_grad()
@@ -168,15 +173,17 @@ def test_training_steps_replay_and_evaluations_do_not(monkeypatch: pytest.Monkey
 )
 def test_graphs_that_cannot_be_are_refused(words: list[str], device: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        performance.quicken(Small(), trainer("trainer.cuda_graphs=true", *words), torch.device(device))
+        performance.apply_performance_options(
+            Small(), trainer("trainer.cuda_graphs=true", *words), torch.device(device)
+        )
 
 
 def test_auto_means_on_a_gpu(eager: list[object]) -> None:
-    method = performance.quicken(Small(), trainer(), torch.device("cpu"))
+    method = performance.apply_performance_options(Small(), trainer(), torch.device("cpu"))
     assert not eager
     assert method.backbone[0].weight.is_contiguous(memory_format=torch.channels_last)
-    assert performance.wanted("auto", torch.device("cuda"))
-    assert not performance.wanted("auto", torch.device("cpu"))
+    assert devices.resolve_auto("auto", torch.device("cuda"))
+    assert not devices.resolve_auto("auto", torch.device("cpu"))
 
 
 def test_the_switches_reach_the_views(eager: list[object]) -> None:
@@ -191,11 +198,13 @@ def test_activations_are_recomputed_where_the_backbone_can(tmp_path: Path) -> No
 
     method = Small()
     with pytest.raises(UserError, match="cannot recompute"):
-        performance.quicken(method, trainer("trainer.checkpoint_activations=true"), torch.device("cpu"))
+        performance.apply_performance_options(
+            method, trainer("trainer.checkpoint_activations=true"), torch.device("cpu")
+        )
     method.backbone = create("resnet18", stem="cifar")
     method.head = nn.Linear(512, 2)
     plain = copy.deepcopy(method)
-    performance.quicken(method, trainer("trainer.checkpoint_activations=true"), torch.device("cpu"))
+    performance.apply_performance_options(method, trainer("trainer.checkpoint_activations=true"), torch.device("cpu"))
     assert method.backbone.grad_checkpointing
     torch.testing.assert_close(gradients(method), gradients(plain))
 
@@ -205,7 +214,7 @@ def test_batches_that_add_up_count_as_one_step() -> None:
     words = ["trainer.accumulate=2", "trainer.max_epochs=1", "batch_size=32", "limit_images=192"]
     cfg = cli.compose("pretrain", [*words, "trainer.accelerator=cpu"])
     data = build.datamodule(cfg)
-    clock = build.clock(cfg, data)
+    clock = build.length(cfg, data)
     assert clock.batch_size == 64
     assert clock.steps_per_epoch == data.steps_per_epoch // 2
     assert clock.epochs == 1
@@ -221,7 +230,7 @@ def test_the_clock_counts_the_steps_that_the_trainer_takes(batches: int, accumul
     ]
     words += ["trainer.accelerator=cpu", f"runs={tmp_path}", "name=run", "report=false"]
     cli.run(["pretrain", *words])
-    clock = build.clock(cli.compose("pretrain", words), build.datamodule(cli.compose("pretrain", words)))
+    clock = build.length(cli.compose("pretrain", words), build.datamodule(cli.compose("pretrain", words)))
     taken = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert taken == clock.total_steps
 

@@ -1,39 +1,283 @@
-"""From a composed configuration to the parts of a run. Jobs share these; each part can be built alone in a notebook."""
+"""The one door from a configuration to the parts of a run. What goes on behind it is typed; no `DictConfig` does."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
-from lightning.pytorch import Callback, Trainer
+from lightning import seed_everything
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from selfsight.checkpoints.load import start_from
-from selfsight.engine.checkpointing import AtomicCheckpoints, StepSeeds, checkpointing
-from selfsight.engine.devices import spread
-from selfsight.engine.performance import GraphSteps, wanted
+from selfsight.datamodules import ImageData, ImageDataModule
+from selfsight.engine import options
+from selfsight.engine.devices import device, resolve_auto, spread
+from selfsight.engine.options import RunOptions, TrainerOptions
 from selfsight.errors import UserError
+from selfsight.evaluation import OnlineEvaluation
+from selfsight.evaluation.base import Evaluator
 from selfsight.methods.base import Method
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Clock
-from selfsight.runs.folder import RunFolder
 
 #: how constructors refuse arguments
 REFUSALS = (TypeError, ValueError, AssertionError, MisconfigurationException)
 
 
+@dataclass(frozen=True)
+class Description:
+    """What a run is called by, for headings and for the files that go out into the world.
+
+    Attributes:
+        method, backbone, dataset: their names. method_class: ``SwAV``.
+        backbone_arguments: what the backbone is made with, ``_target_`` included.
+        settings: the whole configuration as YAML.
+    """
+
+    method: str
+    method_class: str
+    backbone: str
+    dataset: str
+    backbone_arguments: Mapping[str, Any]
+    image_size: int
+    batch_size: int
+    epochs: int
+    seed: int
+    settings: str
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a training is made of.
+
+    Attributes:
+        length: in steps, epochs and examples.
+        online: evaluation while training. final: evaluators of the table at the end, by name.
+        callbacks: further ones, by their order. loggers: each is called with the folder it writes into.
+        untrained: a backbone like the one that is trained, with weights of its own.
+    """
+
+    datamodule: ImageDataModule
+    method: Method
+    recipe: OptimizationRecipe
+    length: Clock
+    trainer: TrainerOptions
+    run: RunOptions
+    description: Description
+    online: OnlineEvaluation
+    final: Mapping[str, Evaluator]
+    callbacks: list[Callback]
+    loggers: list[Callable[..., Logger]]
+    untrained: Callable[[], nn.Module]
+
+
+def parts(cfg: DictConfig, **inherited: Any) -> Parts:
+    """The parts of a training, from a seed that its configuration names.
+
+    Args:
+        inherited: arguments of the method that come from another run: a trained ``backbone``, a ``projector``, a
+            ``teacher``.
+
+    Raises:
+        UserError: a value that cannot be meant, or parts that do not go together.
+    """
+    run, trainer = RunOptions.read(cfg), TrainerOptions.read(cfg.trainer)
+    where = device(trainer.accelerator)
+    spread(trainer, where, run.batch_size)
+    seed_everything(run.seed, workers=True, verbose=False)
+    data = datamodule(cfg)
+    learner = method(cfg, data, **inherited)
+    check_views(learner, data)
+    check_sizes(learner, data)
+    made = recipe(cfg)
+    callbacks, loggers = (
+        [node for node in (cfg.get(group) or {}).values() if isinstance(node, DictConfig)]  # null leaves no such key
+        for group in ("callbacks", "logger")
+    )
+    return Parts(
+        datamodule=data,
+        method=learner,
+        recipe=made,
+        length=length(cfg, data),
+        trainer=trainer,
+        run=run,
+        description=describe(cfg),
+        online=build(cfg.evaluator.online),
+        final={str(name): build(node) for name, node in (cfg.evaluator.get("final") or {}).items()},
+        callbacks=[build(node) for node in callbacks],
+        loggers=[partial(build, node) for node in loggers],
+        untrained=partial(build, cfg.backbone),
+    )
+
+
+# --- single parts ----------------------------------------------------------------------------------------------------
+
+
+def views(cfg: DictConfig) -> dict[str, Any]:
+    """The views by name, in their order in a batch."""
+    return {str(name): build(node) for name, node in cfg.views.items() if name != "engine"}
+
+
+def datamodule(cfg: DictConfig) -> ImageDataModule:
+    """The LightningDataModule of a run: data set and views, batched."""
+    trainer = TrainerOptions.read(cfg.trainer)
+    here = device(trainer.accelerator, strict=False)
+    asked = inspect.signature(get_class(cfg.datamodule._target_)).parameters
+    switches = {"compile": trainer.compile, "channels_last": trainer.channels_last}
+    fast = {name: resolve_auto(choice, here) for name, choice in switches.items() if name in asked}
+    made: ImageDataModule = build(cfg.datamodule, data=dataset(cfg), views=views(cfg), **fast)
+    return made
+
+
+def dataset(cfg: DictConfig) -> ImageData:
+    """The data set, or a small part of it where the configuration limits it."""
+    data: ImageData = build(cfg.dataset)
+    return data if cfg.get("limit_images") is None else data.limited(cfg.limit_images)
+
+
+def recipe(cfg: DictConfig) -> OptimizationRecipe:
+    """Optimiser and schedules. The learning rate in the configuration is the one for the reference batch.
+
+    A null takes away an option that the optimiser does not have: one that stood there for another optimiser.
+    """
+    trainer = TrainerOptions.read(cfg.trainer)
+    known = inspect.signature(get_class(cfg.optimizer._target_)).parameters
+    chosen = {k: v for k, v in cfg.optimizer.items() if k != "lr" and (v is not None or k in known)}
+    schedules = {str(k): build(v) for k, v in cfg.schedule.items() if isinstance(v, DictConfig) and "_target_" in v}
+    optimizer = build(OmegaConf.create({**chosen, "_partial_": True}))
+    with as_user_error(place(cfg.optimizer)):  # it refuses values as soon as it has something to optimise
+        optimizer([nn.Parameter(torch.zeros(1))], lr=float(cfg.optimizer.lr))
+    return OptimizationRecipe(
+        optimizer=optimizer,
+        lr=float(cfg.optimizer.lr),
+        schedules=schedules,
+        scaling=cfg.schedule.scaling,
+        reference_batch=cfg.schedule.reference_batch,
+        # Lightning refuses to clip what a fused optimiser will scale back itself
+        fused=device(trainer.accelerator, strict=False).type == "cuda" and not trainer.clip_norm,
+    )
+
+
+def method(cfg: DictConfig, data: ImageDataModule, backbone: nn.Module | None = None, **inherited: Any) -> Method:
+    """The method with its backbone, which begins with the weights of the run ``cfg.start`` where one is named.
+
+    What its constructor asks of the images (``num_classes``, ``num_images``, ``labels``, ...) and the configuration
+    does not say, the datamodule tells.
+
+    Args:
+        backbone, inherited: parts that come from another run.
+    """
+    asked = inspect.signature(get_class(cfg.method._target_)).parameters
+    counts = {"num_classes": data.data.num_classes, "num_images": len(data.data.everything())}
+    facts = {**counts, **getattr(data, "facts", {})}
+    told = {name: fact for name, fact in facts.items() if name in asked and name not in cfg.method}
+    if backbone is None:
+        backbone = build(cfg.backbone)
+        if cfg.get("start") is not None:
+            start_from(backbone, cfg.start)
+    made: Method = build(cfg.method, backbone=backbone, **told, **inherited)
+    return made
+
+
+def length(cfg: DictConfig, module: ImageDataModule) -> Clock:
+    """Lengths of the run in optimiser steps. `accumulate` batches make one step, and so do those left at the end."""
+    trainer = TrainerOptions.read(cfg.trainer)
+    steps = module.steps_per_epoch
+    if trainer.limit_batches is not None:
+        steps = min(steps, trainer.limit_batches)
+    return Clock(
+        examples=module.examples,
+        batch_size=cfg.batch_size * trainer.accumulate,
+        epochs=trainer.max_epochs,
+        steps_per_epoch=max(1, math.ceil(steps / trainer.accumulate)),
+    )
+
+
+def describe(cfg: DictConfig) -> Description:
+    """The names in a configuration. Choices are kept in it; older ones do not have them, and name their classes."""
+    package, method_class = str(cfg.method._target_).rsplit(".", 1)
+    return Description(
+        method=package.rpartition(".")[2],
+        method_class=method_class,
+        backbone=str(cfg.backbone.get("name", "backbone")),
+        dataset=str(cfg.dataset.name),
+        backbone_arguments=resolved(cfg.backbone),
+        image_size=cfg.dataset.image_size,
+        batch_size=cfg.batch_size,
+        epochs=cfg.trainer.max_epochs,
+        seed=cfg.seed,
+        settings=OmegaConf.to_yaml(cfg, resolve=True),
+    )
+
+
+def check(job: str, cfg: DictConfig) -> None:
+    """Refuse what can be refused without data: values, devices, optimiser.
+
+    Raises:
+        UserError: see `options.check`, `devices.spread` and `recipe`.
+    """
+    options.check(job, cfg)
+    if "trainer" in cfg:
+        trainer = TrainerOptions.read(cfg.trainer)
+        spread(trainer, device(trainer.accelerator), cfg.batch_size)
+        recipe(cfg)
+
+
+def check_views(learner: Method, data: ImageDataModule) -> None:
+    """Refuse views the method cannot learn from.
+
+    Raises:
+        UserError: too few or too many views.
+    """
+    fewest, most = learner.n_views
+    given = sum(view.count for view in data.views)
+    if given < fewest or (most is not None and given > most):
+        wanted = f"{fewest}" if most == fewest else f"{fewest} or more" if most is None else f"{fewest} to {most}"
+        raise UserError(
+            f"{type(learner).__name__} learns from {wanted} views of an image and the views chosen give {given}; "
+            "set views.<name>.count or choose other views."
+        )
+
+
+def check_sizes(learner: Method, data: ImageDataModule) -> None:
+    """Refuse views that shrink to nothing inside the backbone: tried on a copy without memory.
+
+    Raises:
+        UserError: naming the view's size.
+    """
+    backbone = copy.deepcopy(learner.backbone).to("meta").eval()
+    for size in sorted({view.size for view in data.views}):
+        try:
+            backbone(torch.empty(2, 3, size, size, device="meta"))
+        except RuntimeError as error:
+            if "size" in str(error).lower():
+                raise UserError(
+                    f"views of {size} x {size} pixels shrink to nothing inside this backbone; take larger views "
+                    "(dataset.image_size=) or a backbone that shrinks less (backbone.stem=cifar, for ResNets)."
+                ) from None
+            raise
+
+
+# --- nodes -----------------------------------------------------------------------------------------------------------
+
+
 def build(node: Any, **extra: Any) -> Any:
-    """`hydra.utils.instantiate`; what the thing configured refuses is a user's mistake, as `telling` says it."""
-    with telling(place(node)):
+    """`hydra.utils.instantiate`; what the thing configured refuses is a user's mistake, as `as_user_error` says it."""
+    with as_user_error(place(node)):
         # Objects are added after Hydra is done: it would make configurations of the dataclasses among them.
         if extra:
             return instantiate(node, _convert_="all", _partial_=True)(**extra)
@@ -41,7 +285,7 @@ def build(node: Any, **extra: Any) -> Any:
 
 
 @contextlib.contextmanager
-def telling(what: str) -> Iterator[None]:
+def as_user_error(what: str) -> Iterator[None]:
     """A constructor's complaint about the values it is given, as a sentence.
 
     Raises:
@@ -67,131 +311,8 @@ def place(node: Any) -> str:
     return f"{key} ({target})" if key and target else str(key or target)
 
 
-def views(cfg: DictConfig) -> dict[str, Any]:
-    """The views by name, in their order in a batch."""
-    return {str(name): build(node) for name, node in cfg.views.items() if name != "engine"}
-
-
-def datamodule(cfg: DictConfig) -> Any:
-    """The LightningDataModule of a run: data set and views, batched."""
-    here = device(cfg.trainer.accelerator, strict=False)
-    asked = inspect.signature(get_class(cfg.datamodule._target_)).parameters
-    fast = {name: wanted(cfg.trainer[name], here) for name in ("compile", "channels_last") if name in asked}
-    return build(cfg.datamodule, data=images(cfg), views=views(cfg), **fast)
-
-
-def images(cfg: DictConfig) -> Any:
-    """The data set, or a small part of it where the configuration limits it."""
-    data = build(cfg.dataset)
-    return data if cfg.get("limit_images") is None else data.limited(cfg.limit_images)
-
-
-def recipe(cfg: DictConfig) -> OptimizationRecipe:
-    """Optimiser and schedules. The learning rate in the configuration is the one for the reference batch.
-
-    A null takes away an option that the optimiser does not have: one that stood there for another optimiser.
-    """
-    known = inspect.signature(get_class(cfg.optimizer._target_)).parameters
-    options = {k: v for k, v in cfg.optimizer.items() if k != "lr" and (v is not None or k in known)}
-    schedules = {str(k): build(v) for k, v in cfg.schedule.items() if isinstance(v, DictConfig) and "_target_" in v}
-    optimizer = build(OmegaConf.create({**options, "_partial_": True}))
-    with telling(place(cfg.optimizer)):  # it refuses values as soon as it has something to optimise
-        optimizer([nn.Parameter(torch.zeros(1))], lr=float(cfg.optimizer.lr))
-    return OptimizationRecipe(
-        optimizer=optimizer,
-        lr=float(cfg.optimizer.lr),
-        schedules=schedules,
-        scaling=cfg.schedule.scaling,
-        reference_batch=cfg.schedule.reference_batch,
-        # Lightning refuses to clip what a fused optimiser will scale back itself
-        fused=device(cfg.trainer.accelerator, strict=False).type == "cuda" and not cfg.trainer.clip_norm,
-    )
-
-
-def method(cfg: DictConfig, data: Any, **parts: Any) -> Method:
-    """The method with its backbone, which begins with the weights of the run ``cfg.start`` where one is named.
-
-    What its constructor asks of the images (``num_classes``, ``num_images``, ``labels``, ...) and the configuration
-    does not say, the datamodule tells. ``parts`` come from other runs.
-    """
-    asked = inspect.signature(get_class(cfg.method._target_)).parameters
-    counts = {"num_classes": data.data.num_classes, "num_images": len(data.data.everything())}
-    facts = {**counts, **getattr(data, "facts", {})}
-    told = {name: fact for name, fact in facts.items() if name in asked and name not in cfg.method}
-    backbone = build(cfg.backbone)
-    if cfg.get("start") is not None:
-        start_from(backbone, cfg.start)
-    made: Method = build(cfg.method, backbone=backbone, **told, **parts)
-    return made
-
-
-def device(name: str, *, strict: bool = True) -> torch.device:
-    """``auto``, ``cpu``, ``gpu`` or ``cuda`` as a device.
-
-    Raises:
-        UserError: another word, or a GPU was asked for and there is none; without ``strict`` it is the CPU then.
-    """
-    if name not in ("auto", "cpu", "gpu", "cuda"):
-        raise UserError(f"accelerator is '{name}'; auto, cpu, gpu or cuda was expected.", status=2)
-    if strict and name in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(
-            f"trainer.accelerator={name} asks for a GPU and PyTorch sees none; use trainer.accelerator=cpu or auto."
-        )
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda")
-
-
-def clock(cfg: DictConfig, module: Any) -> Clock:
-    """Lengths of the run in optimiser steps. `accumulate` batches make one step, and so do those left at the end."""
-    steps = module.steps_per_epoch
-    if cfg.trainer.limit_batches is not None:
-        steps = min(steps, cfg.trainer.limit_batches)
-    return Clock(
-        examples=module.examples,
-        batch_size=cfg.batch_size * cfg.trainer.accumulate,
-        epochs=cfg.trainer.max_epochs,
-        steps_per_epoch=max(1, math.ceil(steps / cfg.trainer.accumulate)),
-    )
-
-
-def trainer(cfg: DictConfig, folder: RunFolder, callbacks: list[Callback]) -> Trainer:
-    """Lightning's trainer with our choices for what the configuration leaves to us."""
-    options = cfg.trainer
-    where = device(options.accelerator)
-    precision = options.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if where.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
-    devices, strategy, plugins = spread(options, where, cfg.batch_size)
-    nodes = (cfg.get("logger") or {}).values()  # logger=null leaves no such key
-    loggers = [build(node, save_dir=str(folder.path)) for node in nodes if isinstance(node, DictConfig)]
-    if options.get("cuda_graphs"):
-        callbacks = [GraphSteps(), *callbacks]
-    with telling("trainer"):
-        return Trainer(
-            default_root_dir=folder.path,
-            accelerator="gpu" if where.type == "cuda" else "cpu",
-            devices=devices,
-            num_nodes=options.num_nodes,
-            strategy=strategy,
-            precision=precision,
-            max_epochs=options.max_epochs,
-            limit_train_batches=options.limit_batches,
-            accumulate_grad_batches=options.accumulate,
-            gradient_clip_val=options.clip_norm,
-            deterministic="warn" if options.deterministic else False,
-            benchmark=where.type == "cuda",
-            use_distributed_sampler=False,  # the datamodule splits the global batch itself
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            logger=loggers,
-            plugins=[AtomicCheckpoints(), *plugins],
-            callbacks=[StepSeeds(cfg.seed), *callbacks, checkpointing(folder.checkpoint, options.checkpoint_every)],
-        )
-
-
-def resolved(cfg: DictConfig) -> Mapping[str, Any]:
-    """The configuration as plain containers, interpolations filled in."""
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """A configuration as plain containers, interpolations filled in."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     return {str(k): v for k, v in plain.items()}

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from selfsight.errors import UserError
+from selfsight.files import replace
 
 
 class AtomicCheckpoints(CheckpointIO):
@@ -26,20 +27,21 @@ class AtomicCheckpoints(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
+
+        def write(beside: Path) -> None:
             with beside.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(beside, target)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+
+        try:
+            replace(target, write)
+        except (UserError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            cause = error.__context__ if isinstance(error, UserError) else error
+            reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
             raise UserError(
                 f"the checkpoint '{target}' cannot be written ({reason}); the run needs space there."
             ) from None
-        finally:
-            beside.unlink(missing_ok=True)
 
     def load_checkpoint(
         self, path: Any, map_location: Callable | None = None, weights_only: bool | None = None

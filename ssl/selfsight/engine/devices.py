@@ -6,15 +6,13 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.plugins.layer_sync import LayerSync
-from omegaconf import DictConfig
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from selfsight.errors import UserError, nearest
-
-#: each process is the command started again; what would be handed to forked or spawned ones cannot all be pickled
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
+from selfsight.engine.options import ACCELERATORS, TrainerOptions
+from selfsight.errors import UserError
+from selfsight.validation import expect, one_of
 
 
 class Spread(NamedTuple):
@@ -25,24 +23,44 @@ class Spread(NamedTuple):
     plugins: list[LayerSync]
 
 
-def processes(options: DictConfig, where: torch.device) -> int:
+def device(name: str, *, strict: bool = True) -> torch.device:
+    """``auto``, ``cpu``, ``gpu`` or ``cuda`` as a device.
+
+    Raises:
+        UserError: another word, or a GPU was asked for and there is none; without ``strict`` it is the CPU then.
+    """
+    expect("accelerator", name, one_of(*ACCELERATORS))
+    if strict and name in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"trainer.accelerator={name} asks for a GPU and PyTorch sees none; use trainer.accelerator=cpu or auto."
+        )
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda")
+
+
+def resolve_auto(choice: bool | str, where: torch.device) -> bool:
+    """A switch of the trainer: true, false, or ``auto``: on a GPU."""
+    return where.type == "cuda" if choice == "auto" else bool(choice)
+
+
+def processes(options: TrainerOptions, where: torch.device) -> int:
     """How many processes ``trainer.devices`` and ``num_nodes`` come to: one for each device."""
     devices = devices_of(options, where)
-    return (devices if isinstance(devices, int) else len(devices)) * int(options.num_nodes)
+    return (devices if isinstance(devices, int) else len(devices)) * options.num_nodes
 
 
-def devices_of(options: DictConfig, where: torch.device) -> Any:
+def devices_of(options: TrainerOptions, where: torch.device) -> Any:
     if options.devices == "auto":
         return torch.cuda.device_count() if where.type == "cuda" else 1
     return options.devices
 
 
-def spread(options: DictConfig, where: torch.device, batch_size: int) -> Spread:
+def spread(options: TrainerOptions, where: torch.device, batch_size: int) -> Spread:
     """What ``trainer.devices``, ``num_nodes``, ``strategy`` and ``sync_batchnorm`` come to on ``where``.
 
     Raises:
-        UserError: a batch that does not give each device as many images, GPUs by number where there are none, an
-            unknown strategy, or one that cuts parameters into pieces.
+        UserError: a batch that does not give each device as many images, or GPUs by number where there are none.
     """
     devices, count = devices_of(options, where), processes(options, where)
     if not isinstance(devices, int) and where.type == "cpu":
@@ -58,19 +76,7 @@ def spread(options: DictConfig, where: torch.device, batch_size: int) -> Spread:
         raise UserError(
             f"batch_size is {batch_size} over all devices and there are {count}; choose a multiple of {count}."
         )
-    strategy = str(options.strategy)
-    if any(word in strategy for word in ("fsdp", "deepspeed", "parallel")):
-        raise UserError(
-            f"trainer.strategy={strategy} cuts parameters into pieces, and weight decay, layer-wise rates and averaged "
-            "networks need them whole; use ddp, with trainer.checkpoint_activations=true where memory is short."
-        )
-    if strategy not in STRATEGIES:
-        raise UserError(
-            f"trainer.strategy is '{strategy}'; one of {', '.join(STRATEGIES)} was expected."
-            f"{nearest(strategy, STRATEGIES)}"
-        )
-    if strategy == "auto" and count > 1:
-        strategy = "ddp"
+    strategy = "ddp" if options.strategy == "auto" and count > 1 else options.strategy
     sync = options.sync_batchnorm
     if sync == "auto":
         sync = count > 1 and where.type == "cuda"  # PyTorch has no synchronised BatchNorm for CPUs

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,20 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from selfsight.errors import UserError
+from selfsight.evaluation.base import looks_at_images, needs_labels, protocol
 from selfsight.evaluation.cache import FeatureCache
 from selfsight.evaluation.features import extract, missing_labels
+from selfsight.evaluation.probes.classification import classification_figures, predict
+from selfsight.files import write_text
+from selfsight.methods.base import Method
 from selfsight.runs.console import make_table
+from selfsight.runs.folder import RunFolder
 
 #: rows of the table, from nothing learnt to what was learnt here
 ROWS = {"pixels": "raw pixels", "untrained": "untrained", "pretrained": "pretrained"}
 
 NO_LABEL = "no label"
+LAST = 20  #: evaluations whose median is reported
 
 #: figures of the table that are one number, and their titles
 SINGLES = {"knn_top1": "kNN", "linear_top1": "linear", "view_knn_top1": "kNN of views", "rank": "rank"}
@@ -39,8 +47,9 @@ def staged_features(
     backbone: nn.Module, data: Any, stages: list[str], *, head: nn.Module | None = None, cache: Path | None = None
 ) -> dict[str, tuple[Any, Any]]:
     """Train and test features by stage, from one pass over the images, or from the folder ``cache`` where they lie."""
+    there = available_splits(data)
     train, test = (
-        part_features(backbone, data, split, stages, head=head, cache=cache) if split in parts(data) else None
+        part_features(backbone, data, split, stages, head=head, cache=cache) if split in there else None
         for split in ("train", "test")
     )
     assert train is not None, "a data set has images to learn from"
@@ -66,12 +75,12 @@ def part_features(
     return found
 
 
-def parts(data: Any) -> list[str]:
+def available_splits(data: Any) -> list[str]:
     """The parts of a data set that hold images."""
     return [split for split in ("train", "unlabelled", "test") if len(getattr(data.data, split) or ())]
 
 
-def lacking(data: Any) -> str:
+def missing_labels_reason(data: Any) -> str:
     """What keeps accuracies from being measured, in a few words: labels or test images. Empty where nothing does."""
     reason: str = missing_labels(data.data)
     return reason
@@ -83,49 +92,51 @@ def check_labels(evaluator: Any, data: Any) -> None:
     Raises:
         UserError: naming what is lacking.
     """
-    if evaluator.needs_labels and (reason := lacking(data)):
+    if needs_labels(evaluator) and (reason := missing_labels_reason(data)):
         raise UserError(
             f"{type(evaluator).__name__} compares with the labels of test images, and {reason}: give another data set "
             "(dataset=NAME), or take figures that need no labels (selfsight diagnostics)."
         )
 
 
-def applicable(evaluators: Mapping[str, Any], labelled: bool) -> dict[str, Any]:
+def select_evaluators(evaluators: Mapping[str, Any], labelled: bool) -> dict[str, Any]:
     """Evaluators of the table: without labels those that need none; with labels those that features are enough for.
 
     Args:
-        labelled: training and test images have labels: nothing is `lacking`.
+        labelled: training and test images have labels: nothing is missing, see `missing_labels_reason`.
     """
     if labelled:
-        return {name: one for name, one in evaluators.items() if not hasattr(one, "on_images")}
-    return {name: one for name, one in evaluators.items() if not one.needs_labels}
+        return {name: one for name, one in evaluators.items() if not looks_at_images(one)}
+    return {name: one for name, one in evaluators.items() if not needs_labels(one)}
 
 
 def protocols(evaluators: Mapping[str, Any], data: Any) -> dict[str, str]:
     """How each figure of the table is made, by evaluator, and what could not be measured, with the reason."""
-    reason = lacking(data)
-    told = {name: str(one.protocol) for name, one in applicable(evaluators, labelled=not reason).items()}
-    left_out = [name for name, one in evaluators.items() if one.needs_labels]
+    reason = missing_labels_reason(data)
+    told = {name: protocol(one) for name, one in select_evaluators(evaluators, labelled=not reason).items()}
+    left_out = [name for name, one in evaluators.items() if needs_labels(one)]
     return told | ({"not measured": f"{', '.join(left_out)}, since {reason}"} if reason and left_out else {})
 
 
-def measured(evaluator: Any, train: Any, test: Any) -> dict[str, Any]:
+def run_evaluator(evaluator: Any, train: Any, test: Any) -> dict[str, Any]:
     """What an evaluator says of features. One that needs no labels looks at the training images where no others are.
 
     Raises:
         UserError: it needs labelled test images, and ``test`` is None.
     """
-    if test is None and evaluator.needs_labels:
+    if test is None and needs_labels(evaluator):
         raise UserError(f"{type(evaluator).__name__} compares with the labels of test images, and there are none.")
     found: dict[str, Any] = evaluator(train, train if test is None else test)
     return found
 
 
-def numbers(evaluators: Mapping[str, Any], backbone: nn.Module, data: Any, pair: tuple[Any, Any]) -> dict[str, Any]:
+def run_evaluators(
+    evaluators: Mapping[str, Any], backbone: nn.Module, data: Any, pair: tuple[Any, Any]
+) -> dict[str, Any]:
     """Everything the evaluators say of a backbone and of its train and test features."""
     found: dict[str, Any] = {}
     for evaluator in evaluators.values():
-        found |= evaluator.on_images(backbone, data) if hasattr(evaluator, "on_images") else measured(evaluator, *pair)
+        found |= evaluator.on_images(backbone, data) if looks_at_images(evaluator) else run_evaluator(evaluator, *pair)
     return found
 
 
@@ -143,8 +154,39 @@ def show(console: Console, summary: Mapping[str, Any], protocols: Mapping[str, s
             cells.append("" if shot is None else f"{100 * shot['mean']:.1f} ± {100 * shot['std']:.1f}%")
         table.add_row(label, *cells)
     console.print(table)
-    for name, protocol in protocols.items():
-        console.print(f"  {name}: {protocol}", style="dim", highlight=False)
+    for name, told in protocols.items():
+        console.print(f"  {name}: {told}", style="dim", highlight=False)
+
+
+def classifiers(method: Method, data: Any, folder: RunFolder) -> dict[str, dict[str, Any]]:
+    """Figures of a method's `classifiers` on the test images; all of them are kept in ``classification.json``.
+
+    Returns:
+        For the summary: the figures without the confusion; nothing where no class is learned or no test image has one.
+    """
+    test = data.data.test
+    if not method.classifiers() or test is None or test.labels is None:
+        return {}
+    found = {}
+    for name, network in method.classifiers().items():
+        figures = classification_figures(*predict(network, data.eval_dataloader("test"), method.device))
+        found[name] = {**figures, **over_epochs(folder.read_metrics(), f"{name}_top1")}
+    content = {"classes": list(data.data.classes), "classifiers": found}
+    write_text(folder.classification, json.dumps(content, indent=2) + "\n")
+    return {name: {k: v for k, v in row.items() if k != "confusion"} for name, row in found.items()}
+
+
+def over_epochs(rows: Sequence[Mapping[str, str]], column: str) -> dict[str, float]:
+    """``best_top1``, which is chosen on the test images, and ``median_top1`` of the last `LAST` evaluations."""
+    values = [float(row[column]) for row in rows if row.get(column)]
+    return {"best_top1": max(values), "median_top1": statistics.median(values[-LAST:])} if values else {}
+
+
+def headline(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The figures by which a run may be chosen among others: ``knn_top1``, ``linear_top1``, ``student_top1``, …"""
+    measured = {key: float(value) for key, value in summary.get("pretrained", {}).items() if isinstance(value, float)}
+    learned = {f"{name}_top1": float(row["top1"]) for name, row in summary.get("classifiers", {}).items()}
+    return measured | learned
 
 
 class Pixels(nn.Module):

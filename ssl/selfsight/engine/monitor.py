@@ -1,4 +1,4 @@
-"""What a person sees of a run, and what stops it: progress bar, a line per epoch, metrics.csv, not-a-number guard."""
+"""What is told of a training: a line an epoch, a row of metrics.csv, a warning where the numbers look wrong."""
 
 from __future__ import annotations
 
@@ -11,16 +11,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from selfsight.errors import UserError
 from selfsight.evaluation.probes import diagnostics
 from selfsight.methods.base import Method
 from selfsight.runs.console import clock_text
 from selfsight.runs.folder import RunFolder
-
-#: steps between looks at the loss on an accelerator; each look waits for the device
-GUARD_EVERY = 50
 
 
 class Monitor(Callback):
@@ -35,12 +30,11 @@ class Monitor(Callback):
         self.steps = 0
         self.images = 0
         self.losses: list[float] = []
-        self.told: set[str] = set()
+        self.warned: set[str] = set()
         self.began = self.last_step = 0.0
         self.first_epoch = 0
         self.run_began: float | None = None
         self.seconds_before = 0.0
-        self.progress: Progress | None = None
 
     # --- what a run that goes on has to know -------------------------------------------------------------------------
 
@@ -56,33 +50,17 @@ class Monitor(Callback):
         self.sums, self.steps = state_dict["sums"], state_dict["steps"]
         self.seconds_before = state_dict["seconds"]
 
-    # --- the bar ---------------------------------------------------------------------------------------------------
+    # --- the line --------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.run_began = self.began = time.perf_counter()  # in the middle of an epoch its start is not told again
         self.losses = [float(row["loss"]) for row in self.folder.read_metrics() if row.get("loss")]
         self.sums = {name: value.to(pl_module.device) for name, value in self.sums.items()}
         self.first_epoch = trainer.current_epoch
-        if trainer.is_global_zero and self.console.is_terminal:
-            self.progress = Progress(
-                TextColumn("epoch {task.fields[epoch]}"),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                TextColumn("steps"),
-                TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
-            )
-            total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
-            done = trainer.current_epoch * int(trainer.num_training_batches)
-            self.task = self.progress.add_task("training", total=total, completed=done, epoch=trainer.current_epoch + 1)
-            self.progress.start()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.sums, self.steps, self.images = {}, 0, 0
         self.began = time.perf_counter()
-        if self.progress is not None:
-            self.progress.update(self.task, epoch=trainer.current_epoch + 1)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -94,45 +72,8 @@ class Monitor(Callback):
         self.steps += 1
         self.last_step = time.perf_counter()
         self.images += len(batch)
-        if self.progress is not None:
-            self.progress.advance(self.task)
-        if pl_module.device.type == "cpu" or self.steps % GUARD_EVERY == 0:
-            self.guard(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.stop_bar()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.stop_bar()
-
-    def stop_bar(self) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
-
-    # --- the line --------------------------------------------------------------------------------------------------
-
-    def guard(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop at a loss that is no number, naming what usually causes it."""
-        total = self.sums.get("loss")
-        if total is None or math.isfinite(total.item()):
-            return
-        weights = all(bool(torch.isfinite(p).all()) for p in pl_module.parameters())
-        cause = (
-            "the weights are finite, so the loss overflowed: raise the temperature or use trainer.precision=32-true"
-            if weights
-            else "the weights are not finite either: lower optimizer.lr or give schedule.lr.warmup_epochs more epochs"
-        )
-        kept = (
-            f" The last good checkpoint is kept: {self.folder.checkpoint}." if self.folder.checkpoint.exists() else ""
-        )
-        raise UserError(
-            f"the loss became {total.item()} in epoch {trainer.current_epoch + 1} "
-            f"(step {trainer.global_step}); {cause}.{kept}"
-        )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.guard(trainer, pl_module)
         seconds = self.last_step - self.began
         world = trainer.world_size
         means = {name: float(trainer.strategy.reduce(total / self.steps)) for name, total in self.sums.items()}
@@ -172,8 +113,8 @@ class Monitor(Callback):
         found = [result.get("warning"), diagnostics.judge(means)]
         if chance is not None:
             found.append(diagnostics.judge_loss(self.losses, chance))
-        new = [sentence for sentence in found if sentence and sentence not in self.told]
-        self.told.update(new)
+        new = [sentence for sentence in found if sentence and sentence not in self.warned]
+        self.warned.update(new)
         return new
 
 

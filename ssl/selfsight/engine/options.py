@@ -1,16 +1,38 @@
-"""What values have to be over which a library would fail later, or not at all: asked before anything is written."""
+"""What a run is told besides its parts, typed and checked once: lengths, devices, places.
+
+A default stands here where the constructor's signature is its only home; the files of `conf` say what a job or a choice
+makes different.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Self
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from selfsight.validation import AUTO, AUTO_SWITCH, NULL, Kind, above, at_least, each, expect, one_of, whole
+from selfsight.errors import UserError, nearest
+from selfsight.validation import (
+    AUTO,
+    AUTO_SWITCH,
+    NULL,
+    SWITCH,
+    Kind,
+    above,
+    at_least,
+    check_fields,
+    each,
+    expect,
+    one_of,
+    whole,
+)
 
 #: Lightning's others would give the weights a type that images do not have
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
+#: each process is the command started again; what would be handed to forked or spawned ones cannot all be pickled
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
 
 
 def is_folder_name(value: Any) -> bool:
@@ -18,53 +40,165 @@ def is_folder_name(value: Any) -> bool:
     return not {"/", "\\"} & set(text) and text not in (".", "..")
 
 
+FOLDER_NAME = Kind("a folder's name without '/' (runs=DIR says where it is kept)", is_folder_name)
+FOLDER = Kind("a folder", lambda value: value is not None)
 GPUS = Kind("a list of GPUs such as [0,1]", lambda v: each(whole(0)).fits(v) and len({*v}) == len(v))
 
-EXPECTED: Mapping[str, Kind] = {
-    "name": Kind("a folder's name without '/' (runs=DIR says where it is kept)", is_folder_name),
-    "runs": Kind("a folder", lambda value: value is not None),
-    "seed": whole(0, 2**32 - 1),
-    "batch_size": whole(1),
-    "num_workers": AUTO | whole(0),
-    "limit_images": NULL | whole(1),
-    "mu": whole(1),
-    "steps_per_epoch": NULL | whole(1),
-    "layer": AUTO | whole(0),
-    "trainer.max_epochs": whole(1),
-    "trainer.devices": AUTO | whole(1) | GPUS,
-    "trainer.num_nodes": whole(1),
-    "trainer.precision": one_of(*PRECISIONS),
-    "trainer.compile": AUTO_SWITCH,
-    "trainer.channels_last": AUTO_SWITCH,
-    "trainer.sync_batchnorm": AUTO_SWITCH,
-    "trainer.accumulate": whole(1),
-    "trainer.clip_norm": NULL | above(0),
-    "trainer.limit_batches": NULL | whole(1),
-    "trainer.checkpoint_every": whole(1),
+
+class Options:
+    """Typed values read from a node of a configuration; a dataclass whose annotations say what they may be."""
+
+    #: where they stand in a configuration, for the sentence that refuses one
+    place = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self, self.place)
+
+    @classmethod
+    def read(cls, node: DictConfig | Mapping[str, Any]) -> Self:
+        """Those that ``node`` has, the others at their defaults; a list comes as a list of Python.
+
+        Raises:
+            UserError: a value that cannot be meant.
+        """
+        names = [field.name for field in fields(cls) if field.name in node]  # type: ignore[arg-type]
+        return cls(**{name: _plain(node[name]) for name in names})
+
+
+@dataclass(frozen=True)
+class TrainerOptions(Options):
+    """Devices, precision and length of a training.
+
+    Attributes:
+        max_epochs: passes over the images.
+        accelerator: ``auto``, ``cpu`` or ``gpu``.
+        devices: how many, or which GPUs; ``auto``: all of them, or one CPU process.
+        num_nodes: machines.
+        strategy: ``auto``: ddp where there are several devices.
+        precision: ``auto``: bf16-mixed where the device computes in it, else 32-true.
+        compile: compile the networks; ``auto``: on CUDA.
+        cuda_graphs: compiled networks replay their kernels instead of launching them; not with ``accumulate``.
+        channels_last: memory order of images and kernels: faster on GPUs and on CPUs.
+        checkpoint_activations: compute the backbone's activations again in the backward pass: less memory, a third more
+            time.
+        accumulate: batches an optimiser step.
+        clip_norm: largest norm of the gradient; null: any.
+        sync_batchnorm: ``auto``: with more than one process.
+        limit_batches: batches an epoch, for tries.
+        checkpoint_every: epochs between checkpoints; the last one is always kept.
+        deterministic: the same numbers each time.
+    """
+
+    place = "trainer."
+
+    max_epochs: Annotated[int, whole(1)] = 100
+    accelerator: Annotated[str, one_of(*ACCELERATORS)] = "auto"
+    devices: Annotated[Any, AUTO | whole(1) | GPUS] = "auto"
+    num_nodes: Annotated[int, whole(1)] = 1
+    strategy: str = "auto"
+    precision: Annotated[str | int, one_of(*PRECISIONS)] = "auto"
+    compile: Annotated[bool | str, AUTO_SWITCH] = "auto"
+    cuda_graphs: Annotated[bool, SWITCH] = False
+    channels_last: Annotated[bool | str, AUTO_SWITCH] = True
+    checkpoint_activations: Annotated[bool, SWITCH] = False
+    accumulate: Annotated[int, whole(1)] = 1
+    clip_norm: Annotated[float | None, NULL | above(0)] = None
+    sync_batchnorm: Annotated[bool | str, AUTO_SWITCH] = "auto"
+    limit_batches: Annotated[int | None, NULL | whole(1)] = None
+    checkpoint_every: Annotated[int, whole(1)] = 1
+    deterministic: Annotated[bool, SWITCH] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(word in str(self.strategy) for word in ("fsdp", "deepspeed", "parallel")):
+            raise UserError(
+                f"trainer.strategy={self.strategy} cuts parameters into pieces, and weight decay, layer-wise rates and "
+                "averaged networks need them whole; use ddp, with trainer.checkpoint_activations=true where memory is "
+                "short."
+            )
+        if self.strategy not in STRATEGIES:
+            raise UserError(
+                f"trainer.strategy is '{self.strategy}'; one of {', '.join(STRATEGIES)} was expected."
+                f"{nearest(str(self.strategy), STRATEGIES)}"
+            )
+
+
+@dataclass(frozen=True)
+class RunOptions(Options):
+    """What a run is called, where it is kept, and what it begins with.
+
+    Attributes:
+        name: of the run folder; null: method, data set and a number.
+        runs: the folder in which run folders are kept.
+        resume: a run folder to go on with.
+        seed: of weights, views and order.
+        batch_size: images a step, over all devices.
+        num_workers: processes that read and crop images.
+        limit_images: of each part of the data set, evenly spaced, for tries.
+        report: write report.html at the end.
+    """
+
+    name: Annotated[str | None, FOLDER_NAME] = None
+    runs: Annotated[str, FOLDER] = "runs"
+    resume: str | None = None
+    seed: Annotated[int, whole(0, 2**32 - 1)] = 0
+    batch_size: Annotated[int, whole(1)] = 256
+    num_workers: Annotated[int | str, AUTO | whole(0)] = "auto"
+    limit_images: Annotated[int | None, NULL | whole(1)] = None
+    report: Annotated[bool, SWITCH] = True
+    mu: Annotated[int, whole(1)] = 7
+    steps_per_epoch: Annotated[int | None, NULL | whole(1)] = None
+    layer: Annotated[int | str, AUTO | whole(0)] = "auto"
+
+
+@dataclass(frozen=True)
+class ProfileOptions(Options):
+    """Steps that are timed, and those before them that are not."""
+
+    steps: Annotated[int, whole(1)] = 20
+    warmup: Annotated[int, whole(0)] = 5
+
+
+@dataclass(frozen=True)
+class CompareOptions(Options):
+    """The size of a comparison.
+
+    Attributes:
+        seeds: runs of every cell of the table. labels_per_class: the cells. workers: runs at a time.
+    """
+
+    seeds: Annotated[int, whole(1)] = 5
+    labels_per_class: Annotated[Sequence[int], each(whole(1))] = (1, 4, 25)
+    workers: Annotated[int | str, AUTO | whole(1)] = "auto"
+
+
+#: values inside nodes that become objects of their own, which would refuse them later or not at all
+OF_NODES: Mapping[str, Kind] = {
     "optimizer.lr": at_least(0),
     "optimizer.weight_decay": NULL | at_least(0),
     "schedule.reference_batch": whole(1),
     "evaluator.online.every": whole(1),
 }
-OF_JOB: Mapping[str, Mapping[str, Kind]] = {
-    "profile": {"steps": whole(1), "warmup": whole(0)},
-    "compare": {"seeds": whole(1), "workers": AUTO | whole(1), "labels_per_class": each(whole(1))},
-}
+OF_JOB: Mapping[str, type[Options]] = {"profile": ProfileOptions, "compare": CompareOptions}
 
 
 def check(job: str, cfg: DictConfig) -> None:
-    """Refuse values of a job's configuration that cannot be meant; of one that trains, devices and optimiser, too.
+    """Refuse values of a job's configuration that cannot be meant, before anything is built or written.
 
     Raises:
-        UserError: see `expect`.
+        UserError: see `selfsight.validation.expect`.
     """
-    for key, kind in {**EXPECTED, **OF_JOB.get(job, {})}.items():
+    RunOptions.read(cfg)
+    if job in OF_JOB:
+        OF_JOB[job].read(cfg)
+    for key, kind in OF_NODES.items():
         parent, _, leaf = key.rpartition(".")
-        holder = OmegaConf.select(cfg, parent) if parent else cfg
+        holder = OmegaConf.select(cfg, parent)
         if isinstance(holder, DictConfig) and leaf in holder:
             expect(key, holder[leaf], kind)
     if "trainer" in cfg:
-        from selfsight.engine import build, devices
+        TrainerOptions.read(cfg.trainer)
 
-        devices.spread(cfg.trainer, build.device(cfg.trainer.accelerator), cfg.batch_size)
-        build.recipe(cfg)
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value) if isinstance(value, (DictConfig, ListConfig)) else value

@@ -9,31 +9,26 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from omegaconf import DictConfig
 from torch import nn
 
 from selfsight.cpu_memory import keep_freed_memory
+from selfsight.engine.devices import resolve_auto
+from selfsight.engine.options import TrainerOptions
 from selfsight.errors import UserError
 from selfsight.methods.base import Method
 
 log = logging.getLogger("selfsight")
 
 
-def wanted(choice: bool | str, device: torch.device) -> bool:
-    """A switch of the trainer: true, false, or ``auto``: on a GPU."""
-    return device.type == "cuda" if choice == "auto" else bool(choice)
-
-
-def quicken(method: Method, trainer: DictConfig, device: torch.device) -> Method:
-    """Memory format, compiled networks and activation checkpointing as the configuration asks; returns the method.
+def apply_performance_options(method: Method, options: TrainerOptions, device: torch.device) -> Method:
+    """Memory format, compiled networks and activation checkpointing as the options ask; returns the method.
 
     Raises:
         UserError: activation checkpointing for a backbone that cannot do it, CUDA graphs where they cannot be.
     """
-    graphs = bool(trainer.get("cuda_graphs"))
-    if graphs:
-        check_graphs(trainer, device)
-    if trainer.get("checkpoint_activations"):
+    if options.cuda_graphs:
+        check_graphs(options, device)
+    if options.checkpoint_activations:
         turn_on = getattr(method.backbone, "set_grad_checkpointing", None)
         if turn_on is None:
             raise UserError(
@@ -43,22 +38,22 @@ def quicken(method: Method, trainer: DictConfig, device: torch.device) -> Method
         turn_on(True)
     if device.type == "cpu":
         keep_freed_memory()
-    if wanted(trainer.channels_last, device):
+    if resolve_auto(options.channels_last, device):
         method.to(memory_format=torch.channels_last)
-    if wanted(trainer.compile, device):
-        compile_networks(method, graphs)
+    if resolve_auto(options.compile, device):
+        compile_networks(method, options.cuda_graphs)
     return method
 
 
-def check_graphs(trainer: DictConfig, device: torch.device) -> None:
+def check_graphs(options: TrainerOptions, device: torch.device) -> None:
     """
     Raises:
         UserError: CUDA graphs without CUDA, without compiled networks, or with gradients that add up over batches.
     """
     wrong = (
         f"needs a GPU and this run computes on {device.type}" if device.type != "cuda"
-        else "replays compiled networks and trainer.compile is false" if not wanted(trainer.compile, device)
-        else "overwrites gradients that trainer.accumulate wants to add up" if trainer.accumulate > 1
+        else "replays compiled networks and trainer.compile is false" if not resolve_auto(options.compile, device)
+        else "overwrites gradients that trainer.accumulate wants to add up" if options.accumulate > 1
         else None
     )  # fmt: skip
     if wrong:
@@ -77,10 +72,10 @@ def compile_networks(method: Method, graphs: bool = False) -> None:
         if name not in method.uncompiled:
             inner = _called(network)
             # the slot that nn.Module.compile fills
-            inner._compiled_call_impl = _OrPlain(inner._call_impl, name, told, graphs)
+            inner._compiled_call_impl = CompiledWithFallback(inner._call_impl, name, told, graphs)
             to_map: Any = getattr(inner, "forward_features", None)
             if to_map is not None:
-                inner.forward_features = _OrPlain(to_map, name, told, graphs)  # type: ignore[assignment]
+                inner.forward_features = CompiledWithFallback(to_map, name, told, graphs)  # type: ignore[assignment]
 
 
 def _called(network: nn.Module) -> nn.Module:
@@ -108,28 +103,28 @@ class GraphSteps(Callback):
     def _replay(method: nn.Module, on: bool) -> None:
         for network in map(_called, method.children()):
             for entry in (network._compiled_call_impl, getattr(network, "forward_features", None)):
-                if isinstance(entry, _OrPlain):
+                if isinstance(entry, CompiledWithFallback):
                     entry.replays = on
 
 
-class _OrPlain:
-    """A network's method, compiled; the plain one from the first failure to compile on, and within other compiled code.
+class CompiledWithFallback:
+    """A network's method, compiled; the eager one from the first failure to compile on, and within other compiled code.
 
-    A copy of the network gets the plain method: the compiled one would go on using the weights of the original.
+    A copy of the network gets the eager method: the compiled one would go on using the weights of the original.
 
     Attributes:
         replays: the call belongs to a training step, whose kernels are recorded once and replayed from then on.
     """
 
-    def __init__(self, plain: Callable[..., Any], name: str, told: list[str], graphs: bool) -> None:
-        self.plain = plain
+    def __init__(self, eager: Callable[..., Any], name: str, told: list[str], graphs: bool) -> None:
+        self.eager = eager
         self.name, self.told = name, told
-        self.compiled: Callable[..., Any] | None = torch.compile(plain)
-        self.recorded = torch.compile(plain, mode="reduce-overhead") if graphs else self.compiled
+        self.compiled: Callable[..., Any] | None = torch.compile(eager)
+        self.recorded = torch.compile(eager, mode="reduce-overhead") if graphs else self.compiled
         self.replays = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return copy.deepcopy(self.plain, memo)
+        return copy.deepcopy(self.eager, memo)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.compiled is not None and not torch.compiler.is_compiling():
@@ -143,4 +138,4 @@ class _OrPlain:
                     reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
                     log.warning(f"The {self.name} could not be compiled and runs uncompiled: {reason[0][:200]}")
                 self.told.append(self.name)
-        return self.plain(*args, **kwargs)
+        return self.eager(*args, **kwargs)

@@ -20,7 +20,8 @@ from rich.console import Console
 
 import selfsight
 from selfsight.datamodules import select_labels
-from selfsight.engine import build, measure, options
+from selfsight.engine import build, measure
+from selfsight.engine.devices import device
 from selfsight.errors import UserError, nearest
 from selfsight.evaluation.probes.linear import FewShot
 from selfsight.files import write_text
@@ -114,8 +115,8 @@ def check_steps(cfg: DictConfig) -> None:
         name: composed(step.job, step_words(cfg, step), settings(cfg, step, most, 0)) for name, step in steps.items()
     }
     for name, config in configs.items():
-        options.check(steps[name].job, config)
-    data = build.images(next(configs[name] for name, step in steps.items() if step.get("after") is None))
+        build.check(steps[name].job, config)
+    data = build.dataset(next(configs[name] for name, step in steps.items() if step.get("after") is None))
     for labels in cfg.labels_per_class:
         select_labels(data.train, per_class=labels, seed=0, classes=data.classes)
 
@@ -235,7 +236,7 @@ def probe(source: Path, labels: int, seed: int) -> float:
     """
     cfg = RunFolder(source).config()
     data = build.datamodule(cfg)
-    backbone = selfsight.load(source).to(build.device(cfg.trainer.accelerator))
+    backbone = selfsight.load(source).to(device(cfg.trainer.accelerator))
     split = select_labels(data.data.train, per_class=labels, seed=seed, classes=data.data.classes)
     train, test = measure.features(backbone, data)
     few = train.take(torch.isin(train.indices, split.tensor()))

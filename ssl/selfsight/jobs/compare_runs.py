@@ -15,11 +15,12 @@ from rich.markup import escape
 
 import selfsight
 from selfsight.engine import build, measure
+from selfsight.engine.devices import device
+from selfsight.engine.reload import eval_datamodule
 from selfsight.errors import UserError
 from selfsight.evaluation.probes.comparison import compare
 from selfsight.files import write_text
-from selfsight.jobs import report
-from selfsight.jobs.evaluate import plain_data
+from selfsight.reporting import curves
 from selfsight.reporting.page import figure_html, html_table, page
 from selfsight.runs import records
 from selfsight.runs.console import clock_text, make_console, make_table, quiet
@@ -51,7 +52,7 @@ def run(cfg: DictConfig) -> None:
     parts = [
         f"<h1>{' · '.join(map(html.escape, names))}</h1>",
         html_table("Figures", titles, rows),
-        curves(folders),
+        curves_of(folders),
         html_table("What differs in the configuration", ["", *names], changed),
     ]
     if cfg.features:
@@ -189,15 +190,15 @@ def tell_differences(console: Console, folders: Sequence[RunFolder], changed: Se
     console.print(shown)
 
 
-def curves(folders: Sequence[RunFolder]) -> str:
+def curves_of(folders: Sequence[RunFolder]) -> str:
     """A chart for each column that two runs or more have, a line a run."""
     metrics = {title: folder.read_metrics() for title, folder in zip(titles_of(folders), folders, strict=True)}
-    columns = list(dict.fromkeys(c for rows in metrics.values() for c in report.curve_columns(rows)))
+    columns = list(dict.fromkeys(c for rows in metrics.values() for c in curves.curve_columns(rows)))
     charts = []
     for column in columns:
-        series = {name: report.points(rows, column) for name, rows in metrics.items()}
+        series = {name: curves.points(rows, column) for name, rows in metrics.items()}
         if sum(bool(values) for values in series.values()) > 1:
-            made = report.curve(series, column)
+            made = curves.curve(series, column)
             made.update_layout(legend={"orientation": "h", "y": -0.35})
             charts.append(f"<div>{figure_html(made, 320)}</div>")
     note = "<p class='soft'>Losses of different methods are different quantities.</p>"
@@ -218,8 +219,8 @@ def alike(folders: Sequence[RunFolder], accelerator: str) -> list[list[str]]:
     """CKA and share of common neighbours of the test features (the training features without a test set), by pairs."""
     features = []
     for folder in folders:
-        backbone = selfsight.load(folder.path).to(build.device(accelerator))
-        train, test = measure.features(backbone, plain_data(build.images(folder.config()), backbone))
+        backbone = selfsight.load(folder.path).to(device(accelerator))
+        train, test = measure.features(backbone, eval_datamodule(build.dataset(folder.config()), backbone))
         features.append(train if test is None else test)
     rows = []
     for (a, x), (b, y) in combinations(zip(titles_of(folders), features, strict=True), 2):

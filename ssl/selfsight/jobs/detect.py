@@ -10,10 +10,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 import selfsight
-from selfsight.checkpoints.export import replace, state
+from selfsight.checkpoints.export import state
 from selfsight.checkpoints.load import described
 from selfsight.engine import build
+from selfsight.engine.devices import device
 from selfsight.errors import UserError
+from selfsight.files import replace
 from selfsight.jobs.evaluate import show
 from selfsight.runs import records
 from selfsight.runs.console import clock_text, make_console, quiet
@@ -39,12 +41,12 @@ def run(cfg: DictConfig) -> None:
     mean, std = described(backbone, "mean"), described(backbone, "std")
     data = build.build(cfg.dataset)
     detection = build.build(cfg.detection, data=data, optimizer=build.build(cfg.optimizer))
-    settings: dict[str, Any] = {key: records.plain(cfg[key]) for key in ("dataset", "detection", "optimizer")}
+    settings: dict[str, Any] = {key: records.to_json(cfg[key]) for key in ("dataset", "detection", "optimizer")}
     settings["backbone"] = str(source.resolve())
     path = records.with_folder(records.free_path(out, NAME, settings))
     console.print(detection.protocol, style="dim")
     figures, net = detection(
-        backbone.to(build.device(cfg.accelerator)),
+        backbone.to(device(cfg.accelerator)),
         mean,
         std,
         num_workers=cfg.num_workers,

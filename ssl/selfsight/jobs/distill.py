@@ -2,63 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 
-from lightning import seed_everything
-from omegaconf import DictConfig, OmegaConf
-from torch import nn
-
-from selfsight.cli import compose, group_choice
-from selfsight.engine import build
-from selfsight.errors import UserError
-from selfsight.jobs.finetune import chosen, classifier_of, conclude, fill_views, reopened
-from selfsight.jobs.pretrain import check_sizes, check_views, fit
-from selfsight.runs.console import make_console, quiet
-from selfsight.runs.folder import RunFolder
-
-SELF = "self"
+from selfsight.composition.overrides import compose, group_choice
+from selfsight.engine import build, inherit, measure
+from selfsight.engine.session import Session, reopen
+from selfsight.jobs.finetune import conclude
+from selfsight.runs.console import quiet
 
 
-def run(cfg: DictConfig) -> None:
+def run(cfg: DictConfig) -> dict[str, float]:
     """Distil, measure, export. Data set, labels and views are the teacher's where nothing else is said."""
     quiet()
-    console = make_console()
-    OmegaConf.set_struct(cfg, False)
-    resumed = None
-    if cfg.resume is not None:
-        resumed, cfg, _ = reopened(cfg.resume)
-    build.device(cfg.trainer.accelerator)
-    seed_everything(cfg.seed, workers=True, verbose=False)
-    teacher, classes = taught_by(RunFolder.open(cfg.teacher), cfg)
-    data = build.datamodule(cfg)
-    check_classes(classes, data.data.classes, cfg.teacher)
-    method = build.build(
-        cfg.method, backbone=build.build(cfg.backbone), teacher=teacher, num_classes=data.data.num_classes
-    )
-    check_views(method, data)
-    check_sizes(method, data)
-    folder = resumed or RunFolder.create(cfg, stem=f"distill-{cfg.dataset.name}")
-    seconds = fit("distill", cfg, folder, method, data, console, resumed is not None)
-    if seconds is not None:
-        conclude(console, cfg, folder, method, data, seconds)
-
-
-def taught_by(source: RunFolder, cfg: DictConfig) -> tuple[nn.Module, list[str]]:
-    """The teacher and its classes; what ``cfg`` leaves open is filled in from the teacher's run."""
-    network, classes = classifier_of(source)
-    of_teacher = source.config()
-    itself = cfg.student == SELF
-    if cfg.get("backbone") is None:
-        cfg.backbone = of_teacher.backbone if itself else student_backbone(str(cfg.student))
-    cfg.dataset = chosen(cfg.get("dataset"), of_teacher.dataset)
-    if cfg.method.temperature == "auto":
-        cfg.method.temperature = 0.1 if itself else 1.0
-    amounts = ("per_class", "total", "fraction", "list", "split")
-    if cfg.labels.rule != "all" and all(cfg.labels.get(key) is None for key in amounts):
-        cfg.labels.split = str(source.labels)
-    fill_views(cfg, of_teacher.views)
-    return network, classes
+    cfg, folder = reopen(cfg)
+    student = None if cfg.student == inherit.SELF else student_backbone(str(cfg.student))
+    cfg, teacher, classes = inherit.completed_for_distillation(cfg, student)
+    parts = build.parts(cfg, teacher=teacher)
+    inherit.check_classes(classes, parts.datamodule.data.classes, cfg.teacher)
+    session = Session.begin("distill", cfg, parts, folder, stem=f"distill-{parts.description.dataset}")
+    return measure.headline(conclude(session)) if session.fit() else {}
 
 
 def student_backbone(name: str) -> DictConfig:
@@ -67,25 +30,7 @@ def student_backbone(name: str) -> DictConfig:
     Raises:
         UserError: no such network.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     word = f"backbone={name}"
     override = OverridesParser.create().parse_override(word)
     backbone: DictConfig = compose("pretrain", group_choice("backbone", word, override)).backbone
     return backbone
-
-
-def check_classes(teacher: Sequence[str], student: Sequence[str], name: Any) -> None:
-    """Refuse a teacher of other classes.
-
-    Raises:
-        UserError: names the first difference.
-    """
-    if list(teacher) == list(student):
-        return
-    pairs = zip([*teacher, *["nothing"] * len(student)], [*student, *["nothing"] * len(teacher)], strict=False)
-    place, (first, second) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-    raise UserError(
-        f"the teacher '{name}' answers with {len(teacher)} classes and the data set has {len(student)}: class {place} "
-        f"is '{first}' for the one and '{second}' for the other; choose the data set that the teacher has learned from."
-    )

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
-from selfsight.checkpoints.export import replace
 from selfsight.engine import measure
+from selfsight.engine.reload import feature_cache, head_of
 from selfsight.errors import UserError
-from selfsight.jobs.evaluate import cache_of, head_of, subject
+from selfsight.files import replace
+from selfsight.jobs.evaluate import subject
 from selfsight.runs.console import make_console, quiet
 from selfsight.runs.records import with_folder
 
@@ -23,13 +24,13 @@ def run(cfg: DictConfig) -> None:
     its part, a name its path below the root of the data set; what has no labels has no array of them.
     """
     quiet()
-    backbone, data, folder = subject(cfg)
+    backbone, data, folder, _ = subject(cfg)
     if cfg.out is None and folder is None:
         raise UserError("say where the features go: out=features.npz.", status=2)
     out = with_folder(Path(cfg.out).expanduser() if folder is None or cfg.out else folder.path / "features.npz")
-    stage, head, cache = cfg.stage, head_of(cfg.stage, folder, backbone), cache_of(cfg, folder)
+    stage, head, cache = cfg.stage, head_of(cfg.stage, folder, backbone), feature_cache(folder, cfg.cache)
     arrays: dict[str, Any] = {}
-    for part in measure.parts(data):
+    for part in measure.available_splits(data):
         features = measure.part_features(backbone, data, part, [stage], head=head, cache=cache)[stage]
         images = data.data.split(part)
         arrays[f"{part}_x"] = features.x.numpy()
@@ -38,7 +39,7 @@ def run(cfg: DictConfig) -> None:
         if features.labels is not None:
             arrays[f"{part}_labels"] = features.labels.numpy()
     replace(out, lambda beside: save(beside, arrays))
-    counts = " + ".join(f"{len(arrays[f'{part}_x']):,} {part}" for part in measure.parts(data))
+    counts = " + ".join(f"{len(arrays[f'{part}_x']):,} {part}" for part in measure.available_splits(data))
     make_console().print(f"{counts} images, {arrays['train_x'].shape[1]} dimensions: {out}")
 
 

@@ -5,62 +5,72 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 import selfsight
-from selfsight.checkpoints.load import described
 from selfsight.datamodules import ImageDataModule
-from selfsight.datamodules.views.view import View
 from selfsight.engine import build, measure
-from selfsight.engine.checkpointing import read_checkpoint
+from selfsight.engine.devices import device
+from selfsight.engine.inherit import chosen_or_inherited, names_something
+from selfsight.engine.reload import ALL, eval_datamodule, feature_cache, head_of
 from selfsight.errors import UserError
-from selfsight.evaluation.features import stage_names
+from selfsight.evaluation import base
+from selfsight.evaluation.features import FINAL, PROJECTION, stage_names
 from selfsight.evaluation.probes import diagnostics
 from selfsight.evaluation.published import PublishedProbe
-from selfsight.nn.simclr_head import ProjectionHead
 from selfsight.runs import records
 from selfsight.runs.console import make_console, make_table, quiet
 from selfsight.runs.environment import command
 from selfsight.runs.folder import RunFolder
 
-ALL, FINAL, PROJECTION = "all", "final", "projection"
 CACHED = "cached"  # the linear protocol that needs no augmentation
 
 Result = dict[str, Any]
 
 
-def run(cfg: DictConfig) -> None:
+class Subject(NamedTuple):
+    """A frozen backbone, its images, its run, and the data set that was given in place of the run's own."""
+
+    backbone: nn.Module
+    data: ImageDataModule
+    folder: RunFolder | None
+    dataset: DictConfig | None
+
+
+def run(cfg: DictConfig) -> Result:
     """Extract features once, evaluate, show the numbers with their protocol, keep them in ``eval/<name>.json``."""
     quiet()
     console = make_console()
     evaluator = evaluator_of(cfg)
-    backbone, data, folder = subject(cfg)
-    results = evaluate(cfg, evaluator, backbone, data, folder)
+    of = subject(cfg)
+    results = evaluate(evaluator, of, str(cfg.stage), cache=bool(cfg.cache))
     if len(results) > 1:
         show_stages(console, results)
     else:
         show(console, results[cfg.stage])
-    protocol = evaluator.protocol + transfer(cfg, evaluator, backbone)
+    protocol = base.protocol(evaluator) + transfer(of, evaluator)
     console.print(protocol, style="dim")
-    if folder is not None:
-        settings = settings_of(cfg)
-        path = records.free_path(folder.path / records.FOLDER, title(cfg, evaluator), settings)
+    result = results if len(results) > 1 else next(iter(results.values()))
+    if of.folder is not None:
+        settings = settings_of(cfg, of.dataset)
+        path = records.free_path(of.folder.path / records.FOLDER, title(cfg, of.dataset, evaluator), settings)
         record = {
             "protocol": protocol,
             "command": command(),
             "stage": cfg.stage,
-            "data": measure.describe(data.data),
+            "data": measure.describe(of.data.data),
             "settings": settings,
-            "result": results if len(results) > 1 else next(iter(results.values())),
+            "result": result,
         }
         records.write(path, record)
-        note_in_metrics(folder, path.stem, record["result"])
+        note_in_metrics(of.folder, path.stem, result)
         console.print(f"kept in {path}")
+    return result
 
 
 def evaluator_of(cfg: DictConfig) -> Any:
@@ -83,14 +93,18 @@ def published(cfg: DictConfig) -> DictConfig | None:
     return None if linear is None or linear.protocol == CACHED else linear
 
 
-def transfer(cfg: DictConfig, evaluator: Any, backbone: nn.Module) -> str:
+def transfer(of: Subject, evaluator: Any) -> str:
     """What the protocol adds where a data set is given; probes with masks name theirs themselves."""
-    dataset = cfg.get("dataset")
-    if dataset is None or hasattr(evaluator, "data"):
+    if of.dataset is None or brings_images(evaluator):
         return ""
-    spec: Any = backbone.spec
+    spec: Any = of.backbone.spec
     source = f", pretrained on {spec['dataset']}" if "dataset" in spec else ""
-    return f"; on {dataset_name(dataset)} at {dataset.image_size} px{source}"
+    return f"; on {dataset_name(of.dataset)} at {of.dataset.image_size} px{source}"
+
+
+def brings_images(evaluator: Any) -> bool:
+    """Whether an evaluator has images of its own, with masks."""
+    return hasattr(evaluator, "data")
 
 
 def dataset_name(dataset: DictConfig) -> str:
@@ -99,137 +113,71 @@ def dataset_name(dataset: DictConfig) -> str:
     return f"folder-{Path(dataset.root).expanduser().resolve().name}" if own else str(dataset.name)
 
 
-def title(cfg: DictConfig, evaluator: Any) -> str:
+def title(cfg: DictConfig, dataset: DictConfig | None, evaluator: Any) -> str:
     """Name of the record: evaluator, and what differs from the run's own data, the last stage and the usual values."""
     if (linear := published(cfg)) is not None:
         changed = {str(key): value for key, value in linear.items() if key != "protocol" and value is not None}
-        words = ["linear", str(linear.protocol), *records.told(changed)]
+        words = ["linear", str(linear.protocol), *records.changed_slug(changed)]
     else:
         words = records.named_after("evaluator", cfg.evaluator)
-    if hasattr(evaluator, "data"):  # images with masks
+    if brings_images(evaluator):
         words.insert(1, evaluator.data.name)
-    elif cfg.get("dataset") is not None:
-        words += [dataset_name(cfg.dataset), *records.named_after("dataset", cfg.dataset)[1:]]
+    elif dataset is not None:
+        words += [dataset_name(dataset), *records.named_after("dataset", dataset)[1:]]
     if cfg.stage != FINAL:
         words.append(cfg.stage)
     return records.joined(words)
 
 
-def settings_of(cfg: DictConfig) -> dict[str, Any]:
+def settings_of(cfg: DictConfig, dataset: DictConfig | None) -> dict[str, Any]:
     """All that two records of one name may differ in."""
     how = (
-        {"evaluator": records.plain(cfg.evaluator)} if published(cfg) is None else {"linear": records.plain(cfg.linear)}
+        {"evaluator": records.to_json(cfg.evaluator)}
+        if published(cfg) is None
+        else {"linear": records.to_json(cfg.linear)}
     )
-    return {**how, "stage": str(cfg.stage), "dataset": records.plain(cfg.get("dataset"))}
+    return {**how, "stage": str(cfg.stage), "dataset": records.to_json(dataset)}
 
 
-def evaluate(
-    cfg: DictConfig, evaluator: Any, backbone: nn.Module, data: Any, folder: RunFolder | None
-) -> dict[str, Result]:
+def evaluate(evaluator: Any, of: Subject, stage: str, *, cache: bool) -> dict[str, Result]:
     """Results by stage: of the one asked for, or of every one (``stage=all``) from a single pass over the images."""
+    backbone, data, folder, _ = of
     measure.check_labels(evaluator, data)
-    head = head_of(cfg.stage, folder, backbone)
-    if hasattr(evaluator, "on_images"):  # needs more than features: augmented images, maps
-        if cfg.stage == ALL:
+    head = head_of(stage, folder, backbone)
+    if base.looks_at_images(evaluator):  # needs more than features: augmented images, maps
+        if stage == ALL:
             raise UserError(f"{type(evaluator).__name__} looks at one stage at a time; give stage=NAME.", status=2)
-        if cfg.stage != FINAL and not hasattr(evaluator, "stage") and not hasattr(evaluator, "stages"):
+        if stage != FINAL and not hasattr(evaluator, "stage") and not hasattr(evaluator, "stages"):
             raise UserError(f"{type(evaluator).__name__} looks at the last stage alone; leave stage out.", status=2)
         if hasattr(evaluator, "head"):
             evaluator = dataclasses.replace(evaluator, head=head)
-        return {cfg.stage: evaluator.on_images(backbone, data)}
-    stages = [cfg.stage]
-    if cfg.stage == ALL:
+        return {stage: evaluator.on_images(backbone, data)}
+    stages = [stage]
+    if stage == ALL:
         stages = [*stage_names(backbone), *([PROJECTION] if head else [])]
-    pairs = measure.staged_features(backbone, data, stages, head=head, cache=cache_of(cfg, folder))
-    return {stage: measure.measured(evaluator, *pair) for stage, pair in pairs.items()}
+    pairs = measure.staged_features(backbone, data, stages, head=head, cache=feature_cache(folder, cache))
+    return {stage: measure.run_evaluator(evaluator, *pair) for stage, pair in pairs.items()}
 
 
-def subject(cfg: DictConfig) -> tuple[nn.Module, Any, RunFolder | None]:
-    """The backbone, its data and its run folder: from ``run``, or from ``backbone`` and a ``dataset``.
+def subject(cfg: DictConfig) -> Subject:
+    """What is measured, on which images: from ``run``, or from ``backbone`` and a ``dataset``.
 
-    Values of ``dataset`` alone are those of the run's data set with these in their place, and stand in ``cfg`` so.
+    Values of ``dataset`` alone are those of the run's data set with these in their place.
 
     Raises:
         UserError: neither or both are given, or a backbone comes without a data set.
     """
-    from selfsight.jobs.finetune import chosen, names
-
     if (cfg.run is None) == (cfg.backbone is None):
         raise UserError("give either a run folder (run=runs/NAME) or an exported backbone (backbone=DIR).", status=2)
     folder = RunFolder.open(cfg.run) if cfg.run is not None else None
-    dataset = cfg.get("dataset")
-    if folder is None and not names(dataset):
+    given = cfg.get("dataset")
+    if folder is None and not names_something(given):
         raise UserError("an exported backbone carries no images; add dataset=NAME.", status=2)
-    if folder is not None:
-        of_run = folder.config().dataset
-        if dataset is not None:
-            OmegaConf.set_struct(cfg, False)
-            cfg.dataset = chosen(dataset, of_run)
-        dataset = cfg.get("dataset") or of_run
-    where = build.device(cfg.accelerator)
-    backbone = selfsight.load(folder.path if folder is not None else cfg.backbone).to(where)
-    return backbone, plain_data(build.build(dataset), backbone, cfg.batch_size, cfg.num_workers), folder
-
-
-def plain_data(images: Any, backbone: nn.Module, batch_size: int = 256, num_workers: int | str = "auto") -> Any:
-    """A datamodule of all images of a data set, as evaluation presents them to a backbone, on its device."""
-    mean, std = described(backbone, "mean"), described(backbone, "std")
-    view = View(images.image_size, mean=mean, std=std)
-    return ImageDataModule(
-        images,
-        [view],
-        batch_size=1,
-        eval_batch_size=batch_size,
-        num_workers=num_workers,
-        engine="auto",
-        seed=0,
-        device=next(backbone.parameters()).device,
-    )
-
-
-def cache_of(cfg: DictConfig, folder: RunFolder | None) -> Path | None:
-    """Where features are kept for the next time; None where they are not."""
-    return None if folder is None or not cfg.cache else folder.path / "features"
-
-
-def head_of(stage: str, folder: RunFolder | None, backbone: nn.Module) -> nn.Module | None:
-    """The projection head, beside the backbone, for a stage that needs one; for ``all`` the run's, where it has one.
-
-    Raises:
-        UserError: ``projection`` is asked for, and there is none.
-    """
-    head = projector(folder) if folder is not None and stage in (ALL, PROJECTION) else None
-    if head is not None:
-        head.to(next(backbone.parameters()).device)
-    if stage != PROJECTION or head is not None:
-        return head
-    if folder is None:
-        raise UserError("an exported backbone has lost its projector; give its run instead: run=runs/NAME.", status=2)
-    method = str(folder.config().method._target_).rpartition(".")[2]
-    raise UserError(f"{method}, the method of '{folder.path}', has no projector of features; take another stage.")
-
-
-def projector(folder: RunFolder) -> nn.Module | None:
-    """The projection head of a run with its trained weights; None where its method has none, or one of maps."""
-    cfg = folder.config()
-    method = trained_method(folder, cfg, build.datamodule(cfg))
-    head = getattr(method, "projector", None)
-    on_maps = isinstance(head, nn.Module) and any(isinstance(part, nn.Conv2d) for part in head.modules())  # PixPro's
-    return head if isinstance(head, nn.Module) and not on_maps else None
-
-
-def trained_method(folder: RunFolder, cfg: DictConfig, data: Any) -> Any:
-    """The method of a run as its last checkpoint has it, on the CPU; of a distilled student without its teacher."""
-    state = read_checkpoint(folder.checkpoint)["state_dict"]
-    parts: dict[str, Any] = {}
-    if "run" in cfg:  # a fine-tuning: it goes on from the head of another run
-        parts["projector"] = ProjectionHead.out_of(state, "projector.")
-    if "teacher" in cfg:
-        parts["teacher"] = nn.Identity()
-        state = {name: value for name, value in state.items() if not name.startswith("teacher.")}
-    method = build.method(cfg, data, **parts)
-    method.load_state_dict(state)
-    return method
+    of_run = given if folder is None else folder.config().dataset
+    dataset = of_run if given is None else chosen_or_inherited(given, of_run)
+    backbone = selfsight.load(folder.path if folder is not None else cfg.backbone).to(device(cfg.accelerator))
+    data = eval_datamodule(build.build(dataset), backbone, cfg.batch_size, cfg.num_workers)
+    return Subject(backbone, data, folder, dataset if given is not None else None)
 
 
 def note_in_metrics(folder: RunFolder, name: str, result: Mapping[str, Any]) -> None:

@@ -15,8 +15,10 @@ from torch import nn
 
 from selfsight.datamodules.images.sets import JoinedImages
 from selfsight.engine import build, measure
+from selfsight.engine.devices import device
+from selfsight.engine.reload import eval_datamodule
 from selfsight.errors import UserError
-from selfsight.jobs.evaluate import FINAL, plain_data
+from selfsight.evaluation.features import FINAL
 from selfsight.reporting import embedding
 from selfsight.reporting.explorer import Explorer
 from selfsight.runs.console import make_console, quiet
@@ -38,9 +40,9 @@ def run(cfg: DictConfig) -> None:
     except ImportError:
         raise UserError("the explorer needs a package: pip install 'selfsight[web]'.") from None
     folder = RunFolder.open(cfg.run)
-    backbone = selfsight.load(folder.path).to(build.device(cfg.accelerator))
-    data = plain_data(build.images(folder.config()), backbone)
-    if cfg.split not in measure.parts(data):
+    backbone = selfsight.load(folder.path).to(device(cfg.accelerator))
+    data = eval_datamodule(build.dataset(folder.config()), backbone)
+    if cfg.split not in measure.available_splits(data):
         raise UserError(f"data set '{data.data.name}' has no {cfg.split} images; leave out split={cfg.split}.")
     cache = folder.path / "features"
     train, images = learnt_from(backbone, data, cache)
@@ -77,7 +79,7 @@ def check(cfg: DictConfig) -> None:
 
 def learnt_from(backbone: nn.Module, data: Any, cache: Path | None = None) -> tuple[Any, Any]:
     """Features of all images one may learn from, labelled or not, and these images, in which ``indices`` count."""
-    splits = [split for split in measure.parts(data) if split != "test"]
+    splits = [split for split in measure.available_splits(data) if split != "test"]
     found = [measure.part_features(backbone, data, split, [FINAL], cache=cache)[FINAL] for split in splits]
     if len(found) == 1:
         return found[0], data.data.train

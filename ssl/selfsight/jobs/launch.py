@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from selfsight.composition.catalogue import GROUPS, JOBS, ON_FEATURES, WHOLE_EVALUATION, conf_dir, job_groups
 from selfsight.composition.keys import ASIDE, flat_keys
 from selfsight.engine import options
+from selfsight.engine.options import TrainerOptions
 from selfsight.errors import USAGE, UserError
 from selfsight.runs.folder import RunFolder
 from selfsight.runs.processes import INTERRUPTED, RUN_VARIABLE, SPREAD_VARIABLES, TASK_VARIABLE
@@ -48,7 +49,7 @@ def start(job: str, cfg: DictConfig) -> None:
                 f"'{folder.path}' is a run of {folder.job}; go on with it: selfsight {folder.job} resume={folder.path}",
                 status=USAGE,
             )
-        importlib.import_module(f"selfsight.jobs.{JOBS[job][0]}").run(cfg)
+        return importlib.import_module(f"selfsight.jobs.{JOBS[job][0]}").run(cfg)
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration is not complete: {' '.join(str(error).split())}.", status=USAGE) from error
 
@@ -94,11 +95,14 @@ def inside(job: str, cfg: DictConfig, words: Sequence[str] | None = None) -> Non
     """
     import torch.distributed as dist
 
-    from selfsight.engine import build, devices
+    from selfsight.engine import devices
 
     resumed = cfg.get("resume")
-    options = cfg.get("trainer") if resumed is None else RunFolder.open(resumed).config().trainer
-    spread = options is not None and devices.processes(options, build.device(options.accelerator, strict=False)) > 1
+    node = cfg.get("trainer") if resumed is None else RunFolder.open(resumed).config().trainer
+    spread = False
+    if node is not None:
+        trainer = TrainerOptions.read(node)
+        spread = devices.processes(trainer, devices.device(trainer.accelerator, strict=False)) > 1
     argv = sys.argv if words is None else [sys.argv[0], job, *words]
     if spread or dist.is_initialized():
         return apart(job, cfg, argv[1:])

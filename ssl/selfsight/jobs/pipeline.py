@@ -12,6 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from selfsight.composition.catalogue import conf_dir
 from selfsight.composition.keys import flat_keys
 from selfsight.composition.overrides import checked, compose
+from selfsight.datamodules import ImageDataModule
+from selfsight.datamodules.datasets.splits import chosen_labels
+from selfsight.engine.measure import headline
 from selfsight.jobs.launch import inside
 from selfsight.runs.folder import RunFolder
 
@@ -51,12 +54,27 @@ def composed(job: str, words: Sequence[str], settings: Mapping[str, Any] | None 
     return cfg
 
 
-def follow(cfg: DictConfig, folder: RunFolder) -> None:
-    """The steps that ``cfg.then`` names, each from the run before it, in folders inside the run's folder."""
-    source = folder.path
+def check(cfg: DictConfig, data: ImageDataModule) -> None:
+    """Refuse labels that the steps of ``cfg.then`` would refuse later.
+
+    Raises:
+        UserError: see `chosen_labels`.
+    """
+    if "then" in cfg:
+        labels: Any = OmegaConf.to_container(cfg.labels, resolve=True)
+        chosen_labels(data.data.train, labels, data.data.classes)
+
+
+def follow(cfg: DictConfig, folder: RunFolder) -> dict[str, float]:
+    """The steps that ``cfg.then`` names, each from the run before it, in folders inside the run's folder.
+
+    Returns:
+        Headline figures of the last of them.
+    """
+    source, summary = folder.path, folder.read_summary()
     for name, step in cfg.then.items():
+        previous = source
         settings = {
-            SOURCE[step.job]: str(source),
             "seed": cfg.seed,
             "labels": cfg.labels,
             "trainer.accelerator": cfg.trainer.accelerator,
@@ -64,8 +82,9 @@ def follow(cfg: DictConfig, folder: RunFolder) -> None:
         }
         if not any(word.startswith("debug=") for word in step.words):
             settings |= shrunk(cfg)
-        perform(step.job, step.words, folder.path / str(name), settings)
         source = folder.path / str(name)
+        summary = perform(step.job, step.words, source, {SOURCE[step.job]: str(previous), **settings})
+    return headline(summary)
 
 
 def shrunk(cfg: DictConfig) -> dict[str, Any]:

@@ -7,20 +7,23 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from lightning import seed_everything
 from lightning.pytorch import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
 from selfsight.engine import build
+from selfsight.engine.devices import device
 from selfsight.engine.monitor import Monitor
-from selfsight.engine.performance import quicken
-from selfsight.jobs.pretrain import check_sizes, check_views
+from selfsight.engine.nan_guard import NanGuard
+from selfsight.engine.options import ProfileOptions, RunOptions
+from selfsight.engine.performance import apply_performance_options
+from selfsight.engine.session import make_trainer
 from selfsight.runs.console import make_console, make_table, quiet
 from selfsight.runs.folder import RunFolder
 
@@ -39,30 +42,25 @@ PARTS = {
 def run(cfg: DictConfig) -> None:
     """Train some steps as `pretrain` would, and say what they were spent on. Nothing is kept."""
     quiet()
-    console = make_console()
-    device = build.device(cfg.trainer.accelerator)
-    seed_everything(cfg.seed, workers=True, verbose=False)
-    data = build.datamodule(cfg)
-    method = build.method(cfg, data)
-    check_views(method, data)
-    check_sizes(method, data)
-    method.configure(build.recipe(cfg), build.clock(cfg, data))
-    quicken(method, cfg.trainer, device)
+    console, timed = make_console(), ProfileOptions.read(cfg)
+    parts = build.parts(cfg)
+    data, where = parts.datamodule, device(parts.trainer.accelerator)
+    parts.method.configure(parts.recipe, parts.length)
+    apply_performance_options(parts.method, parts.trainer, where)
 
-    epochs = math.ceil((cfg.warmup + cfg.steps) / data.steps_per_epoch)
-    cfg.trainer.update({"max_epochs": epochs, "limit_batches": None, "checkpoint_every": epochs})
-    cfg.trainer.limit_batches = min(data.steps_per_epoch, cfg.warmup + cfg.steps)
-    cfg.logger = None
-    watch = Stopwatch(cfg.warmup, cfg.steps, synchronise=device.type == "cuda")
-    data.on_after_batch_transfer = watch.around(data.on_after_batch_transfer)
+    epochs = math.ceil((timed.warmup + timed.steps) / data.steps_per_epoch)
+    batches = min(data.steps_per_epoch, timed.warmup + timed.steps)
+    trainer = replace(parts.trainer, max_epochs=epochs, limit_batches=batches, checkpoint_every=epochs)
+    parts = replace(parts, trainer=trainer, loggers=[], callbacks=[])
+    watch = Stopwatch(timed.warmup, timed.steps, synchronise=where.type == "cuda")
+    data.on_after_batch_transfer = watch.around(data.on_after_batch_transfer)  # type: ignore[method-assign, assignment]
     with tempfile.TemporaryDirectory() as place:
         folder = RunFolder(Path(place))
-        silent = Console(file=io.StringIO())
-        monitor = Monitor(folder, silent, SimpleNamespace(results=[]))
-        trainer = build.trainer(cfg, folder, [First(watch), monitor, Last(watch)])
-        trainer.fit(method, datamodule=data)
-    if trainer.is_global_zero:
-        tell(console, watch.seconds, watch.counted, cfg, device)
+        monitor = Monitor(folder, Console(file=io.StringIO()), SimpleNamespace(results=[]))
+        lightning = make_trainer(parts, folder, [First(watch), NanGuard(folder), monitor, Last(watch)])
+        lightning.fit(parts.method, datamodule=data)
+    if lightning.is_global_zero:
+        tell(console, watch.seconds, watch.counted, parts.run, where)
 
 
 class Stopwatch:
@@ -141,7 +139,7 @@ class Last(Callback):
         self.watch.step += 1
 
 
-def tell(console: Console, seconds: Mapping[str, float], steps: int, cfg: DictConfig, device: torch.device) -> None:
+def tell(console: Console, seconds: Mapping[str, float], steps: int, run: RunOptions, device: torch.device) -> None:
     """Table, speed, and the bottleneck in one sentence."""
     whole = sum(seconds.values())
     table = make_table("part", "ms a step", "share")
@@ -150,18 +148,18 @@ def tell(console: Console, seconds: Mapping[str, float], steps: int, cfg: DictCo
     table.add_row("whole step", f"{1000 * whole / steps:.1f}", "100%", style="bold")
     console.print(table)
     console.print(
-        f"{cfg.batch_size * steps / whole:,.0f} images/s on {device.type}, {steps} steps of {cfg.batch_size} images"
+        f"{run.batch_size * steps / whole:,.0f} images/s on {device.type}, {steps} steps of {run.batch_size} images"
     )
-    console.print(bottleneck({part: spent / whole for part, spent in seconds.items()}, device.type, cfg))
+    console.print(bottleneck({part: spent / whole for part, spent in seconds.items()}, device.type, run.num_workers))
 
 
-def bottleneck(shares: Mapping[str, float], device: str, cfg: DictConfig) -> str:
+def bottleneck(shares: Mapping[str, float], device: str, num_workers: int | str) -> str:
     """What to change first, from the share of each part."""
     network = shares["forward"] + shares["backward"]
     if shares["data"] > 0.1 and shares["data"] >= shares["views"]:
         return (
             f"The step waits for data {shares['data']:.0%} of its time: give more readers (num_workers, now "
-            f"{cfg.num_workers}), or smaller files once and for all: selfsight prepare."
+            f"{num_workers}), or smaller files once and for all: selfsight prepare."
         )
     if shares["views"] > 0.25:
         remedy = "trainer.compile=true" if device == "cuda" else "a GPU, smaller images or fewer views"

@@ -4,52 +4,27 @@ from __future__ import annotations
 
 import html
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 
-from selfsight.evaluation.probes import classification
-from selfsight.files import write_text
-from selfsight.methods.base import Method
+from selfsight.engine.measure import LAST
 from selfsight.reporting.page import figure_html
 from selfsight.runs.console import make_table
 from selfsight.runs.folder import RunFolder
 
-FILE = "classification.json"
-LAST = 20  # evaluations whose median is reported
 DRAWN = 40  # classes up to which the confusion picture names them
 
 
-def record(console: Console, folder: RunFolder, method: Method, data: Any) -> dict[str, Any]:
-    """Measure the method's `classifiers`, show them, and keep everything in ``classification.json``.
-
-    Returns:
-        For the summary: the figures without the confusion; nothing where no class is learned or no test image has one.
-    """
-    test = data.data.test
-    if not method.classifiers() or test is None or test.labels is None:
-        return {}
-    found = {}
-    for name, network in method.classifiers().items():
-        figures = classification.classification_figures(
-            *classification.predict(network, data.eval_dataloader("test"), method.device)
-        )
-        found[name] = {**figures, **over_epochs(folder.read_metrics(), f"{name}_top1")}
-    content = {"classes": list(data.data.classes), "classifiers": found}
-    write_text(folder.path / FILE, json.dumps(content, indent=2) + "\n")
+def show_classifiers(console: Console, classifiers: Mapping[str, Mapping[str, Any]]) -> None:
+    """A table of the networks that learned classes; nothing where none did."""
+    if not classifiers:
+        return
     table = make_table("", "top-1", "best", f"median of last {LAST}", "top-5", "calibration error")
-    for name, row in found.items():
+    for name, row in classifiers.items():
         table.add_row(name, *(percent(row.get(key)) for key in ("top1", "best_top1", "median_top1", "top5", "ece")))
     console.print(table)
-    return {name: {k: v for k, v in row.items() if k != "confusion"} for name, row in found.items()}
-
-
-def over_epochs(rows: Sequence[Mapping[str, str]], column: str) -> dict[str, float]:
-    """``best_top1``, which is chosen on the test images, and ``median_top1`` of the last `LAST` evaluations."""
-    values = [float(row[column]) for row in rows if row.get(column)]
-    return {"best_top1": max(values), "median_top1": statistics.median(values[-LAST:])} if values else {}
 
 
 def percent(value: float | None) -> str:
@@ -58,10 +33,9 @@ def percent(value: float | None) -> str:
 
 def section(folder: RunFolder) -> str:
     """HTML of ``classification.json``: accuracy of every class and which is taken for which; empty without the file."""
-    path = folder.path / FILE
-    if not path.is_file():
+    if not folder.classification.is_file():
         return ""
-    content = json.loads(path.read_text())
+    content = json.loads(folder.classification.read_text())
     parts = ["<h2>Classes</h2>"]
     for name, figures in content["classifiers"].items():
         line = " · ".join(

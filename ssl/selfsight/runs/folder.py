@@ -33,6 +33,7 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.report = path / "report.html"
         self.labels = path / "labels.json"
+        self.classification = path / "classification.json"
 
     @classmethod
     def create(cls, cfg: DictConfig, stem: str) -> RunFolder:
@@ -114,6 +115,13 @@ class RunFolder:
             raise UserError(f"'{path}' cannot be read as a configuration ({' '.join(str(error).split())}).") from None
         if not isinstance(cfg, DictConfig):
             raise UserError(f"'{path}' is no configuration of a run.")
+        return cfg
+
+    def config_to_resume(self) -> DictConfig:
+        """What the run goes on with: its configuration, and the labels that it has used."""
+        cfg = self.config()
+        if self.labels.is_file():
+            cfg.datamodule.labels = {"split": str(self.labels)}
         return cfg
 
     def write_config(self, cfg: DictConfig) -> None:

@@ -80,7 +80,7 @@ def with_folder(path: Path) -> Path:
     return path
 
 
-def plain(node: DictConfig | None) -> dict[str, Any]:
+def to_json(node: DictConfig | None) -> dict[str, Any]:
     """The settings in a part of a configuration, as JSON takes them; the place of images as an absolute path."""
     if node is None:
         return {}
@@ -94,10 +94,10 @@ def plain(node: DictConfig | None) -> dict[str, Any]:
 def named_after(group: str, node: DictConfig) -> list[str]:
     """Words for a name: the choice of a group that a node was composed from, and what differs from that file."""
     choice, changed = choice_of(group, node)
-    return [choice, *told(changed)]
+    return [choice, *changed_slug(changed)]
 
 
-def told(changed: Mapping[str, Any]) -> list[str]:
+def changed_slug(changed: Mapping[str, Any]) -> list[str]:
     """Words for values that are not as usual: ``k_5,20``."""
     shown = {key.rpartition(".")[2]: value for key, value in changed.items()}
     return [
@@ -117,7 +117,7 @@ def choice_of(group: str, node: DictConfig) -> tuple[str, dict[str, Any]]:
 
     Of equally near ones it is the one that says most.
     """
-    given = dict(flat(plain(node)))
+    given = dict(flat(to_json(node)))
     found: dict[tuple[int, int, str], dict[str, Any]] = {}
     files = (importlib.resources.files("selfsight.conf") / group).iterdir()
     for file in (file for file in files if file.name.endswith(".yaml")):

@@ -1,0 +1,64 @@
+"""What an evaluator is: something that puts numbers on a frozen backbone. There are two kinds."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+from selfsight.evaluation.features import Features
+
+
+@runtime_checkable
+class FeatureEvaluator(Protocol):
+    """An evaluator that features are enough for. Fitted on ``train``, measured on ``test``, never the reverse.
+
+    A person's own may be any callable of this form: without ``needs_labels`` it is taken to need none, without
+    ``protocol`` its name stands for how its numbers are made.
+    """
+
+    needs_labels: bool
+
+    @property
+    def protocol(self) -> str:
+        """One line naming how the numbers are made."""
+
+    def __call__(self, train: Features, test: Features) -> dict[str, Any]:
+        """Numbers by name; fractions of 1 for accuracies."""
+
+
+@runtime_checkable
+class ImageEvaluator(Protocol):
+    """An evaluator that needs the backbone and images: augmented ones, feature maps, images of its own.
+
+    Where its numbers are of one stage of the network it has a field ``stage`` (or ``stages``), where it wants the
+    projection head a field ``head``, where it brings its own images ``data``.
+    """
+
+    needs_labels: bool
+
+    @property
+    def protocol(self) -> str:
+        """One line naming how the numbers are made."""
+
+    def on_images(self, backbone: nn.Module, datamodule: Any) -> dict[str, Any]:
+        """Numbers by name; fractions of 1 for accuracies."""
+
+
+Evaluator = FeatureEvaluator | ImageEvaluator
+
+
+def looks_at_images(evaluator: Any) -> bool:
+    """Whether an evaluator is an `ImageEvaluator`, as far as its methods tell."""
+    return callable(getattr(evaluator, "on_images", None))
+
+
+def needs_labels(evaluator: Any) -> bool:
+    """Whether an evaluator compares with the labels of test images."""
+    return bool(getattr(evaluator, "needs_labels", False))
+
+
+def protocol(evaluator: Any) -> str:
+    """How an evaluator's numbers are made, in one line."""
+    named = getattr(evaluator, "__name__", type(evaluator).__name__)
+    return str(getattr(evaluator, "protocol", named))

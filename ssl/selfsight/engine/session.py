@@ -1,0 +1,181 @@
+"""A training, from its parts to its last checkpoint: one for pretraining, fine-tuning and distillation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from omegaconf import DictConfig
+from rich.console import Console
+
+from selfsight.checkpoints.export import export_backbone
+from selfsight.datamodules import ImageDataModule, LabelSplit
+from selfsight.engine import measure
+from selfsight.engine.build import Parts, as_user_error
+from selfsight.engine.checkpointing import (
+    AtomicCheckpoints,
+    GracefulInterrupt,
+    Interrupted,
+    StepSeeds,
+    checkpointing,
+    read_checkpoint,
+)
+from selfsight.engine.devices import device, spread
+from selfsight.engine.monitor import Monitor
+from selfsight.engine.nan_guard import NanGuard
+from selfsight.engine.performance import GraphSteps, apply_performance_options
+from selfsight.engine.progress import ProgressBar
+from selfsight.engine.reload import LoadedRun
+from selfsight.files import write_text
+from selfsight.runs.console import make_console
+from selfsight.runs.folder import RunFolder
+
+
+def reopen(cfg: DictConfig) -> tuple[DictConfig, RunFolder | None]:
+    """The configuration of a training, and the folder to go on in: those of ``cfg.resume`` where that names a run.
+
+    Raises:
+        UserError: there is no such run, or its checkpoint cannot be read.
+    """
+    if cfg.resume is None:
+        return cfg, None
+    folder = RunFolder.open(cfg.resume)
+    read_checkpoint(folder.checkpoint)
+    return folder.config_to_resume(), folder
+
+
+@dataclass
+class Session:
+    """A training in its folder.
+
+    Attributes:
+        job: as the command line calls it. resumed: it goes on from the folder's checkpoint.
+        seconds: of training, those before a stop included; known after `fit`.
+    """
+
+    job: str
+    parts: Parts
+    folder: RunFolder
+    resumed: bool = False
+    console: Console = field(default_factory=make_console)
+    seconds: float = 0.0
+
+    @classmethod
+    def begin(cls, job: str, cfg: DictConfig, parts: Parts, folder: RunFolder | None, stem: str) -> Session:
+        """A session in a new folder, or in that of the run that goes on."""
+        return cls(job, parts, folder or RunFolder.create(cfg, stem), resumed=folder is not None)
+
+    def fit(self) -> bool:
+        """Train to the end, or to a Ctrl-C; checkpoints, metrics and the labels used stay in the folder.
+
+        Returns:
+            Whether this is the process that goes on to measure: the first one.
+        """
+        parts, folder, data = self.parts, self.folder, self.parts.datamodule
+        try:
+            parts.method.configure(parts.recipe, parts.length)
+            apply_performance_options(parts.method, parts.trainer, device(parts.trainer.accelerator))
+            data.data.unreadable.write_to(folder.path / "unreadable.txt")
+            if data.data.prepared is not None:  # what the images had gone through is part of the run
+                write_text(folder.path / "prepared.json", json.dumps(data.data.prepared, indent=2) + "\n")
+            monitor = Monitor(folder, self.console, parts.online)
+            interrupt, guard, bar = GracefulInterrupt(folder.checkpoint), NanGuard(folder), ProgressBar(self.console)
+            trainer = make_trainer(parts, folder, [interrupt, guard, parts.online, monitor, bar])
+            if trainer.is_global_zero:
+                if (split := labels_used(data)) is not None:
+                    split.write(folder.labels)
+                self.print_header(trainer.world_size)
+            resumed = str(folder.checkpoint) if self.resumed else None
+            trainer.fit(parts.method, datamodule=data, ckpt_path=resumed, weights_only=True)
+        except Interrupted:
+            self.console.print(f"stopped, state saved; go on with: selfsight {self.job} resume={folder.path}")
+            raise SystemExit(130) from None
+        except Exception:
+            folder.drop_unused()
+            raise
+        self.seconds = monitor.seconds
+        return trainer.is_global_zero
+
+    def print_header(self, processes: int) -> None:
+        """What is going to happen, in three lines; a fourth says where a folder's labels are from."""
+        parts, names, length = self.parts, self.parts.description, self.parts.length
+        data = parts.datamodule.data
+        millions = sum(p.numel() for p in parts.method.backbone.parameters()) / 1e6
+        recipe = parts.recipe
+        self.console.print(
+            f"{names.method} · {names.backbone} ({millions:.2f} M parameters) · {measure.describe(data)}\n"
+            f"batch {length.batch_size} ({processes} × {length.batch_size // processes}) · "
+            f"{length.epochs} epoch{'s' * (length.epochs > 1)} of {length.steps_per_epoch} steps · "
+            f"lr {recipe.lr:g} → {recipe.peak_lr(length.batch_size):.4g} ({recipe.scaling} scaling)\n"
+            f"{self.folder.path}"
+        )
+        if data.about_labels:
+            self.console.print(data.about_labels, style="dim", markup=False)
+
+    def export_backbone(self) -> None:
+        """The backbone as a plain file, with what has to be known to use it."""
+        names, view = self.parts.description, self.parts.datamodule.views[0]
+        export_backbone(
+            self.parts.method.backbone,
+            {
+                "backbone": names.backbone_arguments,
+                "image_size": names.image_size,
+                "mean": view.mean,
+                "std": view.std,
+                "method": names.method,
+                "dataset": names.dataset,
+                "epochs": self.parts.trainer.max_epochs,
+            },
+            self.folder.path,
+        )
+
+    def loaded(self) -> LoadedRun:
+        """The run as it lies in memory, for those who look at finished runs."""
+        parts = self.parts
+        return LoadedRun(self.folder, parts.description, parts.datamodule, parts.method.backbone, parts.method)
+
+
+def labels_used(data: ImageDataModule) -> LabelSplit | None:
+    """Which images keep their labels, where a run learns from some of them only."""
+    split: LabelSplit | None = getattr(data, "split", None)
+    return split
+
+
+def make_trainer(parts: Parts, folder: RunFolder, callbacks: list[Callback]) -> Trainer:
+    """Lightning's trainer with our choices for what the options leave to us.
+
+    Args:
+        callbacks: of the run itself; those that were configured come after them.
+    """
+    options = parts.trainer
+    where = device(options.accelerator)
+    precision = options.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if where.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
+    devices, strategy, plugins = spread(options, where, parts.run.batch_size)
+    if options.cuda_graphs:
+        callbacks = [GraphSteps(), *callbacks]
+    last = checkpointing(folder.checkpoint, options.checkpoint_every)
+    with as_user_error("trainer"):
+        return Trainer(
+            default_root_dir=folder.path,
+            accelerator="gpu" if where.type == "cuda" else "cpu",
+            devices=devices,
+            num_nodes=options.num_nodes,
+            strategy=strategy,
+            precision=precision,  # type: ignore[arg-type]
+            max_epochs=options.max_epochs,
+            limit_train_batches=options.limit_batches,
+            accumulate_grad_batches=options.accumulate,
+            gradient_clip_val=options.clip_norm,
+            deterministic="warn" if options.deterministic else False,
+            benchmark=where.type == "cuda",
+            use_distributed_sampler=False,  # the datamodule splits the global batch itself
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            logger=[make(save_dir=str(folder.path)) for make in parts.loggers],
+            plugins=[AtomicCheckpoints(), *plugins],
+            callbacks=[StepSeeds(parts.run.seed), *callbacks, *parts.callbacks, last],
+        )
