@@ -23,8 +23,12 @@ from selfsight.datamodules.images.sets import ArrayImages, FileImages, ImageSet,
 from selfsight.datamodules.module import ImageDataModule
 from selfsight.datamodules.semi import DistillationDataModule, LabelledDataModule, SemiDataModule
 
+#: what a run trains on
+DataModule = ImageDataModule | SemiDataModule
+
 __all__ = [
     "ArrayImages",
+    "DataModule",
     "DistillationDataModule",
     "FileImages",
     "ImageData",

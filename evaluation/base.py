@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
+from typing_extensions import TypeIs
 
 from selfsight.evaluation.features import Features
+
+#: numbers by name, means with their spread and further figures inside one another among them
+Figures = dict[str, Any]
 
 
 @runtime_checkable
@@ -23,7 +27,7 @@ class FeatureEvaluator(Protocol):
     def protocol(self) -> str:
         """One line naming how the numbers are made."""
 
-    def __call__(self, train: Features, test: Features) -> dict[str, Any]:
+    def __call__(self, train: Features, test: Features) -> Figures:
         """Numbers by name; fractions of 1 for accuracies."""
 
 
@@ -41,24 +45,24 @@ class ImageEvaluator(Protocol):
     def protocol(self) -> str:
         """One line naming how the numbers are made."""
 
-    def on_images(self, backbone: nn.Module, datamodule: Any) -> dict[str, Any]:
+    def on_images(self, backbone: nn.Module, datamodule: Any) -> Figures:
         """Numbers by name; fractions of 1 for accuracies."""
 
 
 Evaluator = FeatureEvaluator | ImageEvaluator
 
 
-def looks_at_images(evaluator: Any) -> bool:
+def looks_at_images(evaluator: object) -> TypeIs[ImageEvaluator]:
     """Whether an evaluator is an `ImageEvaluator`, as far as its methods tell."""
     return callable(getattr(evaluator, "on_images", None))
 
 
-def needs_labels(evaluator: Any) -> bool:
+def needs_labels(evaluator: object) -> bool:
     """Whether an evaluator compares with the labels of test images."""
     return bool(getattr(evaluator, "needs_labels", False))
 
 
-def protocol(evaluator: Any) -> str:
+def protocol(evaluator: object) -> str:
     """How an evaluator's numbers are made, in one line."""
     named = getattr(evaluator, "__name__", type(evaluator).__name__)
     return str(getattr(evaluator, "protocol", named))

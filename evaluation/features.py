@@ -25,11 +25,13 @@ class Features:
         x: ``[N, D]`` float32.
         labels: ``[N]`` int64, or None where the images have none.
         indices: ``[N]`` int64, position of each image in its data set.
+        names: of the images, where somebody has asked for them; else empty.
     """
 
     x: Tensor
     labels: Tensor | None
     indices: Tensor
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.x)
@@ -51,14 +53,15 @@ class Features:
 
     def take(self, rows: Tensor) -> Features:
         """The features of some rows (``[n]`` int64 or ``[N]`` bool)."""
-        return Features(self.x[rows], None if self.labels is None else self.labels[rows], self.indices[rows])
+        names = tuple(self.names[i] for i in torch.arange(len(self))[rows].tolist()) if self.names else ()
+        return Features(self.x[rows], None if self.labels is None else self.labels[rows], self.indices[rows], names)
 
     def to(self, device: Device) -> Features:
         """On ``device``; None is the GPU where there is one, else where the features are."""
         if device is None:
             device = "cuda" if torch.cuda.is_available() else self.x.device
         labels = None if self.labels is None else self.labels.to(device)
-        return Features(self.x.to(device), labels, self.indices.to(device))
+        return Features(self.x.to(device), labels, self.indices.to(device), self.names)
 
 
 def checked(train: Features, test: Features, *, labels: bool = True) -> tuple[Features, Features]:

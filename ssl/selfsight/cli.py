@@ -47,7 +47,8 @@ def run(words: list[str]) -> None:
     if TASK_VARIABLE in os.environ:
         from selfsight.jobs.launch import given_task, start
 
-        return start(*given_task())
+        start(*given_task())
+        return None
     if not words or words[0] in ("-h", "--help", "help"):
         print(help_text(), end="")
         return None
@@ -76,7 +77,8 @@ def run(words: list[str]) -> None:
         return sweep(job, overrides)
     from selfsight.jobs.launch import start
 
-    return start(job, compose(job, overrides))
+    start(job, compose(job, overrides))
+    return None
 
 
 def sweep(job: str, overrides: list[str]) -> None:
@@ -93,12 +95,12 @@ def sweep(job: str, overrides: list[str]) -> None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from selfsight.jobs.launch import inside
+    from selfsight.jobs.launch import run_nested_job
 
     def task(cfg: DictConfig) -> str | None:
         words = [word.removeprefix(f"+{ASIDE}") for word in HydraConfig.get().overrides.task]  # as they are typed
         try:
-            inside(job, cfg, words)
+            run_nested_job(job, cfg, words)
         except UserError as error:
             print(f"selfsight: {error}", file=sys.stderr)
             return str(error)

@@ -16,8 +16,8 @@ import selfsight.conf
 from selfsight.datamodules.views.cpu_views import CpuViews
 from selfsight.datamodules.views.device_views import DeviceViews
 from selfsight.datamodules.views.view import View, expand
+from selfsight.engine.inherit import fill_views
 from selfsight.errors import UserError
-from selfsight.jobs.finetune import fill_views
 
 RECIPES = sorted((Path(selfsight.conf.__path__[0]) / "views").glob("*.yaml"))
 

@@ -15,11 +15,11 @@ from PIL import Image
 from selfsight import cli
 from selfsight.checkpoints.export import export_backbone
 from selfsight.engine import build, measure
+from selfsight.engine.reload import projector
 from selfsight.errors import UserError
 from selfsight.evaluation import KNN, Diagnostics, FewShot, LinearProbe, ViewQuality
 from selfsight.evaluation.features import Features
-from selfsight.jobs import report
-from selfsight.jobs.evaluate import projector
+from selfsight.reporting.tables import table
 from selfsight.runs import records
 from selfsight.runs.folder import RunFolder
 
@@ -114,8 +114,8 @@ def test_the_table_leaves_out_what_cannot_be_measured_and_says_why() -> None:
     labels, none = torch.tensor([0, 1, 0, 1]), torch.full((4,), -1)
     evaluators = {"knn": KNN(), "few_shot": FewShot(), "rank": Diagnostics(), "views": ViewQuality()}
     whole = Split(labels, labels)
-    assert measure.lacking(whole) == ""
-    assert set(measure.applicable(evaluators, labelled=True)) == {"knn", "few_shot", "rank"}
+    assert measure.missing_labels_reason(whole) == ""
+    assert set(measure.select_evaluators(evaluators, labelled=True)) == {"knn", "few_shot", "rank"}
     assert set(measure.protocols(evaluators, whole)) == {"knn", "few_shot", "rank"}
     for data, reason in (
         (Split(None, labels), "the training images of data set 'toy' have no labels"),
@@ -123,17 +123,17 @@ def test_the_table_leaves_out_what_cannot_be_measured_and_says_why() -> None:
         (Split(labels, none), "the test images of data set 'toy' have no labels"),
         (Split(labels, None, held_out=False), "data set 'toy' has no test images"),
     ):
-        assert measure.lacking(data) == reason
+        assert measure.missing_labels_reason(data) == reason
         told = measure.protocols(evaluators, data)
         assert set(told) == {"rank", "views", "not measured"}
         assert told["not measured"] == f"knn, few_shot, since {reason}"
     assert measure.protocols({"rank": Diagnostics()}, Split(None, None)).keys() == {"rank"}
-    shown = report.table({"pretrained": {"rank": 3.0}, "protocols": told})
+    shown = table({"pretrained": {"rank": 3.0}, "protocols": told})
     assert "not measured: knn, few_shot, since data set &#x27;toy&#x27; has no test images" in shown
     x = Features(torch.randn(4, 3), labels, torch.arange(4))
-    assert measure.measured(Diagnostics(), x, None) == Diagnostics()(x, x)
+    assert measure.run_evaluator(Diagnostics(), x, None) == Diagnostics()(x, x)
     with pytest.raises(UserError, match="LinearProbe compares with the labels of test images"):
-        measure.measured(LinearProbe(), x, None)
+        measure.run_evaluator(LinearProbe(), x, None)
 
 
 def test_embed_writes_every_image_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,12 +172,10 @@ def test_places_that_cannot_be_written_are_one_sentence(
 def test_the_projection_of_runs_that_have_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A method without a projector, one whose projector is for maps, and an exported backbone."""
     run = finished(tmp_path / "run", "method=rotation")
-    from selfsight.jobs import evaluate
-
     for method, head in (("Rotation", None), ("PixPro", torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1)))):
         with pytest.MonkeyPatch.context() as patch:
             made = type("Made", (), {"projector": head})()
-            patch.setattr(evaluate, "trained_method", lambda *_, made=made: made)
+            patch.setattr("selfsight.engine.reload.trained_method", lambda *_, made=made: made)
             assert projector(RunFolder(run)) is None
             if method == "Rotation":
                 for job in ("knn", "embed", "linear"):

@@ -18,8 +18,10 @@ import torch
 from safetensors.torch import load_file
 
 from selfsight import cli
+from selfsight.engine.monitor import Monitor
+from selfsight.engine.session import Session
 from selfsight.errors import UserError
-from selfsight.jobs import compare, distill, pipeline, pretrain
+from selfsight.jobs import compare, pipeline
 from selfsight.reporting import classification
 from selfsight.runs.folder import RUN_VARIABLE, RunFolder
 
@@ -181,7 +183,7 @@ def test_a_stopped_step_goes_on_to_the_same_numbers(runs: Path, job: str, monkey
     start = {"finetune": [f"run={runs}/simclr", "labels.per_class=1"], "distill": [f"teacher={runs}/tuned"]}[job]
     words = [job, *SMOKE, *start, "trainer.max_epochs=2", f"runs={runs}"]
     go(*words, f"name={job}-whole")
-    whole = pretrain.Monitor.on_train_epoch_end
+    whole = Monitor.on_train_epoch_end
 
     def gone(self: Any, trainer: Any, module: Any) -> None:
         whole(self, trainer, module)
@@ -189,7 +191,7 @@ def test_a_stopped_step_goes_on_to_the_same_numbers(runs: Path, job: str, monkey
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain.Monitor, "on_train_epoch_end", gone)
+        patch.setattr(Monitor, "on_train_epoch_end", gone)
         with pytest.raises(Stop):
             go(*words, f"name={job}-stopped")
     go(job, f"resume={runs}/{job}-stopped")
@@ -204,7 +206,14 @@ def test_three_steps_in_one_command(runs: Path, monkeypatch: pytest.MonkeyPatch)
     words = [*SMOKE, "recipe=simclrv2_3step", "labels.per_class=1", f"then.finetune.words={smoke}"]
     words += [f"then.distill.words={smoke}", f"runs={runs}", "name=steps"]
     with monkeypatch.context() as patch:
-        patch.setattr(distill, "fit", lambda *args: (_ for _ in ()).throw(Stop))
+        fit = Session.fit
+
+        def gone(session: Session) -> bool:
+            if session.job == "distill":
+                raise Stop
+            return fit(session)
+
+        patch.setattr(Session, "fit", gone)
         with pytest.raises(Stop):
             go("pretrain", *words)
     before = weights(runs / "steps" / "finetune")
@@ -223,8 +232,9 @@ def test_the_steps_of_a_shrunk_run_are_as_short(monkeypatch: pytest.MonkeyPatch,
     cfg = cli.compose("pretrain", cli.checked("pretrain", words, sweep=False))
     performed: dict[str, Any] = {}
 
-    def perform(job: str, words: list[str], folder: Path, settings: dict[str, Any]) -> None:
+    def perform(job: str, words: list[str], folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         performed[job] = pipeline.composed(job, words, settings)
+        return {}
 
     monkeypatch.setattr(pipeline, "perform", perform)
     pipeline.follow(cfg, RunFolder(tmp_path))

@@ -119,9 +119,9 @@ def test_how_such_a_run_ends(status: int, error: type[BaseException] | None, mon
     monkeypatch.setattr(subprocess, "Popen", Started(status))
     cfg = cli.compose("pretrain", ["trainer.devices=2", "trainer.accelerator=cpu"])
     if error is None:
-        return launch.inside("pretrain", cfg)
+        return launch.run_nested_job("pretrain", cfg)
     with pytest.raises(error, match="130" if status == 130 else f"ended with status {status}"):
-        launch.inside("pretrain", cfg)
+        launch.run_nested_job("pretrain", cfg)
     return None
 
 

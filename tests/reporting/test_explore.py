@@ -24,7 +24,7 @@ import selfsight
 from selfsight import cli
 from selfsight.datamodules import digits
 from selfsight.engine import build
-from selfsight.jobs.evaluate import plain_data
+from selfsight.engine.reload import eval_datamodule
 from selfsight.jobs.explore import learnt_from
 from selfsight.reporting import embedding
 from selfsight.reporting.explorer import Explorer
@@ -149,9 +149,9 @@ def test_nothing_is_wrong_in_the_console(page: webdriver.Chrome) -> None:
 
 def opened(run: Path) -> Explorer:
     folder, backbone = RunFolder(run), selfsight.load(run)
-    data = plain_data(build.images(folder.config()), backbone, num_workers=0)
+    data = eval_datamodule(build.dataset(folder.config()), backbone, num_workers=0)
     train, images = learnt_from(backbone, data)
-    return Explorer(folder, data, backbone, train, embedding.facts(train, train, images, "pca"), "train")
+    return Explorer(folder, data, backbone, train, embedding.build_map(train, train, images, "pca"), "train")
 
 
 def name_of(explorer: Explorer, point: int) -> str:

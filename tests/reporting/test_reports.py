@@ -22,8 +22,8 @@ from selfsight.contracts import Batch
 from selfsight.datamodules import digits
 from selfsight.evaluation import cache
 from selfsight.evaluation.features import Features
-from selfsight.jobs import compare_runs, report
-from selfsight.reporting import comparison, embedding, embedding_map, page, pictures
+from selfsight.jobs import compare_runs
+from selfsight.reporting import comparison, curves, embedding, embedding_map, page, pictures, report
 from selfsight.reporting.thumbnails import denormalised
 from selfsight.runs.folder import RunFolder
 
@@ -109,7 +109,7 @@ def test_a_map_of_a_hundred_thousand_points() -> None:
     data = Data(digits(image_size=8, mean=(0.3,) * 3, std=(0.3,) * 3, test_fraction=0.2, seed=0, name="digits"))
     test = Features(x, labels, torch.arange(n) % len(data.data.test))
     train = Features(x[:500], labels[:500], torch.arange(500))
-    known = embedding.facts(train, test, data.data.test, "pca")
+    known = embedding.build_map(train, test, data.data.test, "pca")
     made = embedding_map.figure(data, known)
     shown = [trace for trace in made.data if trace.visible]
     assert {trace.type for trace in made.data} == {"scattergl"}
@@ -140,7 +140,7 @@ def test_nobody_votes_for_itself() -> None:
     """Of 200 pairs of copies with opposite labels every image is taken for its twin's class, whoever is found first."""
     base = torch.randn(200, 32, generator=torch.Generator().manual_seed(0))
     twins = Features(base.repeat(2, 1), torch.arange(400) // 200, torch.arange(400))
-    known = embedding.facts(twins, twins, None, "pca")
+    known = embedding.build_map(twins, twins, None, "pca")
     assert known.labels is not None
     assert known.wrong.all()
 
@@ -150,7 +150,7 @@ def test_images_without_labels_neither_vote_nor_are_wrong() -> None:
     labels = torch.tensor([0, 1]).repeat(10)
     labels[4:] = -1
     some = Features(x, labels, torch.arange(20))
-    known = embedding.facts(some, some, None, "pca")
+    known = embedding.build_map(some, some, None, "pca")
     assert known.predictions is not None
     assert known.labels is not None
     assert known.loss is not None
@@ -169,7 +169,7 @@ def test_points_beyond_the_fitted_ones_stand_beside_their_twins(monkeypatch: pyt
     monkeypatch.setattr(embedding, "FITTED", 60)
     x = np.random.default_rng(0).normal(size=(60, 16)).astype(np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
-    flat = embedding.flatten(np.concatenate([x, x[:5]]), "tsne")
+    flat = embedding.project_2d(np.concatenate([x, x[:5]]), "tsne")
     nearest = np.linalg.norm(flat[60:, None] - flat[None, :60], axis=2).argmin(1)
     assert nearest.tolist() == [0, 1, 2, 3, 4]
 
@@ -262,9 +262,9 @@ def test_simmatchv2_shows_what_propagation_changes() -> None:
 
 def test_guessing_is_drawn_or_told() -> None:
     """The line of guessing stands in a chart that it would not flatten, and is told at the edge of others."""
-    near = report.curve({"": [(1, 0.2), (2, 0.6)]}, "knn_top1", 0.1)
+    near = curves.curve({"": [(1, 0.2), (2, 0.6)]}, "knn_top1", 0.1)
     assert [shape.y0 for shape in near.layout.shapes] == [0.1]
-    far = report.curve({"": [(1, 0.92), (2, 0.97)]}, "knn_top1", 0.1)
+    far = curves.curve({"": [(1, 0.92), (2, 0.97)]}, "knn_top1", 0.1)
     assert not far.layout.shapes
     assert [note.text for note in far.layout.annotations] == ["↓ guessing: 10%"]
 
@@ -333,9 +333,9 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     folders = [summarised(tmp_path / place / "x", f"seed: {i}\n") for i, place in enumerate("ab")]
     assert compare_runs.titles_of(folders) == ["a/x", "b/x"]
     assert compare_runs.titles_of([*folders, summarised(tmp_path / "y", "seed: 0\n")])[2] == "y"
-    drawn = compare_runs.curves(folders)
+    drawn = compare_runs.curves_of(folders)
     for column in ("loss", "rank"):
-        assert report.TITLES[column] in drawn
+        assert curves.TITLES[column] in drawn
     assert drawn.count('"name":"a\\u002fx"') == drawn.count('"name":"b\\u002fx"') == 2
 
 

@@ -6,18 +6,29 @@ import json
 import os
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from selfsight.datamodules import ArrayImages, DataModule, ImageData, ImageDataModule
 from selfsight.errors import UserError
-from selfsight.evaluation.base import looks_at_images, needs_labels, protocol
+from selfsight.evaluation.base import (
+    Evaluator,
+    FeatureEvaluator,
+    Figures,
+    looks_at_images,
+    needs_labels,
+    protocol,
+)
 from selfsight.evaluation.cache import FeatureCache
-from selfsight.evaluation.features import extract, missing_labels
+from selfsight.evaluation.features import Features, extract, missing_labels
 from selfsight.evaluation.probes.classification import classification_figures, predict
+from selfsight.evaluation.views import plain_view
 from selfsight.files import write_text
 from selfsight.methods.base import Method
 from selfsight.runs.console import make_table
@@ -25,6 +36,9 @@ from selfsight.runs.folder import RunFolder
 
 #: rows of the table, from nothing learnt to what was learnt here
 ROWS = {"pixels": "raw pixels", "untrained": "untrained", "pretrained": "pretrained"}
+
+#: features of training and test images; the latter None where there are none
+Pair = tuple[Features, Features | None]
 
 NO_LABEL = "no label"
 LAST = 20  #: evaluations whose median is reported
@@ -38,14 +52,19 @@ def figure(key: str, value: float) -> str:
     return f"{value:.1f}" if key == "rank" else f"{value:.1%}"
 
 
-def features(backbone: nn.Module, data: Any, stage: str = "final") -> tuple[Any, Any]:
+def features(backbone: nn.Module, data: DataModule, stage: str = "final") -> Pair:
     """Train and test features of a backbone, from un-augmented images; None for test images that there are none of."""
     return staged_features(backbone, data, [stage])[stage]
 
 
 def staged_features(
-    backbone: nn.Module, data: Any, stages: list[str], *, head: nn.Module | None = None, cache: Path | None = None
-) -> dict[str, tuple[Any, Any]]:
+    backbone: nn.Module,
+    data: DataModule,
+    stages: list[str],
+    *,
+    head: nn.Module | None = None,
+    cache: Path | None = None,
+) -> dict[str, Pair]:
     """Train and test features by stage, from one pass over the images, or from the folder ``cache`` where they lie."""
     there = available_splits(data)
     train, test = (
@@ -58,15 +77,15 @@ def staged_features(
 
 def part_features(
     backbone: nn.Module,
-    data: Any,
+    data: DataModule,
     split: str,
     stages: list[str],
     *,
     head: nn.Module | None = None,
     cache: Path | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Features]:
     """Features by stage of one part of the data: ``train``, ``test`` or ``unlabelled``."""
-    found: dict[str, Any]
+    found: dict[str, Features]
     if cache is None:
         found = extract(backbone, data.eval_dataloader(split), stages=stages, head=head)
     else:
@@ -75,18 +94,30 @@ def part_features(
     return found
 
 
-def available_splits(data: Any) -> list[str]:
+def feature_of_image(backbone: nn.Module, data: DataModule, image: np.ndarray) -> Tensor:
+    """Features ``[D]`` of an image ``[H, W, 3]`` uint8, presented as evaluation does."""
+    one = ArrayImages(torch.from_numpy(image.copy()).permute(2, 0, 1)[None])
+    module = ImageDataModule(
+        replace(data.data, train=one, test=one, unlabelled=None, classes=()),
+        [plain_view(data)],
+        batch_size=1, num_workers=0, engine="auto", seed=0, device="cpu",
+    )  # fmt: skip
+    features: Tensor = extract(backbone, module.eval_dataloader("test"))["final"].x[0]
+    return features
+
+
+def available_splits(data: DataModule) -> list[str]:
     """The parts of a data set that hold images."""
     return [split for split in ("train", "unlabelled", "test") if len(getattr(data.data, split) or ())]
 
 
-def missing_labels_reason(data: Any) -> str:
+def missing_labels_reason(data: DataModule) -> str:
     """What keeps accuracies from being measured, in a few words: labels or test images. Empty where nothing does."""
     reason: str = missing_labels(data.data)
     return reason
 
 
-def check_labels(evaluator: Any, data: Any) -> None:
+def check_labels(evaluator: Evaluator, data: DataModule) -> None:
     """Refuse an evaluator that needs labels on data without.
 
     Raises:
@@ -99,7 +130,7 @@ def check_labels(evaluator: Any, data: Any) -> None:
         )
 
 
-def select_evaluators(evaluators: Mapping[str, Any], labelled: bool) -> dict[str, Any]:
+def select_evaluators(evaluators: Mapping[str, Evaluator], labelled: bool) -> dict[str, Evaluator]:
     """Evaluators of the table: without labels those that need none; with labels those that features are enough for.
 
     Args:
@@ -110,7 +141,7 @@ def select_evaluators(evaluators: Mapping[str, Any], labelled: bool) -> dict[str
     return {name: one for name, one in evaluators.items() if not needs_labels(one)}
 
 
-def protocols(evaluators: Mapping[str, Any], data: Any) -> dict[str, str]:
+def protocols(evaluators: Mapping[str, Evaluator], data: DataModule) -> dict[str, str]:
     """How each figure of the table is made, by evaluator, and what could not be measured, with the reason."""
     reason = missing_labels_reason(data)
     told = {name: protocol(one) for name, one in select_evaluators(evaluators, labelled=not reason).items()}
@@ -118,7 +149,7 @@ def protocols(evaluators: Mapping[str, Any], data: Any) -> dict[str, str]:
     return told | ({"not measured": f"{', '.join(left_out)}, since {reason}"} if reason and left_out else {})
 
 
-def run_evaluator(evaluator: Any, train: Any, test: Any) -> dict[str, Any]:
+def run_evaluator(evaluator: FeatureEvaluator, train: Features, test: Features | None) -> Figures:
     """What an evaluator says of features. One that needs no labels looks at the training images where no others are.
 
     Raises:
@@ -126,21 +157,18 @@ def run_evaluator(evaluator: Any, train: Any, test: Any) -> dict[str, Any]:
     """
     if test is None and needs_labels(evaluator):
         raise UserError(f"{type(evaluator).__name__} compares with the labels of test images, and there are none.")
-    found: dict[str, Any] = evaluator(train, train if test is None else test)
-    return found
+    return evaluator(train, train if test is None else test)
 
 
-def run_evaluators(
-    evaluators: Mapping[str, Any], backbone: nn.Module, data: Any, pair: tuple[Any, Any]
-) -> dict[str, Any]:
+def run_evaluators(evaluators: Mapping[str, Evaluator], backbone: nn.Module, data: DataModule, pair: Pair) -> Figures:
     """Everything the evaluators say of a backbone and of its train and test features."""
-    found: dict[str, Any] = {}
+    found: Figures = {}
     for evaluator in evaluators.values():
         found |= evaluator.on_images(backbone, data) if looks_at_images(evaluator) else run_evaluator(evaluator, *pair)
     return found
 
 
-def show(console: Console, summary: Mapping[str, Any], protocols: Mapping[str, str]) -> None:
+def show(console: Console, summary: Mapping[str, Figures], protocols: Mapping[str, str]) -> None:
     """The table of a run: raw pixels, untrained and pretrained network under the same protocols."""
     rows = {key: label for key, label in ROWS.items() if key in summary}
     shots = sorted({k for key in rows for k in summary[key].get("few_shot", {})}, key=int)
@@ -158,7 +186,7 @@ def show(console: Console, summary: Mapping[str, Any], protocols: Mapping[str, s
         console.print(f"  {name}: {told}", style="dim", highlight=False)
 
 
-def classifiers(method: Method, data: Any, folder: RunFolder) -> dict[str, dict[str, Any]]:
+def classifiers(method: Method, data: DataModule, folder: RunFolder) -> dict[str, Figures]:
     """Figures of a method's `classifiers` on the test images; all of them are kept in ``classification.json``.
 
     Returns:
@@ -182,6 +210,19 @@ def over_epochs(rows: Sequence[Mapping[str, str]], column: str) -> dict[str, flo
     return {"best_top1": max(values), "median_top1": statistics.median(values[-LAST:])} if values else {}
 
 
+class Outcome(dict[str, float]):
+    """What a job that trains gives back: its headline figures by name, and the folder they lie in."""
+
+    def __init__(self, figures: Mapping[str, float], folder: RunFolder | None = None) -> None:
+        super().__init__(figures)
+        self.folder = folder
+
+
+def outcome(folder: RunFolder, summary: Mapping[str, Any]) -> Outcome:
+    """The outcome of a run from its summary."""
+    return Outcome(headline(summary), folder)
+
+
 def headline(summary: Mapping[str, Any]) -> dict[str, float]:
     """The figures by which a run may be chosen among others: ``knn_top1``, ``linear_top1``, ``student_top1``, …"""
     measured = {key: float(value) for key, value in summary.get("pretrained", {}).items() if isinstance(value, float)}
@@ -203,14 +244,14 @@ class Pixels(nn.Module):
         return x.flatten(1)
 
 
-def describe(data: Any) -> str:
+def describe(data: ImageData) -> str:
     """``digits (1,437 images, 10 classes)``."""
     images = len(data.train) + (len(data.unlabelled) if data.unlabelled is not None else 0)
     classes = f", {data.num_classes} classes" if data.num_classes else ""
     return f"{data.name} ({images:,} images{classes})"
 
 
-def class_name(data: Any, label: int) -> str:
+def class_name(data: ImageData, label: int) -> str:
     return readable(str(data.classes[label])) if 0 <= label < data.num_classes else NO_LABEL
 
 

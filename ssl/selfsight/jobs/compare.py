@@ -239,6 +239,7 @@ def probe(source: Path, labels: int, seed: int) -> float:
     backbone = selfsight.load(source).to(device(cfg.trainer.accelerator))
     split = select_labels(data.data.train, per_class=labels, seed=seed, classes=data.data.classes)
     train, test = measure.features(backbone, data)
+    assert test is not None, "the first of the steps was refused without test images"
     few = train.take(torch.isin(train.indices, split.tensor()))
     return float(FewShot().fit(few, test)["linear_top1"])
 

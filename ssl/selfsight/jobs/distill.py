@@ -7,12 +7,13 @@ from omegaconf import DictConfig
 
 from selfsight.composition.overrides import compose, group_choice
 from selfsight.engine import build, inherit, measure
+from selfsight.engine.measure import Outcome
 from selfsight.engine.session import Session, reopen
 from selfsight.jobs.finetune import conclude
 from selfsight.runs.console import quiet
 
 
-def run(cfg: DictConfig) -> dict[str, float]:
+def run(cfg: DictConfig) -> Outcome:
     """Distil, measure, export. Data set, labels and views are the teacher's where nothing else is said."""
     quiet()
     cfg, folder = reopen(cfg)
@@ -21,7 +22,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
     parts = build.parts(cfg, teacher=teacher)
     inherit.check_classes(classes, parts.datamodule.data.classes, cfg.teacher)
     session = Session.begin("distill", cfg, parts, folder, stem=f"distill-{parts.description.dataset}")
-    return measure.headline(conclude(session)) if session.fit() else {}
+    return measure.outcome(session.folder, conclude(session)) if session.fit() else Outcome({})
 
 
 def student_backbone(name: str) -> DictConfig:

@@ -150,7 +150,7 @@ def evaluate(evaluator: Any, of: Subject, stage: str, *, cache: bool) -> dict[st
         if stage != FINAL and not hasattr(evaluator, "stage") and not hasattr(evaluator, "stages"):
             raise UserError(f"{type(evaluator).__name__} looks at the last stage alone; leave stage out.", status=2)
         if hasattr(evaluator, "head"):
-            evaluator = dataclasses.replace(evaluator, head=head)
+            evaluator = dataclasses.replace(evaluator, head=head)  # type: ignore[type-var]
         return {stage: evaluator.on_images(backbone, data)}
     stages = [stage]
     if stage == ALL:

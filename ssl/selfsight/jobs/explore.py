@@ -49,7 +49,7 @@ def run(cfg: DictConfig) -> None:
     shown = train
     if cfg.split == "test":
         shown, images = measure.part_features(backbone, data, "test", [FINAL], cache=cache)[FINAL], data.data.test
-    known = embedding.facts(train, shown, images, cfg.projection)
+    known = embedding.build_map(train, shown, images, cfg.projection)
 
     def page(document: Any) -> None:
         document.title = folder.name

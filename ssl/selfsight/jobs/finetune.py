@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from selfsight.engine import build, inherit, measure
 from selfsight.engine.checkpointing import read_checkpoint
+from selfsight.engine.measure import Outcome
 from selfsight.engine.reload import projection_head
 from selfsight.engine.session import Session, labels_used, reopen
 from selfsight.reporting import report
@@ -15,7 +16,7 @@ from selfsight.reporting.classification import show_classifiers
 from selfsight.runs.console import clock_text, quiet
 
 
-def run(cfg: DictConfig) -> dict[str, float]:
+def run(cfg: DictConfig) -> Outcome:
     """Fine-tune, measure, export. The run folder names the run it started from in its configuration."""
     quiet()
     cfg, folder = reopen(cfg)
@@ -25,7 +26,7 @@ def run(cfg: DictConfig) -> dict[str, float]:
         backbone, projector = None, projection_head(read_checkpoint(folder.checkpoint)["state_dict"])
     parts = build.parts(cfg, backbone=backbone, projector=projector)
     session = Session.begin("finetune", cfg, parts, folder, stem=f"finetune-{parts.description.dataset}")
-    return measure.headline(conclude(session)) if session.fit() else {}
+    return measure.outcome(session.folder, conclude(session)) if session.fit() else Outcome({})
 
 
 def conclude(session: Session) -> dict[str, Any]:

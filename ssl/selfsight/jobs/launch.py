@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -22,11 +22,14 @@ from selfsight.errors import USAGE, UserError
 from selfsight.runs.folder import RunFolder
 from selfsight.runs.processes import INTERRUPTED, RUN_VARIABLE, SPREAD_VARIABLES, TASK_VARIABLE
 
+if TYPE_CHECKING:
+    from selfsight.engine.measure import Outcome
+
 #: keys that say where a job starts from, which may be `last`
 SOURCES = ("run", "start", "teacher", "resume")
 
 
-def start(job: str, cfg: DictConfig) -> None:
+def start(job: str, cfg: DictConfig) -> Outcome | None:
     """Run a job with its configuration; what can be refused without data is refused here.
 
     Raises:
@@ -49,7 +52,8 @@ def start(job: str, cfg: DictConfig) -> None:
                 f"'{folder.path}' is a run of {folder.job}; go on with it: selfsight {folder.job} resume={folder.path}",
                 status=USAGE,
             )
-        return importlib.import_module(f"selfsight.jobs.{JOBS[job][0]}").run(cfg)
+        outcome: Outcome | None = importlib.import_module(f"selfsight.jobs.{JOBS[job][0]}").run(cfg)
+        return outcome
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration is not complete: {' '.join(str(error).split())}.", status=USAGE) from error
 
@@ -84,7 +88,7 @@ def alone_as_whole(job: str, cfg: DictConfig) -> None:
 # --- a job inside another command ------------------------------------------------------------------------------------
 
 
-def inside(job: str, cfg: DictConfig, words: Sequence[str] | None = None) -> None:
+def run_nested_job(job: str, cfg: DictConfig, words: Sequence[str] | None = None) -> Outcome | None:
     """Run a job of a sweep, of a comparison, or one that follows from another.
 
     Where it is spread over devices it is a process of its own: only so can Lightning start it again for each of them,
@@ -105,7 +109,8 @@ def inside(job: str, cfg: DictConfig, words: Sequence[str] | None = None) -> Non
         spread = devices.processes(trainer, devices.device(trainer.accelerator, strict=False)) > 1
     argv = sys.argv if words is None else [sys.argv[0], job, *words]
     if spread or dist.is_initialized():
-        return apart(job, cfg, argv[1:])
+        run_in_subprocess(job, cfg, argv[1:])
+        return None
     with as_command(argv):
         return start(job, cfg)
 
@@ -124,7 +129,7 @@ def as_command(argv: list[str]) -> Iterator[None]:
             os.environ[RUN_VARIABLE] = folder
 
 
-def apart(job: str, cfg: DictConfig, words: Sequence[str]) -> None:
+def run_in_subprocess(job: str, cfg: DictConfig, words: Sequence[str]) -> None:
     """Run a job in a process of its own.
 
     Raises:
@@ -160,7 +165,7 @@ def written_to(stream: Any) -> Any:
 
 
 def given_task() -> tuple[str, DictConfig]:
-    """What `apart` has left for this process and those that Lightning starts beside it."""
+    """What `run_in_subprocess` has left for this process and those that Lightning starts beside it."""
     job, content = json.loads(os.environ[TASK_VARIABLE])
     cfg = OmegaConf.create(content)
     OmegaConf.set_struct(cfg, True)

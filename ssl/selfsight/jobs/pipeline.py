@@ -14,8 +14,8 @@ from selfsight.composition.keys import flat_keys
 from selfsight.composition.overrides import checked, compose
 from selfsight.datamodules import ImageDataModule
 from selfsight.datamodules.datasets.splits import chosen_labels
-from selfsight.engine.measure import headline
-from selfsight.jobs.launch import inside
+from selfsight.engine.measure import Outcome, headline
+from selfsight.jobs.launch import run_nested_job
 from selfsight.runs.folder import RunFolder
 
 #: the key under which a job is told which run it starts from
@@ -37,7 +37,7 @@ def perform(job: str, words: Sequence[str], folder: Path, settings: Mapping[str,
     else:
         shutil.rmtree(folder, ignore_errors=True)  # begun, and stopped before the first checkpoint
         cfg = composed(job, words, {**settings, "runs": str(folder.parent), "name": folder.name})
-    inside(job, cfg)
+    run_nested_job(job, cfg)
     return run.read_summary()
 
 
@@ -65,7 +65,7 @@ def check(cfg: DictConfig, data: ImageDataModule) -> None:
         chosen_labels(data.data.train, labels, data.data.classes)
 
 
-def follow(cfg: DictConfig, folder: RunFolder) -> dict[str, float]:
+def follow(cfg: DictConfig, folder: RunFolder) -> Outcome:
     """The steps that ``cfg.then`` names, each from the run before it, in folders inside the run's folder.
 
     Returns:
@@ -84,7 +84,7 @@ def follow(cfg: DictConfig, folder: RunFolder) -> dict[str, float]:
             settings |= shrunk(cfg)
         source = folder.path / str(name)
         summary = perform(step.job, step.words, source, {SOURCE[step.job]: str(previous), **settings})
-    return headline(summary)
+    return Outcome(headline(summary), folder)
 
 
 def shrunk(cfg: DictConfig) -> dict[str, Any]:

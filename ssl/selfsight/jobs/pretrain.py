@@ -8,6 +8,7 @@ from lightning import seed_everything
 from omegaconf import DictConfig
 
 from selfsight.engine import build, measure
+from selfsight.engine.measure import Outcome
 from selfsight.engine.session import Session, reopen
 from selfsight.jobs import pipeline
 from selfsight.reporting import report
@@ -15,11 +16,11 @@ from selfsight.reporting.classification import show_classifiers
 from selfsight.runs.console import clock_text, quiet
 
 
-def run(cfg: DictConfig) -> dict[str, float]:
+def run(cfg: DictConfig) -> Outcome:
     """One run, from data to report. What can be refused is refused before the run folder is made.
 
     Returns:
-        Its headline figures by name.
+        Its headline figures; none on the processes that only train.
     """
     quiet()
     cfg, folder = reopen(cfg)
@@ -30,9 +31,9 @@ def run(cfg: DictConfig) -> dict[str, float]:
     names = parts.description
     session = Session.begin("pretrain", cfg, parts, folder, stem=f"{names.method}-{names.dataset}")
     if not session.fit():
-        return {}
+        return Outcome({})
     summary = conclude(session)
-    return pipeline.follow(cfg, session.folder) if "then" in cfg else measure.headline(summary)
+    return pipeline.follow(cfg, session.folder) if "then" in cfg else measure.outcome(session.folder, summary)
 
 
 def conclude(session: Session) -> dict[str, Any]:

@@ -23,7 +23,7 @@ VOTERS, TEMPERATURE = 20, 0.07  # of the kNN that predicts
 
 
 @dataclass(frozen=True)
-class Facts:
+class EmbeddingMap:
     """What is known of each mapped image.
 
     Attributes:
@@ -51,7 +51,7 @@ class Facts:
         return wrong
 
 
-def facts(train: Any, shown: Any, images: Any, projection: str = "tsne", most: int = MAPPED) -> Facts:
+def build_map(train: Any, shown: Any, images: Any, projection: str = "tsne", most: int = MAPPED) -> EmbeddingMap:
     """Places, classes, clusters, predictions and losses of (at most ``most``) images, in a shuffled order.
 
     Args:
@@ -61,11 +61,11 @@ def facts(train: Any, shown: Any, images: Any, projection: str = "tsne", most: i
     rows = np.random.default_rng(0).permutation(len(shown))[:most]
     mapped = shown.take(torch.from_numpy(rows))
     x = F.normalize(mapped.x, dim=1)
-    flat = flatten(x.numpy(), projection)
+    flat = project_2d(x.numpy(), projection)
     classes = 0 if train.labels is None else train.classes
     k = min(classes or 10, max(1, len(x) // 4))
     clusters = kmeans(x, x, k, 20, 1, 0)[1]
-    known = Facts(images, mapped.indices.numpy(), rows, flat, clusters)
+    known = EmbeddingMap(images, mapped.indices.numpy(), rows, flat, clusters)
     if train.labels is None or mapped.labels is None:
         return known
     predictions, loss = votes(train, mapped, torch.from_numpy(rows) if train is shown else None)
@@ -82,7 +82,7 @@ def check_projection(projection: str) -> None:
         raise UserError("projection=umap needs a package: pip install 'selfsight[umap]'.")
 
 
-def flatten(x: np.ndarray, projection: str) -> np.ndarray:
+def project_2d(x: np.ndarray, projection: str) -> np.ndarray:
     """``[N, D]`` to ``[N, 2]``.
 
     Raises:
@@ -96,12 +96,12 @@ def flatten(x: np.ndarray, projection: str) -> np.ndarray:
     if projection == "umap":
         from umap import UMAP
 
-        return lying(UMAP(n_neighbors=min(15, len(x) - 1), metric="cosine", random_state=0).fit_transform(x))
+        return to_landscape(UMAP(n_neighbors=min(15, len(x) - 1), metric="cosine", random_state=0).fit_transform(x))
     from sklearn.manifold import TSNE
 
     some = x[:FITTED]
     perplexity = min(30.0, max(2.0, (len(some) - 1) / 4))
-    flat = lying(TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(some))
+    flat = to_landscape(TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(some))
     if len(x) == len(some):
         return flat
     similarity, index = neighbours(torch.from_numpy(x[FITTED:]), torch.from_numpy(some), 5)
@@ -110,7 +110,7 @@ def flatten(x: np.ndarray, projection: str) -> np.ndarray:
     return np.concatenate([flat, placed.numpy()])
 
 
-def lying(flat: np.ndarray) -> np.ndarray:
+def to_landscape(flat: np.ndarray) -> np.ndarray:
     """Places ``[N, 2]`` turned so that the longer side lies across, as screens do; distances stay."""
     from sklearn.decomposition import PCA
 

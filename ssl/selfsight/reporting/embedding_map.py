@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from selfsight.engine.measure import NO_LABEL, class_name
-from selfsight.reporting.embedding import Facts
+from selfsight.reporting.embedding import EmbeddingMap
 from selfsight.reporting.thumbnails import atlas, data_url, framed
 
 PICTURED = 3000  # points that have a picture that shows on hovering
@@ -43,7 +43,7 @@ def palette(n: int) -> list[str]:
     return ["#" + "".join(f"{round(255 * c):02x}" for c in one) for one in rgb]
 
 
-def figure(data: Any, known: Facts) -> Any:
+def figure(data: Any, known: EmbeddingMap) -> Any:
     """The map as a plotly figure: a set of WebGL traces for each colouring, one of them shown at a time."""
     import plotly.graph_objects as go
 
@@ -99,7 +99,7 @@ class Colouring:
     colours: list[str]
 
 
-def colourings(data: Any, known: Facts) -> list[Colouring]:
+def colourings(data: Any, known: EmbeddingMap) -> list[Colouring]:
     """By class, prediction and mistake where there are labels, and by cluster."""
     clusters = int(known.clusters.max()) + 1
     by_cluster = Colouring("cluster", known.clusters, [f"cluster {i + 1}" for i in range(clusters)], palette(clusters))
@@ -123,7 +123,7 @@ def shortened(name: str) -> str:
     return name if len(name) <= NAME else name[: NAME - 1] + "…"
 
 
-def cloud(go: Any, known: Facts, inside: np.ndarray, size: int, name: str, marker: dict, legend: bool) -> Any:
+def cloud(go: Any, known: EmbeddingMap, inside: np.ndarray, size: int, name: str, marker: dict, legend: bool) -> Any:
     flat = known.flat[inside].astype(np.float32)
     return go.Scattergl(
         x=flat[:, 0], y=flat[:, 1], mode="markers", name=name, customdata=inside.astype(np.int32), hoverinfo="none",
@@ -131,7 +131,7 @@ def cloud(go: Any, known: Facts, inside: np.ndarray, size: int, name: str, marke
     )  # fmt: skip
 
 
-def pictures(data: Any, known: Facts) -> list[dict[str, Any]]:
+def pictures(data: Any, known: EmbeddingMap) -> list[dict[str, Any]]:
     """Images laid on the map, framed in their colours, as many as fit without hiding one another."""
     flat = known.flat[:PICTURED]
     side = 0.9 * float((flat.max(0) - flat.min(0)).max() or 1.0) / np.clip(1.6 * np.sqrt(len(flat)), 12, 28)
@@ -157,7 +157,7 @@ def pictures(data: Any, known: Facts) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def hover_card(data: Any, known: Facts, figure_id: str) -> str:
+def hover_card(data: Any, known: EmbeddingMap, figure_id: str) -> str:
     """A card that shows the image under the pointer, and what is known of it."""
     n = min(PICTURED, len(known.rows))
     shown = [known.images.read(int(i)) for i in known.indices[:n]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from selfsight.checkpoints import export
-from selfsight.datamodules import ArrayImages, ImageDataModule
 from selfsight.datamodules.images import decode
+from selfsight.engine import measure
 from selfsight.engine.measure import NO_LABEL, class_name, readable
 from selfsight.errors import UserError
-from selfsight.evaluation.features import extract
-from selfsight.evaluation.views import plain_view
 from selfsight.reporting import embedding_map
-from selfsight.reporting.embedding import Facts
+from selfsight.reporting.embedding import EmbeddingMap
 from selfsight.reporting.embedding_map import PALE, WRONG
 from selfsight.reporting.thumbnails import thumbnail
 from selfsight.runs.folder import RunFolder
@@ -36,11 +33,13 @@ class Explorer:
     """What one open page shows, and what it answers.
 
     Attributes:
-        source: the points; `Facts` row ``i`` is point ``i``.
+        source: the points; `EmbeddingMap` row ``i`` is point ``i``.
         selected: points chosen by lasso, tap or search, in order.
     """
 
-    def __init__(self, folder: RunFolder, data: Any, backbone: nn.Module, shown: Any, known: Facts, split: str) -> None:
+    def __init__(
+        self, folder: RunFolder, data: Any, backbone: nn.Module, shown: Any, known: EmbeddingMap, split: str
+    ) -> None:
         from bokeh.models import BooleanFilter, CDSView, ColumnDataSource
         from bokeh.models.widgets import Button, Div, FileInput, Select, TextInput
 
@@ -234,21 +233,11 @@ class Explorer:
         except decode.Unreadable as reason:
             self.status.text = f"That is no image ({reason})."
             return
-        closest = self.nearest(self.embed(image), LISTED // 2)
+        feature = measure.feature_of_image(self.backbone, self.data, image)
+        closest = self.nearest(feature, LISTED // 2)
         self.source.selected.indices = closest
         self.pictures.text = self.row("closest to your image", closest)
         self.status.text = f"your image: <img src='{thumbnail(image, 96)}' style='height:54px;vertical-align:middle'>"
-
-    def embed(self, image: np.ndarray) -> torch.Tensor:
-        """Features ``[D]`` of an image, presented as evaluation does."""
-        one = ArrayImages(torch.from_numpy(image.copy()).permute(2, 0, 1)[None])
-        module = ImageDataModule(
-            replace(self.data.data, train=one, test=one, unlabelled=None, classes=()),
-            [plain_view(self.data)],
-            batch_size=1, num_workers=0, engine="auto", seed=0, device="cpu",
-        )  # fmt: skip
-        features: torch.Tensor = extract(self.backbone, module.eval_dataloader("test"))["final"].x[0]
-        return features
 
     def export(self) -> None:
         """Write the names of the selected images, one a line, into the run folder."""

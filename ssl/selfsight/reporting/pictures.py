@@ -17,7 +17,7 @@ from selfsight.datamodules import ImageDataModule
 from selfsight.engine.measure import class_name
 from selfsight.evaluation.views import plain_view
 from selfsight.methods.base import Gallery, Method
-from selfsight.reporting.embedding import Facts
+from selfsight.reporting.embedding import EmbeddingMap
 from selfsight.reporting.embedding_map import palette
 from selfsight.reporting.thumbnails import data_url, denormalised, fitted, thumbnail
 
@@ -26,11 +26,11 @@ VIEWED = 4  # images whose views are shown
 SHOWN = 128  # images a method makes its pictures from
 
 
-def neighbours(data: Any, train: Any, shown: Any, known: Facts, kind: str = "test", rows: int = 8) -> str:
+def neighbours(data: Any, train: Any, shown: Any, known: EmbeddingMap, kind: str = "test", rows: int = 8) -> str:
     """For some images, and for those the kNN gets most wrong, the training images closest to them by cosine.
 
     Args:
-        train, shown, known: see `embedding_facts.facts`. kind: what those shown are called.
+        train, shown, known: see `embedding.build_map`. kind: what those shown are called.
     """
     order = np.argsort(known.rows)
     if known.labels is not None:
@@ -54,7 +54,7 @@ def neighbours(data: Any, train: Any, shown: Any, known: Facts, kind: str = "tes
     return "".join(parts)
 
 
-def _with_neighbours(data: Any, train: Any, shown: Any, known: Facts, i: int) -> str:
+def _with_neighbours(data: Any, train: Any, shown: Any, known: EmbeddingMap, i: int) -> str:
     row = int(known.rows[i])
     similarity = F.normalize(shown.x[row], dim=0) @ F.normalize(train.x, dim=1).T
     if shown is train:

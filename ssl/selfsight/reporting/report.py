@@ -47,7 +47,7 @@ def images_of_the_run(run: LoadedRun, train: Any, test: Any, projection: str) ->
     parts, data = [], run.datamodule
     split, shown = ("train", train) if test is None else ("test", test)
     if len(shown) >= 5:
-        known = embedding.facts(train, shown, data.data.split(split), projection)
+        known = embedding.build_map(train, shown, data.data.split(split), projection)
         kind = "training" if split == "train" else "test"
         parts.append(map_section(data, known, projection, kind))
         parts.append(pictures.neighbours(data, train, shown, known, kind))
@@ -58,7 +58,7 @@ def images_of_the_run(run: LoadedRun, train: Any, test: Any, projection: str) ->
     return parts
 
 
-def map_section(data: Any, known: embedding.Facts, projection: str, kind: str) -> str:
+def map_section(data: Any, known: embedding.EmbeddingMap, projection: str, kind: str) -> str:
     names = {"tsne": "t-SNE", "umap": "UMAP", "pca": "The two first principal components"}
     n = len(known.rows)
     about = f"{names[projection]} of the features of {n:,} {kind} images"
