@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from selfsight.contracts import Batch
 from selfsight.errors import UserError
-from selfsight.optim.groups import ParamGroup, decayed_and_plain
+from selfsight.optim.groups import ParamGroup, split_no_decay
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Clock
 
@@ -113,7 +113,7 @@ class Method(LightningModule):
 
     def param_groups(self) -> list[ParamGroup]:
         """Parameters in groups. Default: biases and normalisation excluded from weight decay and layer adaptation."""
-        return decayed_and_plain(self)
+        return split_no_decay(self)
 
     def configure_optimizers(self) -> Optimizer:
         assert self.recipe is not None, "configure(recipe, clock) comes before training"

@@ -30,7 +30,7 @@ from selfsight.nn.distributed import all_reduce_sum, gather_without_grad, rank, 
 from selfsight.nn.multicrop import multi_crop
 from selfsight.nn.precision import float32
 from selfsight.nn.prototypes import Prototypes
-from selfsight.optim.groups import ParamGroup, everything
+from selfsight.optim.groups import ParamGroup, all_parameters
 
 
 class DeepClusterV2(Method):
@@ -124,4 +124,4 @@ class DeepClusterV2(Method):
         return sum(math.log(len(C.weight)) for C in self.prototypes) / len(self.prototypes)
 
     def param_groups(self) -> list[ParamGroup]:
-        return everything(self)
+        return all_parameters(self)

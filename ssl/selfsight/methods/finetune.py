@@ -36,7 +36,7 @@ from selfsight.methods.base import Method
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.simclr_head import ProjectionHead
 from selfsight.optim import l2_penalty
-from selfsight.optim.groups import ParamGroup, decayed_and_plain, layer_decayed
+from selfsight.optim.groups import ParamGroup, layer_decayed, split_no_decay
 
 
 class FineTune(Method):
@@ -185,7 +185,7 @@ class FineTune(Method):
     def param_groups(self) -> list[ParamGroup]:
         if self.layer_decay != 1:
             return layer_decayed(self, self.layer_decay, plain_names=self.plain_names)
-        return decayed_and_plain(self, plain_names=self.plain_names)
+        return split_no_decay(self, plain_names=self.plain_names)
 
 
 def draw_weight(alpha: float) -> float:

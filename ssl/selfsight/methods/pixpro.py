@@ -33,7 +33,7 @@ from selfsight.nn.ema import EMATeacher
 from selfsight.nn.heads import mlp, pointwise_conv
 from selfsight.nn.precision import float32
 from selfsight.nn.propagation import PixelPropagation
-from selfsight.optim.groups import ParamGroup, decayed_and_plain, everything
+from selfsight.optim.groups import ParamGroup, all_parameters, split_no_decay
 
 LOSSES = ("pixpro", "pixcontrast")
 MARKED = 5  # places of an image that the report shows
@@ -187,7 +187,7 @@ class PixPro(Method):
         return [Gallery("Correspondences", note, torch.stack([*views, views[1]], dim=1), captions, points=points)]
 
     def param_groups(self) -> list[ParamGroup]:
-        return everything(self) if self.decay == "all" else decayed_and_plain(self)
+        return all_parameters(self) if self.decay == "all" else split_no_decay(self)
 
     @torch.no_grad()
     def monitors(self, x: Tensor, q: Tensor, k: Tensor, A: Tensor) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from selfsight.methods.base import Gallery, Method
 from selfsight.nn.precision import float32
 from selfsight.nn.probes import batch_norm_mlp
 from selfsight.nn.rotate import rotate4
-from selfsight.optim.groups import ParamGroup, decayed_and_plain, everything
+from selfsight.optim.groups import ParamGroup, all_parameters, split_no_decay
 
 
 class Rotation(Method):
@@ -82,4 +82,4 @@ class Rotation(Method):
         return math.log(4)
 
     def param_groups(self) -> list[ParamGroup]:
-        return everything(self) if self.decay == "all" else decayed_and_plain(self)
+        return all_parameters(self) if self.decay == "all" else split_no_decay(self)

@@ -32,7 +32,7 @@ from selfsight.nn.precision import float32
 from selfsight.nn.queue import Queue
 from selfsight.nn.simclr_head import ProjectionHead
 from selfsight.optim import l2_penalty
-from selfsight.optim.groups import ParamGroup, decayed_and_plain
+from selfsight.optim.groups import ParamGroup, split_no_decay
 
 
 class SimCLRv2(Method):
@@ -111,4 +111,4 @@ class SimCLRv2(Method):
 
     def param_groups(self) -> list[ParamGroup]:
         """The online classifier is neither decayed nor layer-adapted by the optimiser (lars_optimizer.py)."""
-        return decayed_and_plain(self, plain_names=("classifier.",))
+        return split_no_decay(self, plain_names=("classifier.",))

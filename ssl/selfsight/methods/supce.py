@@ -24,7 +24,7 @@ from selfsight.errors import UserError
 from selfsight.methods.base import Method
 from selfsight.nn.multicrop import multi_crop
 from selfsight.nn.precision import float32
-from selfsight.optim.groups import ParamGroup, decayed_and_plain, everything
+from selfsight.optim.groups import ParamGroup, all_parameters, split_no_decay
 
 
 class SupCE(Method):
@@ -60,4 +60,4 @@ class SupCE(Method):
         return math.log(self.classifier.out_features)
 
     def param_groups(self) -> list[ParamGroup]:
-        return everything(self) if self.decay == "all" else decayed_and_plain(self)
+        return all_parameters(self) if self.decay == "all" else split_no_decay(self)

@@ -35,7 +35,7 @@ from selfsight.nn.precision import float32
 from selfsight.nn.prototypes import Prototypes
 from selfsight.nn.queue import Queue
 from selfsight.nn.queue import queue_length as rounded_length
-from selfsight.optim.groups import ParamGroup, everything
+from selfsight.optim.groups import ParamGroup, all_parameters
 
 #: what the running share of samples per prototype keeps at each step
 USAGE_MOMENTUM = 0.99
@@ -143,7 +143,7 @@ class SwAV(Method):
         return math.log(len(self.usage))
 
     def param_groups(self) -> list[ParamGroup]:
-        return everything(self)
+        return all_parameters(self)
 
     @torch.no_grad()
     def monitors(self, scores: Tensor, codes: Tensor) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from selfsight.nn.distributed import all_reduce_sum, exchange, world_size
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.heads import mlp
 from selfsight.nn.precision import float32, full_precision
-from selfsight.optim.groups import ParamGroup, everything
+from selfsight.optim.groups import ParamGroup, all_parameters
 
 
 class Heads(nn.Module):
@@ -127,7 +127,7 @@ class SemiMethod(Method):
         return [Gallery("Pseudo-labels", note, x.unflatten(0, (-1, min(8, len(x)))), rows, right)]
 
     def param_groups(self) -> list[ParamGroup]:
-        return everything(self) if self.decay == "all" else super().param_groups()
+        return all_parameters(self) if self.decay == "all" else super().param_groups()
 
     def end_step(self) -> None:
         self.teacher.update(self.student, self.scheduled["teacher_momentum"])
