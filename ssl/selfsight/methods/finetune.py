@@ -178,7 +178,7 @@ class FineTune(Method):
             x, weight = cutmix(x, cutmix_box(height, width, draw_weight(self.cutmix), centre))
         return x, mixed_targets(y, self.classifier.out_features, weight, self.smoothing)
 
-    def end_step(self) -> None:
+    def after_step(self) -> None:
         if self.average is not None:
             self.average.update(self.network)
 

@@ -33,7 +33,6 @@ from selfsight.nn.ema import EMATeacher
 from selfsight.nn.heads import mlp, pointwise_conv
 from selfsight.nn.precision import float32
 from selfsight.nn.propagation import PixelPropagation
-from selfsight.optim.groups import ParamGroup, all_parameters, split_no_decay
 
 LOSSES = ("pixpro", "pixcontrast")
 MARKED = 5  # places of an image that the report shows
@@ -93,13 +92,11 @@ class PixPro(Method):
             self.instance_projector = _head(width, hidden_dim, dim)
             self.instance_predictor = _head(dim, hidden_dim, dim)
             self.target_instance_projector = EMATeacher(self.instance_projector, buffers="keep")
-        self._target_moved_at: int | None = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
         c1, c2 = self.places(batch)  # [B, 4] each
         f = [self.dense(v) for v in batch.views]  # [B, F, h, w] each
         x = [self.projector(m) for m in f]  # [B, C, h, w]
-        self.move_target()
         f_k, k = self.target(batch.views)  # without gradient
 
         A = positives(c1, c2, self.map_size(f), pos_ratio=self.pos_ratio)  # [B, hw, hw], its transpose for (2, 1)
@@ -130,17 +127,13 @@ class PixPro(Method):
         f = [self.target_backbone.module.forward_features(v) for v in views]  # type: ignore[operator]
         return f, [unit(self.target_projector(m)) for m in f]
 
-    @torch.no_grad()
-    def move_target(self) -> None:
-        """Once an optimiser step and before it, so that a momentum m_k meets the weights of step k."""
-        if self._target_moved_at == self.step:
-            return
+    def before_step(self) -> None:
+        """The target moves before the step, so that a momentum m_k meets the weights of step k."""
         momentum = self.scheduled["teacher_momentum"]
         self.target_backbone.update(self.backbone, momentum)
         self.target_projector.update(self.projector, momentum)
         if self.instance_weight > 0:
             self.target_instance_projector.update(self.instance_projector, momentum)
-        self._target_moved_at = self.step
 
     def dense(self, view: Tensor) -> Tensor:
         """The last feature map ``[B, F, h, w]``: what PixPro trains, and what dense evaluation reads."""
@@ -185,9 +178,6 @@ class PixPro(Method):
         )
         captions = [["first view", "second: true", "second: found"]] * len(shown)
         return [Gallery("Correspondences", note, torch.stack([*views, views[1]], dim=1), captions, points=points)]
-
-    def param_groups(self) -> list[ParamGroup]:
-        return all_parameters(self) if self.decay == "all" else split_no_decay(self)
 
     @torch.no_grad()
     def monitors(self, x: Tensor, q: Tensor, k: Tensor, A: Tensor) -> dict[str, Tensor]:

@@ -26,7 +26,6 @@ from selfsight.methods.base import Gallery, Method
 from selfsight.nn.precision import float32
 from selfsight.nn.probes import batch_norm_mlp
 from selfsight.nn.rotate import rotate4
-from selfsight.optim.groups import ParamGroup, all_parameters, split_no_decay
 
 
 class Rotation(Method):
@@ -80,6 +79,3 @@ class Rotation(Method):
     def chance_loss(self) -> float:
         """``ln 4``: every angle is as likely as the others."""
         return math.log(4)
-
-    def param_groups(self) -> list[ParamGroup]:
-        return all_parameters(self) if self.decay == "all" else split_no_decay(self)

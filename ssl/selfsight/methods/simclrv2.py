@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from selfsight.contracts import Batch
 from selfsight.losses.ntxent import contrast_accuracy, contrast_entropy, cross_view_logits, ntxent, unit
 from selfsight.methods.base import Method
-from selfsight.nn.distributed import gather_without_grad
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.precision import float32
 from selfsight.nn.queue import Queue
@@ -72,7 +71,6 @@ class SimCLRv2(Method):
         self.projector = ProjectionHead(width, projection_dim, projection_layers)
         self.average = EMATeacher(nn.Sequential(backbone, self.projector), memory_momentum, "keep") if memory else None
         self.memory = Queue(memory, projection_dim, unit=True) if memory else None
-        self._average_moved_at: int | None = None
         self.classifier = nn.Linear(width, online_classes) if online_classes else None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
@@ -94,15 +92,20 @@ class SimCLRv2(Method):
             monitors["online_accuracy"] = (answers.detach().argmax(1) == truth).float().mean()
         return {"loss": loss, **monitors}
 
-    @torch.no_grad()
     def remember(self, x: Tensor) -> None:
-        """Put the average network's keys of ``x [2B, 3, H, W]`` into the memory; it moves once an optimiser step."""
-        if self.memory is not None and self.average is not None:
-            if self._average_moved_at != self.step:
-                self.average.update(nn.Sequential(self.backbone, self.projector))
-                self._average_moved_at = self.step
-            for keys in unit(float32(self.average(x))).chunk(2):  # one view after the other, on any number of processes
-                self.memory.push(gather_without_grad(keys))
+        """Keep the average network's keys of ``x [2B, 3, H, W]`` for the memory."""
+        if self.average is not None:
+            k1, k2 = unit(float32(self.average(x))).chunk(2)  # [B, d] each
+            self.collect(k1=k1, k2=k2)
+
+    def before_step(self) -> None:
+        if self.average is not None:
+            self.average.update(nn.Sequential(self.backbone, self.projector))
+
+    def take_in(self, k1: Tensor, k2: Tensor) -> None:
+        assert self.memory is not None
+        for keys in (k1, k2):  # one view after the other, on any number of processes
+            self.memory.push(keys)
 
     def chance_loss(self) -> float:
         """All projections agree, or none does more than by chance: 2 ln(2N - 1) for N images on all processes."""

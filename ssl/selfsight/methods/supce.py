@@ -24,7 +24,6 @@ from selfsight.errors import UserError
 from selfsight.methods.base import Method
 from selfsight.nn.multicrop import multi_crop
 from selfsight.nn.precision import float32
-from selfsight.optim.groups import ParamGroup, all_parameters, split_no_decay
 
 
 class SupCE(Method):
@@ -58,6 +57,3 @@ class SupCE(Method):
     def chance_loss(self) -> float:
         """``ln C``: every class is as likely as the others."""
         return math.log(self.classifier.out_features)
-
-    def param_groups(self) -> list[ParamGroup]:
-        return all_parameters(self) if self.decay == "all" else split_no_decay(self)

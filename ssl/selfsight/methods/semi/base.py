@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from selfsight.contracts import Batch, SemiBatch
 from selfsight.errors import UserError
 from selfsight.methods.base import Gallery, Method
-from selfsight.nn.distributed import all_reduce_sum, exchange, world_size
+from selfsight.nn.distributed import exchange, world_size
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.heads import mlp
 from selfsight.nn.precision import float32, full_precision
-from selfsight.optim.groups import ParamGroup, all_parameters
+from selfsight.nn.step_state import StepState
 
 
 class Heads(nn.Module):
@@ -126,10 +126,7 @@ class SemiMethod(Method):
         rows = [words[i : i + 8] for i in range(0, len(words), 8)]
         return [Gallery("Pseudo-labels", note, x.unflatten(0, (-1, min(8, len(x)))), rows, right)]
 
-    def param_groups(self) -> list[ParamGroup]:
-        return all_parameters(self) if self.decay == "all" else super().param_groups()
-
-    def end_step(self) -> None:
+    def after_step(self) -> None:
         self.teacher.update(self.student, self.scheduled["teacher_momentum"])
 
     def views(self, batch: SemiBatch) -> tuple[Tensor, ...]:
@@ -204,15 +201,11 @@ def said(p: Tensor, classes: Sequence[str]) -> str:
     return f"{classes[int(p.argmax())]} {float(p.max()):.0%}"
 
 
-def mean_over_ranks(x: Tensor) -> Tensor:
-    """``[M, ...]`` to the mean over the rows of all processes, ``[...]``."""
-    return all_reduce_sum(x.mean(0)) / world_size()
-
-
-class Alignment(nn.Module):
+class Alignment(StepState):
     """Distribution alignment with running means: ``p_c = norm(q_c (target_c + eps) / (model_c + eps))``.
 
-    The state is updated before it is used and starts at the first batch's mean (USB's form; SimMatchV2 has another).
+    A batch is aligned by the state that has taken it in, with the batches of its step before it; the state starts at
+    the first step's mean (USB's form; SimMatchV2 has another).
 
     Args:
         momentum: of the running means.
@@ -241,23 +234,36 @@ class Alignment(nn.Module):
     @torch.no_grad()
     def forward(self, q: Tensor, q_labelled: Tensor | None = None) -> Tensor:
         """``[M, C]`` to ``[M, C]``; ``q_labelled`` (``[B, C]``) is needed where the target follows."""
-        mean = mean_over_ranks(q)
-        self.model.copy_(torch.where(self.started, torch.lerp(mean, self.model, self.momentum), mean))
-        self.started.fill_(True)
+        means = {"mean": q.mean(0, keepdim=True)}  # [1, C]
         if self.follow:
             assert q_labelled is not None, "a target that follows the labelled images has to see them"
-            self.target.lerp_(mean_over_ranks(q_labelled), 1 - self.momentum)
-        return reweigh(q, self.target, self.model)
+            means["labelled"] = q_labelled.mean(0, keepdim=True)
+        model, target = self.moved(**self.collect(**means))
+        return reweigh(q, target, model)
+
+    def moved(self, mean: Tensor, labelled: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`model` and `target` with the mean probabilities of a step's batches, ``[n, C]`` each, taken in."""
+        mean = mean.mean(0)
+        model = torch.where(self.started, torch.lerp(mean, self.model, self.momentum), mean)
+        target = self.target if labelled is None else torch.lerp(self.target, labelled.mean(0), 1 - self.momentum)
+        return model, target
+
+    def take_in(self, mean: Tensor, labelled: Tensor | None = None) -> None:
+        model, target = self.moved(mean, labelled)
+        self.model.copy_(model)
+        self.target.copy_(target)
+        self.started.fill_(True)
 
 
-class QueueAlignment(nn.Module):
-    """Distribution alignment with a queue of batch means, averaged over its full length.
+class QueueAlignment(StepState):
+    """Distribution alignment with a queue of the means of steps, averaged over its full length.
 
-    The queue starts at zeros, which count in the average (USB for CoMatch and SimMatch: 32 rows, ``eps`` 1e-6;
-    SimMatch on ImageNet: 256 rows, ``eps`` 0, where the scale drops out).
+    A batch is aligned by the queue that has taken it in, with the batches of its step before it. The queue starts at
+    zeros, which count in the average (USB for CoMatch and SimMatch: 32 rows, ``eps`` 1e-6; SimMatch on ImageNet: 256
+    rows, ``eps`` 0, where the scale drops out).
 
     Attributes:
-        queue: ``[length, C]`` means of the last batches. pointer: row of the next one.
+        queue: ``[length, C]`` means of the last steps. pointer: row of the next one.
     """
 
     queue: Tensor
@@ -275,9 +281,16 @@ class QueueAlignment(nn.Module):
     @torch.no_grad()
     def forward(self, q: Tensor, q_labelled: Tensor | None = None) -> Tensor:
         """``[M, C]`` to ``[M, C]``."""
-        self.queue.index_copy_(0, self.pointer[None], mean_over_ranks(q)[None])
+        queue = self.moved(**self.collect(mean=q.mean(0, keepdim=True)))
+        return reweigh(q, self.target, queue.mean(0), self.eps)
+
+    def moved(self, mean: Tensor) -> Tensor:
+        """`queue` with the mean of a step's batches ``[n, C]`` in the place of the oldest row."""
+        return self.queue.index_copy(0, self.pointer[None], mean.mean(0)[None].to(self.queue.dtype))
+
+    def take_in(self, mean: Tensor) -> None:
+        self.queue.copy_(self.moved(mean))
         self.pointer.add_(1).remainder_(len(self.queue))
-        return reweigh(q, self.target, self.queue.mean(0), self.eps)
 
 
 def reweigh(q: Tensor, target: Tensor, model: Tensor, eps: float = 1e-6) -> Tensor:

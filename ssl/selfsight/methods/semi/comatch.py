@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from selfsight.contracts import SemiBatch
 from selfsight.losses.semi import cross_entropy, graph_contrast, pseudo_label_graph, smoothed
 from selfsight.methods.semi.base import Heads, QueueAlignment, SemiMethod
-from selfsight.nn.distributed import gather_without_grad
 from selfsight.nn.queue import Queue
 
 
@@ -84,5 +83,9 @@ class CoMatch(SemiMethod):
         return smoothed(p, z, self.memory.data, self.memory_labels.data, self.T, self.alpha)
 
     def memorise(self, z: Tensor, labels: Tensor) -> None:
-        self.memory.push(gather_without_grad(z))
-        self.memory_labels.push(gather_without_grad(labels))
+        """Keep embeddings ``[n, D]`` and labels ``[n, C]`` for the memory."""
+        self.collect(z=z, labels=labels)
+
+    def take_in(self, z: Tensor, labels: Tensor) -> None:
+        self.memory.push(z)
+        self.memory_labels.push(labels)
