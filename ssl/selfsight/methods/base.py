@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from selfsight.contracts import Batch
 from selfsight.errors import UserError
 from selfsight.nn.step_state import StepState
 from selfsight.optim.groups import ParamGroup, all_parameters, split_no_decay
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Clock
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Rows of images in which a method shows what it does.
-
-    Attributes:
-        title, note: a heading, and one sentence on what to see.
-        images: ``[rows, columns, 3, H, W]``, normalised as the views are.
-        captions: a word below each image, ``""`` for none; empty for no captions at all.
-        right: ``[rows, columns]`` bool, images marked as mistaken where it is False; None where nothing can be.
-        points: ``[rows, columns, n, 2]``, places (x, y) in the images as shares of their sides; the k-th points of a
-            row belong together. None for none.
-        labelled: ``[rows, m]``, positions of labelled images to show behind those of each row; captions go on over
-            them. None for none.
-    """
-
-    title: str
-    note: str
-    images: Tensor
-    captions: Sequence[Sequence[str]] = ()
-    right: Tensor | None = None
-    points: Tensor | None = None
-    labelled: Tensor | None = None
 
 
 class Method(StepState, LightningModule):
@@ -128,15 +102,6 @@ class Method(StepState, LightningModule):
     def classifiers(self) -> dict[str, nn.Module]:
         """Networks that give class scores ``[B, K]`` of images, by name; none where classes are not learned."""
         return {}
-
-    def galleries(self, batch: Batch, classes: Sequence[str]) -> list[Gallery]:
-        """Pictures of what this method does with some images, for the report; called in eval mode without gradient.
-
-        Args:
-            batch: the un-augmented images as view 0, then views as in training, all with their boxes.
-            classes: names of the classes; empty without.
-        """
-        return []
 
     def param_groups(self) -> list[ParamGroup]:
         """Parameters in groups, as `decay` says."""

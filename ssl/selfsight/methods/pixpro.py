@@ -16,7 +16,7 @@ the paper's section 3.1, which the authors did not release.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal, cast
 
 import torch
@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from selfsight.backbones.interface import freeze_beyond_the_map
 from selfsight.contracts import Batch
 from selfsight.errors import UserError, nearest
-from selfsight.losses.pixpro import instance_consistency, pixel_consistency, pixel_contrast, pixel_distances, positives
-from selfsight.methods.base import Gallery, Method
+from selfsight.losses.pixpro import instance_consistency, pixel_consistency, pixel_contrast, positives
+from selfsight.methods.base import Method
 from selfsight.nn.boxes import corners
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.heads import mlp, pointwise_conv
@@ -35,7 +35,6 @@ from selfsight.nn.precision import float32
 from selfsight.nn.propagation import PixelPropagation
 
 LOSSES = ("pixpro", "pixcontrast")
-MARKED = 5  # places of an image that the report shows
 
 
 class PixPro(Method):
@@ -157,28 +156,6 @@ class PixPro(Method):
             )
         return sizes[0]
 
-    def galleries(self, batch: Batch, classes: Sequence[str]) -> list[Gallery]:
-        if batch.boxes is None or len(batch.views) < 3:
-            return []
-        views = [view[:6] for view in batch.views[1:3]]
-        f = [self.dense(view) for view in views]
-        x = self.projector(f[0])
-        q = unit(self.propagation(x) if self.loss == "pixpro" else x).flatten(2).transpose(1, 2)  # [B, hw, C]
-        k = self.target(views)[1][1].flatten(2)  # [B, C, hw]
-        size = self.map_size(f)
-        c1, c2 = (corners(boxes[:6]) for boxes in batch.boxes[1:3])
-        distances = pixel_distances(c1, c2, size)[0]  # [B, hw, hw]
-        # the pixels of the first view that the second one shows best, as the crops lie
-        shown = distances.amin(2).topk(min(MARKED, distances.shape[1]), largest=False).indices.sort(1).values  # [B, n]
-        truth, found = (m.argmax(2).gather(1, shown) for m in (-distances, q @ k))  # [B, n]
-        points = torch.stack([centres(index, size) for index in (shown, truth, found)], dim=1)  # [B, 3, n, 2]
-        note = (
-            "Places in one view, where they lie in the other, and where the network finds what is most like them; the "
-            f"maps it compares have {size[0]} x {size[1]} pixels."
-        )
-        captions = [["first view", "second: true", "second: found"]] * len(shown)
-        return [Gallery("Correspondences", note, torch.stack([*views, views[1]], dim=1), captions, points=points)]
-
     @torch.no_grad()
     def monitors(self, x: Tensor, q: Tensor, k: Tensor, A: Tensor) -> dict[str, Tensor]:
         """What the loss does not tell.
@@ -200,11 +177,6 @@ class PixPro(Method):
 
 def unit(x: Tensor) -> Tensor:
     return F.normalize(float32(x), dim=1)
-
-
-def centres(index: Tensor, size: tuple[int, int]) -> Tensor:
-    """``[..., 2]``: centre (x, y) of the pixels ``index`` of a map of ``size``, as shares of its sides."""
-    return torch.stack([(index % size[1] + 0.5) / size[1], (index // size[1] + 0.5) / size[0]], dim=-1)
 
 
 def pool(x: Tensor) -> Tensor:

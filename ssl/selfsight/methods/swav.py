@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from selfsight.contracts import Batch
 from selfsight.errors import UserError
 from selfsight.losses.swav import sinkhorn, swapped_prediction
-from selfsight.methods.base import Gallery, Method
+from selfsight.methods.base import Method
 from selfsight.nn.distributed import rank, world_size
 from selfsight.nn.heads import mlp
 from selfsight.nn.multicrop import multi_crop
@@ -168,18 +168,6 @@ class SwAV(Method):
         """`usage` once it has taken in what prototypes got in each batch, ``[n, K]``."""
         share = share.mean(0)
         return USAGE_MOMENTUM * self.usage + (1 - USAGE_MOMENTUM) * share / share.sum()
-
-    def galleries(self, batch: Batch, classes: Sequence[str]) -> list[Gallery]:
-        x = batch.views[0]
-        self.prototypes.normalise()  # the last update of the optimiser has left them beside the sphere
-        scores = self.prototypes(self.embed(self.backbone(x)))  # [B, K]
-        used = scores.argmax(1).bincount(minlength=scores.shape[1]).topk(min(8, scores.shape[1])).indices
-        nearest = scores[:, used].topk(min(8, len(x)), dim=0).indices.T  # [8, 8]
-        note = (
-            "A row for each of the prototypes nearest to most images, with the images closest to it and their cosine."
-        )
-        captions = [[f"{scores[i, k]:.2f}" for i in row] for k, row in zip(used, nearest, strict=True)]
-        return [Gallery("Prototypes", note, x[nearest], captions)]
 
     def check_assignable(self, batch: Batch) -> None:
         if min(self.A, default=-1) < 0 or max(self.A) >= len(batch.views) or len(set(self.A)) < len(self.A):

@@ -7,7 +7,6 @@ view and one or more strong ones. Its pseudo-labels come from the weak view, its
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 
 from selfsight.contracts import Batch, SemiBatch
 from selfsight.errors import UserError
-from selfsight.methods.base import Gallery, Method
+from selfsight.methods.base import Method
 from selfsight.nn.distributed import exchange, world_size
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.heads import mlp
@@ -113,19 +112,6 @@ class SemiMethod(Method):
         """``[B, C]`` class scores by the student, or by its average. Call ``eval()`` first to measure."""
         return (self.teacher if teacher else self.student)(images)[0]
 
-    def galleries(self, batch: Batch, classes: Sequence[str]) -> list[Gallery]:
-        x = batch.views[0][:24]
-        x = x[: len(x) // 8 * 8 or len(x)]
-        p = self.logits(x, teacher=True).softmax(1)
-        right = None
-        if batch.labels is not None:
-            y = batch.labels[: len(x)]
-            right = ((p.argmax(1) == y) | (y < 0)).view(-1, min(8, len(x))).cpu()
-        words = [said(row, classes) for row in p]
-        note = "Unlabelled images with the class the averaged network gives them, and how sure it is."
-        rows = [words[i : i + 8] for i in range(0, len(words), 8)]
-        return [Gallery("Pseudo-labels", note, x.unflatten(0, (-1, min(8, len(x)))), rows, right)]
-
     def after_step(self) -> None:
         self.teacher.update(self.student, self.scheduled["teacher_momentum"])
 
@@ -194,11 +180,6 @@ class SemiMethod(Method):
             right = pseudo_labels.argmax(-1) == unlabelled.labels
             found["pseudo_label_accuracy"] = (known * right).sum() / known.sum().clamp(min=1)
         return found
-
-
-def said(p: Tensor, classes: Sequence[str]) -> str:
-    """``cat 87%``: what a distribution ``[C]`` says."""
-    return f"{classes[int(p.argmax())]} {float(p.max()):.0%}"
 
 
 class Alignment(StepState):

@@ -18,19 +18,18 @@ processes follows from the step, so that a resumed run repeats it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selfsight.contracts import Batch, SemiBatch
+from selfsight.contracts import SemiBatch
 from selfsight.errors import UserError
 from selfsight.losses import simmatchv2 as loss
 from selfsight.losses.semi import cross_entropy
-from selfsight.methods.base import Gallery
-from selfsight.methods.semi.base import Heads, SemiMethod, said, write_rows
+from selfsight.methods.semi.base import Heads, SemiMethod, write_rows
 from selfsight.nn.queue import Queue
 
 
@@ -156,25 +155,3 @@ class SimMatchV2(SemiMethod):
             write_rows(self.l_bank, rows["index"], rows["z_x"])
             self.u_bank.push(rows["z_u"])
             self.u_labels.push(rows["p"])
-
-    def galleries(self, batch: Batch, classes: Sequence[str]) -> list[Gallery]:
-        """Pseudo-labels, and those that propagation changes most, with the labelled images that change them."""
-        logits, z = self.teacher(batch.views[0])
-        q = logits.softmax(-1)
-        p = q if self.da_m is None else loss.align(q, self.da)  # [B, C]
-        r = loss.refine(z, p, self.l_bank, self.l_labels, n=self.n, t=self.t, alpha=self.alpha)  # [B, C]
-        changed = (r - p).abs().sum(1).topk(min(8, len(p))).indices
-        nearest, weights = loss.neighbourhood(z[changed], self.l_bank, n=self.n, t=self.t, alpha=self.alpha)
-        heaviest = weights[:, 1:].topk(min(6, self.n)).indices  # [8, 6]
-        captions = []
-        for i, (rows, shares) in enumerate(zip(nearest, weights, strict=True)):
-            of_itself = f"{said(p[changed[i]], classes)} → {said(r[changed[i]], classes)}"
-            others = [f"{classes[int(self.l_labels[rows[j]])]} {float(shares[1 + j]):.1%}" for j in heaviest[i]]
-            captions.append([of_itself, *others])
-        note = (
-            "The images whose label propagation changes most: label before and after, then the labelled images "
-            "nearest to each, with the weight of their label."
-        )
-        x = batch.views[0][changed][:, None]
-        found = Gallery("Propagation", note, x, captions, labelled=nearest.gather(1, heaviest))
-        return [*super().galleries(batch, classes), found]
