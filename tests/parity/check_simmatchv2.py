@@ -18,7 +18,8 @@ from selfsight.checkpoints.simmatchv2 import from_official, official_names
 from selfsight.contracts import Batch, SemiBatch
 from selfsight.losses import semi as terms
 from selfsight.losses import simmatchv2 as losses
-from selfsight.methods.semi.base import Alignment, QueueAlignment, SemiMethod
+from selfsight.methods.semi.alignment import Alignment, QueueAlignment
+from selfsight.methods.semi.base import SemiMethod
 from selfsight.methods.semi.comatch import CoMatch
 from selfsight.methods.semi.fixmatch import FixMatch
 from selfsight.methods.semi.flexmatch import FlexMatch

@@ -14,7 +14,8 @@ from selfsight.contracts import Batch, SemiBatch
 from selfsight.errors import UserError
 from selfsight.losses import semi as terms
 from selfsight.losses import simmatchv2 as losses
-from selfsight.methods.semi.base import Alignment, QueueAlignment, write_rows
+from selfsight.methods.semi.alignment import Alignment, QueueAlignment
+from selfsight.methods.semi.base import write_rows
 from selfsight.methods.semi.flexmatch import FlexMatch
 from selfsight.methods.semi.mixmatch import frozen_statistics
 from selfsight.methods.semi.simmatchv2 import SimMatchV2
@@ -284,7 +285,7 @@ def test_the_mask_looks_at_the_aligned_label_and_not_at_the_refined_one() -> Non
     method = simmatchv2(labels=labels, alpha=0.9, topn=8, da_m=None, norm_feat=False)
     first = batch(0, "simmatchv2")
     with torch.no_grad():
-        (logits,) = (method.teach(first.unlabelled.views[0])[0][0],)
+        (logits,) = (method.teacher_forward(first.unlabelled.views[0])[0][0],)
     between = float(logits.softmax(-1).amax(-1).max()) + 0.01
     method.tau = between
     result = method.training_step(first, 0)

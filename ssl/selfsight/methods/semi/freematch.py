@@ -61,7 +61,7 @@ class FreeMatch(SemiMethod):
     def training_step(self, batch: SemiBatch, batch_idx: int) -> Mapping[str, Tensor]:
         y = batch.labelled.labels
         assert y is not None, "labelled images carry labels"
-        (logits_x,), (logits_w,), (logits_s,) = self.together(*self.views(batch))  # [B, C], [M, C], [M, C]
+        (logits_x,), (logits_w,), (logits_s,) = self.student_forward(*self.views(batch))  # [B, C], [M, C], [M, C]
         with torch.no_grad():
             p = logits_w.softmax(-1)  # [M, C]
             tau, p_model, hist = self.moved(**self.collect(p=p))

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from selfsight.contracts import SemiBatch
 from selfsight.losses.semi import aggregate, cross_entropy, instance_consistency, similarity, unfold
-from selfsight.methods.semi.base import Heads, QueueAlignment, SemiMethod, write_rows
+from selfsight.methods.semi.alignment import QueueAlignment
+from selfsight.methods.semi.base import Heads, SemiMethod, write_rows
 
 
 class SimMatch(SemiMethod):
@@ -78,10 +79,10 @@ class SimMatch(SemiMethod):
         y, index = batch.labelled.labels, batch.labelled.indices
         assert y is not None, "labelled images carry labels"
         if self.teaches:
-            (_, z_x), (logits_w, z_w) = self.teach(x, u_w)
-            (logits_x, _), (logits_s, z_s) = self.together(x, u_s)
+            (_, z_x), (logits_w, z_w) = self.teacher_forward(x, u_w)
+            (logits_x, _), (logits_s, z_s) = self.student_forward(x, u_s)
         else:
-            (logits_x, z_x), (logits_w, z_w), (logits_s, z_s) = self.together(x, u_w, u_s)
+            (logits_x, z_x), (logits_w, z_w), (logits_s, z_s) = self.student_forward(x, u_w, u_s)
         p, q = self.targets(logits_w, z_w)  # [M, C], [M, N_l]
         mask = (p.amax(-1) >= self.tau).to(p.dtype)  # [M]
         L_x = cross_entropy(logits_x, y)

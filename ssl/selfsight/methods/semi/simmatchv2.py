@@ -103,13 +103,13 @@ class SimMatchV2(SemiMethod):
         x, u_w, *u_s = self.views(batch)
         y, index = batch.labelled.labels, batch.labelled.indices
         assert y is not None, "labelled images carry labels"
-        (_, z_x), (logits_u, z_u) = self.teach(x, u_w)  # [B, D], [M, C], [M, D]
+        (_, z_x), (logits_u, z_u) = self.teacher_forward(x, u_w)  # [B, D], [M, C], [M, D]
         p = self.align(logits_u.softmax(-1))  # [M, C]
         r = loss.refine(z_u, p, self.l_bank, self.l_labels, n=self.n, t=self.t, alpha=self.alpha)  # [M, C]
         mask = (p.amax(-1) >= self.tau).to(p.dtype)  # [M]; of p, not of r
         k = loss.log_edges(z_u, self.u_bank.data, self.t).exp()  # [M, K]
 
-        logits_x, logits_s, z_s = self.look(x, u_s)  # [B, C], [S, M, C], [S, M, D]
+        logits_x, logits_s, z_s = self.student_views(x, u_s)  # [B, C], [S, M, C], [S, M, D]
         k_s = loss.log_edges(z_s, self.u_bank.data, self.t)  # [S, M, K]
 
         L_sup = cross_entropy(logits_x, y)
@@ -130,10 +130,10 @@ class SimMatchV2(SemiMethod):
         self.collect(q=q.mean(0, keepdim=True))
         return loss.align(q, self.da)
 
-    def look(self, x: Tensor, u_s: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def student_views(self, x: Tensor, u_s: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The student's logits of ``x``, logits and embeddings of ``S`` strong views; the first goes with ``x``."""
-        (logits_x, _), first = self.together(x, u_s[0])
-        others = [self.together(view)[0] for view in u_s[1:]]
+        (logits_x, _), first = self.student_forward(x, u_s[0])
+        others = [self.student_forward(view)[0] for view in u_s[1:]]
         logits, z = zip(first, *others, strict=True)
         return logits_x, torch.stack(logits), torch.stack(z)
 
