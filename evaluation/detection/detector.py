@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from selfsight.errors import UserError
 from selfsight.evaluation.detection.coco import CocoImages, DetectionData, Target, average_precision, loaded
 from selfsight.evaluation.features import Device, home, tapped
-from selfsight.optim.groups import decayed_and_plain, layer_decayed
+from selfsight.optim.groups import layer_decayed, split_no_decay
 from selfsight.validation import SWITCH, above, at_least, one_of, takes, whole
 
 NORMS, HEADS = ("frozen", "batch"), ("fc", "conv")
@@ -225,7 +225,7 @@ class Detection:
 
     def optimisation(self, net: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
         """Optimiser and schedule of a detector; with ``layer_decay`` lower layers begin with lower rates."""
-        groups = decayed_and_plain(net) if self.layer_decay == 1 else layer_decayed(net, self.layer_decay)
+        groups = split_no_decay(net) if self.layer_decay == 1 else layer_decayed(net, self.layer_decay)
         scales = [group.pop("lr_scale", 1.0) for group in groups]
         optimizer = self.optimizer([{k: v for k, v in group.items() if k != "plain"} for group in groups])
         for group, scale in zip(optimizer.param_groups, scales, strict=True):

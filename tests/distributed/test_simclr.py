@@ -59,6 +59,7 @@ def train(rank: int, kind: str) -> dict[str, Any]:
                 p.grad = all_reduce_sum(p.grad) / W  # as data parallel training does
                 gradients[f"gradient of {name}"] = p.grad.clone()
         optimizer.step()
+        method.end_step()
         monitors = {name: all_reduce_sum(value.detach()) / W for name, value in result.items()}
         steps.append({**monitors, **gradients})
     return {"steps": steps, "state": method.state_dict()}

@@ -78,6 +78,7 @@ def train(rank: int, kind: str) -> dict[str, Any]:
             assert p.grad is not None
             p.grad = all_reduce_sum(p.grad) / W
         optimizer.step()
+        method.end_step()
         steps.append({name: all_reduce_sum(value) / W for name, value in result.items()})
     return {"steps": steps, "state": method.state_dict()}
 

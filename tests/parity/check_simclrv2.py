@@ -349,6 +349,7 @@ def training(case: Case) -> None:
         step.backward()
         method.on_after_backward()
         optimizer.step()
+        method.end_step()
         values = [getattr(made, part).state_dict()[key].detach() for part, key in variable_names(made).values()]
         losses.append(step.detach())
         norms.append(torch.stack([v.norm() for v in values]))

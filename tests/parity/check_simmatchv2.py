@@ -18,7 +18,8 @@ from selfsight.checkpoints.simmatchv2 import from_official, official_names
 from selfsight.contracts import Batch, SemiBatch
 from selfsight.losses import semi as terms
 from selfsight.losses import simmatchv2 as losses
-from selfsight.methods.semi.base import Alignment, QueueAlignment, SemiMethod
+from selfsight.methods.semi.alignment import Alignment, QueueAlignment
+from selfsight.methods.semi.base import SemiMethod
 from selfsight.methods.semi.comatch import CoMatch
 from selfsight.methods.semi.fixmatch import FixMatch
 from selfsight.methods.semi.flexmatch import FlexMatch
@@ -129,7 +130,7 @@ def step(case: Case) -> None:
 
     result = method.training_step(semi_batch(x, case.tensor("targets_x"), [weak, *strong], case.tensor("index")), 0)
     result["loss"].backward()
-    method.on_after_backward()
+    method.end_step()
     for name in LOSSES:
         case.compare(name, result[name], TOLERANCE, scale="each")
     case.compare("loss_total", result["loss"], TOLERANCE, scale="each")
@@ -194,6 +195,7 @@ def da_trajectory(case: Case) -> None:
     states, aligned = [method.da[0].clone()], []
     for q in probs:
         aligned.append(method.align(q))
+        method.commit()
         states.append(method.da[0].clone())
     case.compare("aligned", torch.stack(aligned), TOLERANCE, scale="each")
     case.compare("da_states", torch.stack(states), TOLERANCE, scale="each")
@@ -207,6 +209,7 @@ def banks(case: Case) -> None:
     seen = []
     for z_u, p, z_x, index in zip(*(case.tensor(n) for n in ("feat_u", "prob_u", "feat_x", "index")), strict=True):
         method.remember(z_x, index, z_u, p)
+        method.commit()
         seen.append(state(method))
     for name in ("u_bank", "u_labels", "l_bank"):
         case.compare(name, torch.stack([s[name] for s in seen]), TOLERANCE, scale="each")
@@ -225,6 +228,7 @@ def banks_and_da_on(rank: int, case: Case) -> dict[str, Any]:
     ):
         p = method.align(q)
         method.remember(z_x, index, z_u, p)
+        method.commit()
         seen.append({**state(method), "aligned": p})
     return {name: torch.stack([s[name] for s in seen]) for name in seen[0]}
 
@@ -405,6 +409,8 @@ def simmatch1(case: Case) -> None:
         waiting = method.instance_loss(z_s, q)
         case.compare("loss_in_per_sample", waiting, TOLERANCE, scale="each")
     method.remember(case.tensor("teacher_feat_x"), case.tensor("targets_x"), case.tensor("index"))
+    method.scheduled = {"teacher_momentum": 1.0}
+    method.end_step()
     case.compare("bank", method.bank.T, TOLERANCE, scale="each")
     case.compare("labels", method.bank_labels, 0)
     if aligns:
@@ -441,6 +447,7 @@ def run_thresholds(case: Case, method: SemiMethod, *buffers: str) -> dict[str, T
         batch = semi_batch(case.tensor("logits_x")[t], y, views, torch.arange(len(y)), index_u)
         result = method.training_step(batch, t)
         result["loss"].backward()
+        method.end_step()
         now = {
             "loss_sup": result["loss_sup"],
             "loss_unsup": result["loss_unsup"],
@@ -512,7 +519,9 @@ def alignment(case: Case) -> None:
     align = Alignment(len(target), case.number("momentum"), target, follow=follow).double()
     seen = []
     for q, q_labelled in zip(case.tensor("probs_u"), case.tensor("probs_x"), strict=True):
-        seen.append((align(q, q_labelled), align.model.clone(), align.target.clone()))
+        aligned = align(q, q_labelled)
+        align.commit()
+        seen.append((aligned, align.model.clone(), align.target.clone()))
     for name, values in zip(("aligned", "p_model", "p_target"), zip(*seen, strict=True), strict=True):
         case.compare(name, torch.stack(values), TOLERANCE, scale="each")
 
@@ -522,7 +531,11 @@ def queue_alignment(case: Case) -> None:
     target = case.tensor("p_target")
     align = QueueAlignment(target.shape[1], case.number("queue_length")).double()
     align.target.copy_(target.mean(0))
-    seen = [(align(q), align.queue.clone(), target) for q in case.tensor("probs_u")]
+    seen = []
+    for q in case.tensor("probs_u"):
+        aligned = align(q)
+        align.commit()
+        seen.append((aligned, align.queue.clone(), target))
     for name, values in zip(("aligned", "p_model", "p_target"), zip(*seen, strict=True), strict=True):
         case.compare(name, torch.stack(values), TOLERANCE, scale="each")
 
@@ -555,6 +568,7 @@ def comatch(case: Case) -> None:
     place(case, method)
     result = method.training_step(semi_batch(x, y, [weak, strong, other], torch.arange(len(y))), 0)
     result["loss"].backward()
+    method.end_step()
     case.compare("sup_loss", result["loss_sup"], TOLERANCE, scale="each")
     case.compare("unsup_loss", result["loss_unsup"], TOLERANCE, scale="each")
     case.compare("contrast_loss", result["loss_contrast"], TOLERANCE, scale="each")
@@ -591,7 +605,7 @@ def simmatch(case: Case) -> None:
     place(case, method)
     result = method.training_step(semi_batch(x, case.tensor("targets_x"), [weak, strong], case.tensor("index")), 0)
     result["loss"].backward()
-    method.on_after_backward()
+    method.end_step()
     case.compare("sup_loss", result["loss_sup"], TOLERANCE, scale="each")
     case.compare("unsup_loss", result["loss_unsup"], TOLERANCE, scale="each")
     case.compare("total_loss", result["loss"], TOLERANCE, scale="each")

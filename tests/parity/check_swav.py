@@ -107,6 +107,7 @@ def step_from_embeddings(method: SwAV, z: Tensor, scores: Tensor, batch_size: in
     """Codes, loss and gradient of crop-major embeddings and scores, as the training step goes on from them."""
     scores = scores.unflatten(0, (-1, batch_size)).requires_grad_()
     codes = method.codes(z.unflatten(0, (-1, batch_size)), scores.detach())
+    method.commit()
     loss = swapped_prediction(scores, codes, method.A, temperature=method.temperature)
     (gradient,) = torch.autograd.grad(loss, scores)
     return codes, loss.detach(), gradient.flatten(0, 1)

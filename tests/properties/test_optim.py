@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from selfsight.errors import UserError
-from selfsight.optim import LAMB, LARC, LARS, OptimizationRecipe, decayed_and_plain, layer_decayed
+from selfsight.optim import LAMB, LARC, LARS, OptimizationRecipe, layer_decayed, split_no_decay
 from selfsight.optim.schedule import Clock, Constant, Cosine, Milestones, Schedule, Table, Warmup
 
 Make = Callable[..., torch.optim.Optimizer]
@@ -209,11 +209,11 @@ def test_every_trained_parameter_is_in_one_group() -> None:
     with torch.device("meta"):
         model = Model()
     trained = {id(p) for p in model.parameters() if p.requires_grad}
-    for groups in (decayed_and_plain(model, plain_names=("classifier",)), layer_decayed(model, 0.7)):
+    for groups in (split_no_decay(model, plain_names=("classifier",)), layer_decayed(model, 0.7)):
         found = [id(p) for group in groups for p in group["params"]]
         assert len(found) == len(set(found))
         assert set(found) == trained
-    decayed, plain = sorted(decayed_and_plain(model, plain_names=("classifier",)), key=lambda g: g["plain"])
+    decayed, plain = sorted(split_no_decay(model, plain_names=("classifier",)), key=lambda g: g["plain"])
     assert all(p.ndim > 1 for p in decayed["params"])
     assert any(p is model.classifier.weight for p in plain["params"])
     assert plain["weight_decay"] == 0.0

@@ -276,18 +276,21 @@ def test_every_option_reaches_every_trained_weight(options: dict[str, Any]) -> N
 
 def test_target_moves_once_a_step_and_gathers_its_own_statistics() -> None:
     torch.manual_seed(0)
-    method = ready(pixpro(), momentum=0.75)
+    method = pixpro()
+    prepare(method, LARS, 0.1, 3, 2, teacher_momentum=Constant(0.75))
     (batch,) = batches([16, 16], 4, 1)
     with torch.no_grad():
         for p in method.backbone.parameters():
             p.add_(1)
     old = [p.clone() for p in method.target_backbone.parameters()]
     for _ in range(2):  # as many batches as are accumulated for one step
+        method.begin_step(0)
         method.training_step(batch, 0)
     for before, after, online in zip(
         old, method.target_backbone.parameters(), method.backbone.parameters(), strict=True
     ):
         torch.testing.assert_close(after, 0.75 * before + 0.25 * online)
+    method.end_step()
     method.begin_step(1)
     method.training_step(batch, 0)
     weight = method.target_backbone.module.stages[0].weight  # type: ignore[index, union-attr]

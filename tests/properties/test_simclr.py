@@ -235,7 +235,7 @@ def test_the_average_network_moves_once_an_optimiser_step() -> None:
     with torch.no_grad():
         method.projector[0].linear.weight.add_(1)
     for step, moved in ((0, 0.5), (0, 0.5), (1, 0.75)):  # two batches that add up to one step, then the next step
-        method.step = step
+        method.begin_step(step)
         method.remember(torch.randn(4, 3, 8, 8))
         torch.testing.assert_close(method.average.module[1][0].linear.weight, start + moved)
 
@@ -260,7 +260,11 @@ def test_the_memory_holds_keys_of_the_average_network() -> None:
     method = simclr(memory=20, memory_momentum=1.0)
     assert method.memory is not None
     before = [p.clone() for p in method.average.parameters()]
-    losses = [method.training_step(batch, 0)["loss"].item() for batch in batches([8, 8], 6, 3)]
+    losses = []
+    for step, batch in enumerate(batches([8, 8], 6, 3)):
+        method.begin_step(step)
+        losses.append(method.training_step(batch, 0)["loss"].item())
+        method.end_step()
     assert method.memory.full
     torch.testing.assert_close(method.memory.data.norm(dim=1), torch.ones(20))
     assert all(torch.equal(a, b) for a, b in zip(before, method.average.parameters(), strict=True))

@@ -14,7 +14,8 @@ from selfsight.contracts import Batch, SemiBatch
 from selfsight.errors import UserError
 from selfsight.losses import semi as terms
 from selfsight.losses import simmatchv2 as losses
-from selfsight.methods.semi.base import Alignment, QueueAlignment, write_rows
+from selfsight.methods.semi.alignment import Alignment, QueueAlignment
+from selfsight.methods.semi.base import write_rows
 from selfsight.methods.semi.flexmatch import FlexMatch
 from selfsight.methods.semi.mixmatch import frozen_statistics
 from selfsight.methods.semi.simmatchv2 import SimMatchV2
@@ -221,6 +222,7 @@ def test_alignment_undoes_a_bias_towards_a_class() -> None:
     for align in (Alignment(3, 0.9).double(), QueueAlignment(3, 5).double()):
         for seed in range(30):
             p = align(0.5 * bias + 0.5 * distribution(256, 3, seed=seed))
+            align.commit()
         torch.testing.assert_close(p.mean(0), torch.full((3,), 1 / 3, dtype=torch.float64), rtol=0, atol=0.03)
 
 
@@ -239,7 +241,8 @@ def test_a_class_that_is_learned_late_gets_a_lower_threshold() -> None:
     assert isinstance(method, FlexMatch)
     method.selected[:] = torch.tensor([0] * 24 + [1] * 12 + [2] * 4 + [-1] * 24)
     sure = torch.tensor([[0.97, 0.01, 0.01, 0.01]])
-    method.confident(sure, Batch([sure], torch.tensor([0])))  # counts anew
+    method.confident(sure, Batch([sure], torch.tensor([0])))
+    method.commit()  # counts anew
     assert method.learned.tolist() == pytest.approx([1, 0.5, 1 / 6, 0])
     hesitant = 0.07 * torch.eye(4) / 0.3 + torch.full((4, 4), 0.175 / 0.75)
     hesitant = hesitant / hesitant.sum(1, keepdim=True)
@@ -253,6 +256,7 @@ def test_while_nothing_is_chosen_flexmatch_keeps_its_thresholds() -> None:
     assert isinstance(method, FlexMatch)
     unsure = torch.full((3, CLASSES), 1 / CLASSES)
     assert method.confident(unsure, Batch([unsure], torch.arange(3))).tolist() == [1, 1, 1]  # thresholds start at 0
+    method.commit()
     assert (method.learned == 0).all()
 
 
@@ -281,7 +285,7 @@ def test_the_mask_looks_at_the_aligned_label_and_not_at_the_refined_one() -> Non
     method = simmatchv2(labels=labels, alpha=0.9, topn=8, da_m=None, norm_feat=False)
     first = batch(0, "simmatchv2")
     with torch.no_grad():
-        (logits,) = (method.teach(first.unlabelled.views[0])[0][0],)
+        (logits,) = (method.teacher_forward(first.unlabelled.views[0])[0][0],)
     between = float(logits.softmax(-1).amax(-1).max()) + 0.01
     method.tau = between
     result = method.training_step(first, 0)
@@ -304,10 +308,10 @@ def test_gradients_reach_the_student_alone_and_the_head_by_edges_alone() -> None
 def test_a_sample_is_not_its_own_neighbour_in_the_bank() -> None:
     method = simmatchv2(K=8)
     before = method.u_bank.data.clone()
-    result = method.training_step(batch(0, "simmatchv2"), 0)
-    assert torch.equal(method.u_bank.data, before), "the bank moves after the losses"
-    result["loss"].backward()
-    method.on_after_backward()
+    method.begin_step(0)
+    method.training_step(batch(0, "simmatchv2"), 0)["loss"].backward()
+    assert torch.equal(method.u_bank.data, before), "the bank moves after the step"
+    method.end_step()
     assert (method.u_bank.data != before).all()
     torch.testing.assert_close(method.u_bank.data.norm(dim=1), torch.ones(8))
     torch.testing.assert_close(method.u_labels.data.sum(1), torch.ones(8))

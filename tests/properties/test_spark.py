@@ -21,6 +21,8 @@ from selfsight.losses.spark import fill_hidden, masked_patch_loss, patch_statist
 from selfsight.nn.sparse.encoder import SparseEncoder
 from selfsight.nn.sparse.layers import Mask, MaskedBatchNorm2d, MaskScope, convert, visible_cells
 from selfsight.nn.sparse.packed import PackedMask
+from selfsight.reporting.galleries import galleries
+from selfsight.reporting.galleries.spark import panels
 
 from ..spark_models import images, lively, random_mask, spark
 
@@ -258,13 +260,13 @@ def test_bf16_decoder_leaves_the_encoder_alone_and_the_loss_close() -> None:
 def test_pictures_show_the_visible_cells_as_they_are() -> None:
     method = spark("test_resnet").eval()
     x, active = images(3, 96, 96), random_mask(3, (3, 3), 4)
-    panels = method.panels(x, active)
+    shown = panels(method, x, active)
     visible = Mask(active).at(96, 96)
-    assert torch.equal(panels[:, 0], x)
-    assert torch.equal(panels[:, 1], torch.where(visible, x, 0.0))
-    assert torch.equal(torch.where(visible, panels[:, 2], x), x)
-    assert (panels[:, 2] - x).abs().max() > 0.1
-    assert method.galleries(Batch([x], torch.arange(3)), [])[0].images.shape == (3, 3, 3, 96, 96)
+    assert torch.equal(shown[:, 0], x)
+    assert torch.equal(shown[:, 1], torch.where(visible, x, 0.0))
+    assert torch.equal(torch.where(visible, shown[:, 2], x), x)
+    assert (shown[:, 2] - x).abs().max() > 0.1
+    assert galleries(method, Batch([x], torch.arange(3)), [])[0].images.shape == (3, 3, 3, 96, 96)
 
 
 @pytest.mark.parametrize(("width", "grid"), [(32, (1, 4)), (45, (2, 3)), (100, (3, 2))])

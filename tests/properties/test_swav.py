@@ -209,6 +209,7 @@ def test_codes_with_a_full_queue_are_those_of_one_large_batch() -> None:
     with torch.no_grad():
         for step in range(3):
             codes = method.codes(z[step], method.prototypes(z[step]))
+            method.commit()
         for a in (0, 1):
             everyone = method.prototypes(z[:, a].flatten(0, 1))
             torch.testing.assert_close(codes[a], sinkhorn(everyone, epsilon=0.05, iterations=3)[8:])
@@ -238,6 +239,7 @@ def test_monitors_tell_collapse_from_health() -> None:
     codes = torch.stack([sinkhorn(s, epsilon=0.05, iterations=3) for s in same])
     for _ in range(1000):
         found = method.monitors(same, codes)
+        method.commit()
     assert float(found["live_prototypes"]) == 0.25
     assert float(found["code_entropy"]) < 0.01
     assert float(found["code_softness"]) == pytest.approx(1)
@@ -316,10 +318,11 @@ def test_deepcluster_refuses_more_clusters_than_images() -> None:
         deepcluster(num_images=3)
     method = prepare(deepcluster(), LARC, 0.5, 1, 2)
     (batch,) = batches([16, 16], 2, 1)
-    method.begin_step(1)
-    method.remember(torch.zeros(2, 2, 5), torch.tensor([0, 1]))
+    method.begin_step(0)
+    method.training_step(Batch(batch.views, batch.indices), 0)
+    method.end_step()
     with pytest.raises(UserError, match="among 2 images"):
-        method.training_step(Batch(batch.views, batch.indices), 0)
+        method.begin_step(1)
 
 
 def test_released_files_with_one_and_with_several_prototype_layers() -> None:

@@ -24,6 +24,7 @@ from selfsight.evaluation import cache
 from selfsight.evaluation.features import Features
 from selfsight.jobs import compare_runs
 from selfsight.reporting import comparison, curves, embedding, embedding_map, page, pictures, report
+from selfsight.reporting.galleries import galleries
 from selfsight.reporting.thumbnails import denormalised
 from selfsight.runs.folder import RunFolder
 
@@ -206,7 +207,7 @@ def test_rotation_shows_what_it_sees() -> None:
     method = Rotation(SmallNet(), hidden_dims=(), map_side=None, decay="all").eval()
     x = torch.randn(8, 3, 16, 16)
     with torch.no_grad():
-        (gallery,) = method.galleries(Batch([x], torch.arange(8)), ())
+        (gallery,) = galleries(method, Batch([x], torch.arange(8)), ())
         seen = method.logits(gallery.images.flatten(0, 1)).argmax(1).view(-1, 4)
     assert gallery.right is not None
     assert torch.equal(gallery.images[:, 0], x[:6])
@@ -226,7 +227,7 @@ def test_pixpro_shows_what_it_pairs() -> None:
     box = torch.tensor([4.0, 2, 20, 20, 40, 50, 0, 0]).expand(3, 8)
     whole = torch.tensor([0.0, 0, 40, 50, 40, 50, 0, 0]).expand(3, 8)
     with torch.no_grad():
-        (gallery,) = method.galleries(Batch([x, x, x], torch.arange(3), boxes=[whole, box, box]), ())
+        (gallery,) = galleries(method, Batch([x, x, x], torch.arange(3), boxes=[whole, box, box]), ())
     assert gallery.points is not None
     assert gallery.points.shape == (3, 3, 5, 2)
     assert torch.equal(gallery.points[:, 0], gallery.points[:, 1])
@@ -245,7 +246,7 @@ def test_simmatchv2_shows_what_propagation_changes() -> None:
     ).eval()  # fmt: skip
     x = torch.randn(10, 3, 16, 16)
     with torch.no_grad():
-        labels, propagated = method.galleries(Batch([x], torch.arange(10), torch.full((10,), -1)), ("a", "b", "c"))
+        labels, propagated = galleries(method, Batch([x], torch.arange(10), torch.full((10,), -1)), ("a", "b", "c"))
         logits, z = method.teacher(x)
         p = logits.softmax(1)
         r = simmatchv2.refine(z, p, method.l_bank, method.l_labels, n=3, t=0.1, alpha=0.5)

@@ -68,42 +68,65 @@ def supcon_per_anchor(
         UserError: labels and mask together, wrong shapes, unknown options, a temperature that is not positive.
     """
     _check(features, labels, mask, temperature, base_temperature, positives_cap)
-    for name, value, known in (
-        ("contrast_mode", contrast_mode, CONTRAST_MODES),
-        ("summation", summation, SUMMATIONS),
-        ("denominator", denominator, DENOMINATORS),
-    ):
-        if value not in known:
-            raise UserError(f"SupCon's {name} is '{value}'; one of {', '.join(known)}.{nearest(value, known)}")
+    _check_words(contrast_mode=contrast_mode, summation=summation, denominator=denominator)
     f = features.flatten(2)  # [N, V, D]
-    N, V, _ = f.shape
     keys = gather(f)  # [M, V, D]
-    M, views = len(keys), V if contrast_mode == "all" else 1
+    views = f.shape[1] if contrast_mode == "all" else 1
     anchors = f[:, :views].transpose(0, 1).flatten(0, 1)  # [A N, D], view by view
     s = anchors @ keys.transpose(0, 1).flatten(0, 1).T / temperature  # [A N, V M]
 
-    own = torch.arange(N, device=f.device) + rank() * N  # [N], this process's images among all
-    m = _weights(labels, mask, own, M).to(s.dtype)  # [N, M]
-    kept = m if positives_cap is None else m * _first(m, own, positives_cap // V)
-    itself = (own + M * torch.arange(views, device=f.device)[:, None]).flatten()  # [A N]
-    w = kept.repeat(views, V).scatter(1, itself[:, None], 0.0)  # [A N, V M]
-    negative = (m == 0).repeat(views, V).scatter(1, itself[:, None], False)
+    m = _weights(labels, mask, len(f), len(keys), s.device)  # [N, M]
+    w, negative = _of_views(m.to(s.dtype), views, f.shape[1], positives_cap)  # [A N, V M]
+    log_p = s - log_denominator(s, w, negative, denominator)
+    loss = equation_2(log_p, w) if summation == "out" else equation_3(log_p, w)  # [A N]
 
-    compared = negative if denominator != "all" else (negative | (w != 0))
-    log_D = _logsumexp(s, compared)  # [A N, 1]
-    if denominator == "one_positive":
-        log_D = torch.where(compared.any(1, keepdim=True), torch.logaddexp(s, log_D), s)  # [A N, V M]
-    W = w.sum(1)
-    W = W.where(W >= 1e-6, torch.ones_like(W))  # [A N]
-    if summation == "out":
-        loss = -(w * (s - log_D)).sum(1) / W
-    else:
-        loss = W.log() - _logsumexp(s - log_D + w.where(w > 0, torch.ones_like(w)).log(), w > 0)[:, 0]
     defined = (w != 0).any(1)
-    if denominator != "one_positive":
-        defined = defined & compared.any(1)
+    if denominator == "only_negatives":
+        defined = defined & negative.any(1)
     scale = 1.0 if base_temperature is None else temperature / base_temperature
-    return scale * loss.where(defined, torch.zeros_like(loss)).view(views, N)
+    return scale * loss.where(defined, torch.zeros_like(loss)).view(views, len(f))
+
+
+def log_denominator(s: Tensor, w: Tensor, negative: Tensor, over: str) -> Tensor:
+    """``log D(a,c)``: ``[R, 1]``, or ``[R, C]`` where it depends on c; of a row with nothing to sum over, any number.
+
+    Args:
+        s: ``[R, C]`` similarities divided by the temperature.
+        w: ``[R, C]`` weights of the positives.
+        negative: bool ``[R, C]``.
+        over: see ``denominator`` of `supcon_per_anchor`.
+    """
+    if over == "all":
+        return _logsumexp(s, negative | (w != 0))
+    log_negatives = _logsumexp(s, negative)
+    if over == "only_negatives":
+        return log_negatives
+    return torch.where(negative.any(1, keepdim=True), torch.logaddexp(s, log_negatives), s)
+
+
+def equation_2(log_p: Tensor, w: Tensor) -> Tensor:
+    """``- sum_c w(a,c) log p(a,c) / W(a)``: the mean over positives stands outside the logarithm.
+
+    Args:
+        log_p: ``[R, C]``, log-probability of each pair: rows are anchors, columns what they are compared with.
+        w: ``[R, C]`` weights of the pairs.
+
+    Returns:
+        ``[R]``.
+    """
+    return -(w * log_p).sum(1) / _total(w)
+
+
+def equation_3(log_p: Tensor, w: Tensor) -> Tensor:
+    """``- log( sum_c w(a,c) p(a,c) / W(a) )``: the mean over positives stands inside. See `equation_2`."""
+    attracted = w > 0
+    return _total(w).log() - _logsumexp(log_p + w.where(attracted, torch.ones_like(w)).log(), attracted)[:, 0]
+
+
+def _total(w: Tensor) -> Tensor:
+    """W ``[R]``; 1 for an anchor without positives."""
+    W = w.sum(1)
+    return W.where(W >= 1e-6, torch.ones_like(W))
 
 
 def by_image(rows: Tensor, views: int) -> Tensor:
@@ -111,7 +134,12 @@ def by_image(rows: Tensor, views: int) -> Tensor:
     return rows.unflatten(0, (views, -1)).transpose(0, 1)
 
 
-def _weights(labels: Tensor | None, mask: Tensor | None, own: Tensor, M: int) -> Tensor:
+def _own(N: int, device: torch.device) -> Tensor:
+    """``[N]``: where this process's images stand among those of all."""
+    return torch.arange(N, device=device) + rank() * N
+
+
+def _weights(labels: Tensor | None, mask: Tensor | None, N: int, M: int, device: torch.device) -> Tensor:
     """``[N, M]``: how much each image of all processes attracts each image of this one."""
     if mask is not None:
         if mask.shape[1] != M:
@@ -121,7 +149,20 @@ def _weights(labels: Tensor | None, mask: Tensor | None, own: Tensor, M: int) ->
         return mask
     if labels is not None:
         return labels[:, None] == gather_without_grad(labels)
-    return own[:, None] == torch.arange(M, device=own.device)
+    return _own(N, device)[:, None] == torch.arange(M, device=device)
+
+
+def _of_views(m: Tensor, anchors: int, views: int, cap: int | None) -> tuple[Tensor, Tensor]:
+    """From images ``m [N, M]`` to their views ``[A N, V M]``: weights w, and bool: which are negatives.
+
+    A view is neither for itself. Positives beyond ``cap`` views of other images are neither, too.
+    """
+    own = _own(len(m), m.device)
+    kept = m if cap is None else m * _first(m, own, cap // views)
+    itself = (own + m.shape[1] * torch.arange(anchors, device=m.device)[:, None]).flatten()  # [A N]
+    w = kept.repeat(anchors, views).scatter(1, itself[:, None], 0.0)
+    negative = (m == 0).repeat(anchors, views).scatter(1, itself[:, None], False)
+    return w, negative
 
 
 def _first(m: Tensor, own: Tensor, count: int) -> Tensor:
@@ -135,6 +176,14 @@ def _logsumexp(s: Tensor, among: Tensor) -> Tensor:
     """``[R, 1]`` over the entries of each row that ``among`` names; of a row without any, a number without meaning."""
     none = ~among.any(1, keepdim=True)
     return s.masked_fill(~(among | none), -torch.inf).logsumexp(1, keepdim=True)
+
+
+def _check_words(**chosen: str) -> None:
+    known = {"contrast_mode": CONTRAST_MODES, "summation": SUMMATIONS, "denominator": DENOMINATORS}
+    for name, value in chosen.items():
+        if value not in known[name]:
+            words = known[name]
+            raise UserError(f"SupCon's {name} is '{value}'; one of {', '.join(words)}.{nearest(value, words)}")
 
 
 def _check(

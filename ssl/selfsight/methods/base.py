@@ -2,97 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from selfsight.contracts import Batch
 from selfsight.errors import UserError
-from selfsight.optim.groups import ParamGroup, decayed_and_plain
+from selfsight.nn.step_state import StepState
+from selfsight.optim.groups import ParamGroup, all_parameters, split_no_decay
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Clock
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """Rows of images in which a method shows what it does.
-
-    Attributes:
-        title, note: a heading, and one sentence on what to see.
-        images: ``[rows, columns, 3, H, W]``, normalised as the views are.
-        captions: a word below each image, ``""`` for none; empty for no captions at all.
-        right: ``[rows, columns]`` bool, images marked as mistaken where it is False; None where nothing can be.
-        points: ``[rows, columns, n, 2]``, places (x, y) in the images as shares of their sides; the k-th points of a
-            row belong together. None for none.
-        labelled: ``[rows, m]``, positions of labelled images to show behind those of each row; captions go on over
-            them. None for none.
-    """
-
-    title: str
-    note: str
-    images: Tensor
-    captions: Sequence[Sequence[str]] = ()
-    right: Tensor | None = None
-    points: Tensor | None = None
-    labelled: Tensor | None = None
-
-
-class Method(LightningModule):
+class Method(StepState, LightningModule):
     """A way of learning. A subclass adds its parts and buffers in the constructor and writes `training_step`.
 
     `training_step(batch, batch_idx)` returns a dict: ``loss`` (scalar with gradient) and any named monitors (detached
-    scalars, kept on the device). Logging, schedules and the optimiser are taken care of here and in the jobs.
+    scalars, kept on the device). Logging, schedules and the optimiser are taken care of here and by the trainer.
 
-    Without a trainer the same method runs in a plain loop: set `clock`, then per step call `begin_step(step)`,
-    `training_step`, ``loss.backward()``, `on_after_backward()`, ``optimizer.step()``, `end_step()`.
+    A step is an optimiser step. Where gradients are accumulated it has several batches, and nothing that learns moves
+    between them:
+
+    - `before_step` comes before its first batch: a target network moves, images are clustered;
+    - `collect` notes what each batch adds to queues, banks and running means;
+    - `after_step` comes after the optimiser: a teacher follows the new weights. `take_in` then gets all that was
+      collected.
+
+    Without a trainer the same method runs in a plain loop, with ``batches`` of each step::
+
+        method.configure(recipe, clock)
+        optimizer = method.configure_optimizers()
+        for step, batches in enumerate(data):
+            for i, batch in enumerate(batches):
+                method.begin_step(step)
+                loss = method.training_step(batch, i)["loss"] / len(batches)
+                loss.backward()
+                method.on_after_backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            method.end_step()
 
     Attributes:
         backbone: timm interface (``num_features``, ``feature_info``, pooled ``forward``).
         recipe: optimiser and schedules; None until `configure` is called.
         clock: lengths of the run in steps, epochs and examples.
-        step: optimiser steps taken before this one. epoch: ``step // clock.steps_per_epoch``.
+        step: optimiser steps taken before this one.
         scheduled: the values of this step by name (``lr``, and whatever the schedule group names, such as
             ``teacher_momentum`` or ``temperature``).
+
+    Raises:
+        UserError: the class has no `training_step`.
     """
 
+    #: facts of the data that the constructor takes and a configuration need not say, by the argument's name:
+    #: num_classes, num_images, num_unlabelled, labels, batch_size
+    needs: tuple[str, ...] = ()
     #: views the method needs, for the sentence that refuses others: (fewest, most or None)
     n_views: tuple[int, int | None] = (1, None)
     #: schedules the method reads, besides the learning rate's
     schedules: tuple[str, ...] = ()
     #: parts that `trainer.compile` leaves alone, by attribute
     uncompiled: tuple[str, ...] = ()
+    #: weight decay and layer adaptation: of ``all`` parameters, or of ``kernels``, not of biases and normalisation
+    decay: Literal["all", "kernels"] = "kernels"
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
+        if type(self).training_step is Method.training_step:
+            raise UserError(
+                f"{type(self).__name__} has no training_step(self, batch, batch_idx); a method learns by one that "
+                'returns {"loss": ...}.'
+            )
         self.backbone = backbone
         self.recipe: OptimizationRecipe | None = None
         self.clock = Clock(examples=1, batch_size=1, epochs=1, steps_per_epoch=1)
         self.step = 0
         self.scheduled: dict[str, float] = {}
         self._optimizer: Optimizer | None = None
+        self._within_step = False
 
-    @property
-    def epoch(self) -> int:
-        return self.step // self.clock.steps_per_epoch
+    # --- what a method says of itself --------------------------------------------------------------------------------
 
-    def configure(self, recipe: OptimizationRecipe, clock: Clock) -> Method:
-        """Give the method its optimiser recipe and the length of the run; returns itself.
+    def training_step(self, batch: Any, batch_idx: int) -> Mapping[str, Tensor]:
+        """Loss and monitors of a batch: the algorithm box."""
+        raise TypeError(f"{type(self).__name__} has to define training_step")
 
-        Raises:
-            UserError: the recipe lacks a schedule that the method reads.
-        """
-        for name in self.schedules:
-            if name not in recipe.schedules:
-                raise UserError(
-                    f"{type(self).__name__} follows a schedule '{name}', and the one chosen has none; take the "
-                    f"method's own schedule, or add +schedule.{name} to this one."
-                )
-        self.recipe, self.clock = recipe, clock
-        return self
+    def before_step(self) -> None:
+        """Called once before each optimiser step's first batch, with clock and schedules at this step."""
+
+    def after_step(self) -> None:
+        """Called once after each optimiser step: what follows the updated weights moves here."""
 
     def chance_loss(self) -> float | None:
         """Loss of a method that guesses, for the curve and the alarm; None where there is no such number."""
@@ -102,41 +103,84 @@ class Method(LightningModule):
         """Networks that give class scores ``[B, K]`` of images, by name; none where classes are not learned."""
         return {}
 
-    def galleries(self, batch: Batch, classes: Sequence[str]) -> list[Gallery]:
-        """Pictures of what this method does with some images, for the report; called in eval mode without gradient.
-
-        Args:
-            batch: the un-augmented images as view 0, then views as in training, all with their boxes.
-            classes: names of the classes; empty without.
-        """
-        return []
-
     def param_groups(self) -> list[ParamGroup]:
-        """Parameters in groups. Default: biases and normalisation excluded from weight decay and layer adaptation."""
-        return decayed_and_plain(self)
+        """Parameters in groups, as `decay` says."""
+        return all_parameters(self) if self.decay == "all" else split_no_decay(self)
+
+    # --- what a run calls --------------------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that lie behind this step."""
+        return self.step // self.clock.steps_per_epoch
+
+    def configure(self, recipe: OptimizationRecipe, clock: Clock) -> Method:
+        """Give the method its optimiser recipe and the length of the run; returns itself.
+
+        Raises:
+            UserError: the recipe lacks a schedule that the method reads.
+        """
+        self._refuse_without_schedules(recipe.schedules)
+        self.recipe, self.clock = recipe, clock
+        return self
 
     def configure_optimizers(self) -> Optimizer:
-        assert self.recipe is not None, "configure(recipe, clock) comes before training"
+        """The optimiser on `param_groups`, as the recipe says; Lightning calls this, too.
+
+        Raises:
+            UserError: `configure` has not been called.
+        """
+        if self.recipe is None:
+            raise UserError(
+                f"{type(self).__name__} knows no optimiser yet; call configure(recipe, clock) before training."
+            )
         self._optimizer = self.recipe.build(self.param_groups(), self.clock)
         return self._optimizer
 
     def begin_step(self, step: int) -> None:
-        """Set the clock to ``step`` and every scheduled value (learning rate, weight decay, momenta) to it."""
+        """Set the clock to ``step`` and every scheduled value (learning rate, weight decay, momenta) to it.
+
+        May be called before every batch of a step; `before_step` comes with the first.
+
+        Raises:
+            UserError: the method reads a schedule, and there is none.
+        """
+        first = not self._within_step or step != self.step
         self.step = step
         if self.recipe is not None:
             self.scheduled = self.recipe.values(step, self.clock)
             if self._optimizer is not None:
                 self.recipe.apply(self._optimizer, self.scheduled)
+        self._refuse_without_schedules(self.scheduled)
+        if first:
+            for part in self._states():
+                part.discard()  # of a step that was broken off
+            self._within_step = True
+            self.before_step()
 
     def end_step(self) -> None:
-        """Called after the optimiser's step: what follows the updated weights (a teacher, say) moves here."""
+        """Called after the optimiser's step: moves what moves once a step."""
+        self.after_step()
+        for part in self._states():
+            part.commit()
+        self._within_step = False
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        self.end_step()
+    def _states(self) -> Iterator[StepState]:
+        return (part for part in self.modules() if isinstance(part, StepState))
+
+    def _refuse_without_schedules(self, known: Mapping[str, Any]) -> None:
+        for name in self.schedules:
+            if name not in known:
+                raise UserError(
+                    f"{type(self).__name__} follows a schedule '{name}', and the one chosen has none; take the "
+                    f"method's own schedule, or add +schedule.{name} to this one."
+                )
+
+    # --- what Lightning calls ----------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.begin_step(self.global_step)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Mapping[str, Tensor]:
-        raise TypeError(f"{type(self).__name__} has to define training_step")
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.end_step()

@@ -26,11 +26,10 @@ from selfsight.errors import UserError
 from selfsight.losses.deepclusterv2 import UNASSIGNED, cluster_prediction, spherical_kmeans
 from selfsight.methods.base import Method
 from selfsight.methods.swav import projection_head
-from selfsight.nn.distributed import all_reduce_sum, gather_without_grad, rank, world_size
+from selfsight.nn.distributed import all_reduce_sum, rank, world_size
 from selfsight.nn.multicrop import multi_crop
 from selfsight.nn.precision import float32
 from selfsight.nn.prototypes import Prototypes
-from selfsight.optim.groups import ParamGroup, everything
 
 
 class DeepClusterV2(Method):
@@ -49,6 +48,7 @@ class DeepClusterV2(Method):
     """
 
     n_views = (2, None)
+    decay = "all"
     memory: Tensor
     known: Tensor
     clusters: Tensor
@@ -78,12 +78,9 @@ class DeepClusterV2(Method):
         self.register_buffer("memory", torch.zeros(len(self.A), num_images, dim))
         self.register_buffer("known", torch.zeros(num_images, dtype=torch.bool))
         self.register_buffer("clusters", torch.full((len(heads), num_images), UNASSIGNED))
-        self._clustered_in: int | None = None
         self._ddp_params_and_buffers_to_ignore = ["memory", "known", "clusters"]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
-        if self.step and self.step % self.clock.steps_per_epoch == 0 and self._clustered_in != self.epoch:
-            self.cluster()
         h = multi_crop(self.backbone, batch.views)  # [M B, F]
         z = F.normalize(float32(self.projector(h)), dim=1)  # [M B, D]
         scores = [C(z) for C in self.prototypes]  # [M B, K_h] each
@@ -91,6 +88,10 @@ class DeepClusterV2(Method):
         z = z.detach().unflatten(0, (len(batch.views), -1))  # [M, B, D]
         self.remember(torch.stack([z[a] for a in self.A]), batch.indices)
         return {"loss": loss}
+
+    def before_step(self) -> None:
+        if self.step and self.step % self.clock.steps_per_epoch == 0:
+            self.cluster()
 
     @torch.no_grad()
     def cluster(self) -> None:
@@ -111,17 +112,15 @@ class DeepClusterV2(Method):
             found = torch.zeros_like(self.clusters[h])
             found[own] = nearest - UNASSIGNED
             self.clusters[h] = all_reduce_sum(found) + UNASSIGNED
-        self._clustered_in = self.epoch
 
-    @torch.no_grad()
     def remember(self, z: Tensor, indices: Tensor) -> None:
-        """Embeddings ``[|A|, B, D]`` of the images ``indices [B]`` of every process."""
-        index = gather_without_grad(indices)
-        self.memory[:, index] = gather_without_grad(z.transpose(0, 1)).transpose(0, 1).to(self.memory.dtype)
+        """Keep embeddings ``[|A|, B, D]`` of the images ``indices [B]`` for the memory."""
+        self.collect(z=z.transpose(0, 1), index=indices)
+
+    def take_in(self, z: Tensor, index: Tensor) -> None:
+        """Write embeddings ``[N, |A|, D]`` of the images ``index [N]`` down."""
+        self.memory[:, index] = z.transpose(0, 1).to(self.memory.dtype)
         self.known[index] = True
 
     def chance_loss(self) -> float:
         return sum(math.log(len(C.weight)) for C in self.prototypes) / len(self.prototypes)
-
-    def param_groups(self) -> list[ParamGroup]:
-        return everything(self)

@@ -36,7 +36,7 @@ from selfsight.methods.base import Method
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.simclr_head import ProjectionHead
 from selfsight.optim import l2_penalty
-from selfsight.optim.groups import ParamGroup, decayed_and_plain, layer_decayed
+from selfsight.optim.groups import ParamGroup, layer_decayed, split_no_decay
 
 
 class FineTune(Method):
@@ -178,14 +178,14 @@ class FineTune(Method):
             x, weight = cutmix(x, cutmix_box(height, width, draw_weight(self.cutmix), centre))
         return x, mixed_targets(y, self.classifier.out_features, weight, self.smoothing)
 
-    def end_step(self) -> None:
+    def after_step(self) -> None:
         if self.average is not None:
             self.average.update(self.network)
 
     def param_groups(self) -> list[ParamGroup]:
         if self.layer_decay != 1:
             return layer_decayed(self, self.layer_decay, plain_names=self.plain_names)
-        return decayed_and_plain(self, plain_names=self.plain_names)
+        return split_no_decay(self, plain_names=self.plain_names)
 
 
 def draw_weight(alpha: float) -> float:

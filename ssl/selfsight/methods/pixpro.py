@@ -16,7 +16,7 @@ the paper's section 3.1, which the authors did not release.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal, cast
 
 import torch
@@ -26,17 +26,15 @@ from torch import Tensor, nn
 from selfsight.backbones.interface import freeze_beyond_the_map
 from selfsight.contracts import Batch
 from selfsight.errors import UserError, nearest
-from selfsight.losses.pixpro import instance_consistency, pixel_consistency, pixel_contrast, pixel_distances, positives
-from selfsight.methods.base import Gallery, Method
+from selfsight.losses.pixpro import instance_consistency, pixel_consistency, pixel_contrast, positives
+from selfsight.methods.base import Method
 from selfsight.nn.boxes import corners
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.heads import mlp, pointwise_conv
 from selfsight.nn.precision import float32
 from selfsight.nn.propagation import PixelPropagation
-from selfsight.optim.groups import ParamGroup, decayed_and_plain, everything
 
 LOSSES = ("pixpro", "pixcontrast")
-MARKED = 5  # places of an image that the report shows
 
 
 class PixPro(Method):
@@ -93,13 +91,11 @@ class PixPro(Method):
             self.instance_projector = _head(width, hidden_dim, dim)
             self.instance_predictor = _head(dim, hidden_dim, dim)
             self.target_instance_projector = EMATeacher(self.instance_projector, buffers="keep")
-        self._target_moved_at: int | None = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
         c1, c2 = self.places(batch)  # [B, 4] each
         f = [self.dense(v) for v in batch.views]  # [B, F, h, w] each
         x = [self.projector(m) for m in f]  # [B, C, h, w]
-        self.move_target()
         f_k, k = self.target(batch.views)  # without gradient
 
         A = positives(c1, c2, self.map_size(f), pos_ratio=self.pos_ratio)  # [B, hw, hw], its transpose for (2, 1)
@@ -130,17 +126,13 @@ class PixPro(Method):
         f = [self.target_backbone.module.forward_features(v) for v in views]  # type: ignore[operator]
         return f, [unit(self.target_projector(m)) for m in f]
 
-    @torch.no_grad()
-    def move_target(self) -> None:
-        """Once an optimiser step and before it, so that a momentum m_k meets the weights of step k."""
-        if self._target_moved_at == self.step:
-            return
+    def before_step(self) -> None:
+        """The target moves before the step, so that a momentum m_k meets the weights of step k."""
         momentum = self.scheduled["teacher_momentum"]
         self.target_backbone.update(self.backbone, momentum)
         self.target_projector.update(self.projector, momentum)
         if self.instance_weight > 0:
             self.target_instance_projector.update(self.instance_projector, momentum)
-        self._target_moved_at = self.step
 
     def dense(self, view: Tensor) -> Tensor:
         """The last feature map ``[B, F, h, w]``: what PixPro trains, and what dense evaluation reads."""
@@ -164,31 +156,6 @@ class PixPro(Method):
             )
         return sizes[0]
 
-    def galleries(self, batch: Batch, classes: Sequence[str]) -> list[Gallery]:
-        if batch.boxes is None or len(batch.views) < 3:
-            return []
-        views = [view[:6] for view in batch.views[1:3]]
-        f = [self.dense(view) for view in views]
-        x = self.projector(f[0])
-        q = unit(self.propagation(x) if self.loss == "pixpro" else x).flatten(2).transpose(1, 2)  # [B, hw, C]
-        k = self.target(views)[1][1].flatten(2)  # [B, C, hw]
-        size = self.map_size(f)
-        c1, c2 = (corners(boxes[:6]) for boxes in batch.boxes[1:3])
-        distances = pixel_distances(c1, c2, size)[0]  # [B, hw, hw]
-        # the pixels of the first view that the second one shows best, as the crops lie
-        shown = distances.amin(2).topk(min(MARKED, distances.shape[1]), largest=False).indices.sort(1).values  # [B, n]
-        truth, found = (m.argmax(2).gather(1, shown) for m in (-distances, q @ k))  # [B, n]
-        points = torch.stack([centres(index, size) for index in (shown, truth, found)], dim=1)  # [B, 3, n, 2]
-        note = (
-            "Places in one view, where they lie in the other, and where the network finds what is most like them; the "
-            f"maps it compares have {size[0]} x {size[1]} pixels."
-        )
-        captions = [["first view", "second: true", "second: found"]] * len(shown)
-        return [Gallery("Correspondences", note, torch.stack([*views, views[1]], dim=1), captions, points=points)]
-
-    def param_groups(self) -> list[ParamGroup]:
-        return everything(self) if self.decay == "all" else decayed_and_plain(self)
-
     @torch.no_grad()
     def monitors(self, x: Tensor, q: Tensor, k: Tensor, A: Tensor) -> dict[str, Tensor]:
         """What the loss does not tell.
@@ -210,11 +177,6 @@ class PixPro(Method):
 
 def unit(x: Tensor) -> Tensor:
     return F.normalize(float32(x), dim=1)
-
-
-def centres(index: Tensor, size: tuple[int, int]) -> Tensor:
-    """``[..., 2]``: centre (x, y) of the pixels ``index`` of a map of ``size``, as shares of its sides."""
-    return torch.stack([(index % size[1] + 0.5) / size[1], (index // size[1] + 0.5) / size[0]], dim=-1)
 
 
 def pool(x: Tensor) -> Tensor:

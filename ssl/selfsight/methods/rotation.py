@@ -22,11 +22,10 @@ from torch import Tensor, nn
 
 from selfsight.contracts import Batch
 from selfsight.losses.rotation import rotation_loss
-from selfsight.methods.base import Gallery, Method
+from selfsight.methods.base import Method
 from selfsight.nn.precision import float32
 from selfsight.nn.probes import batch_norm_mlp
 from selfsight.nn.rotate import rotate4
-from selfsight.optim.groups import ParamGroup, decayed_and_plain, everything
 
 
 class Rotation(Method):
@@ -68,18 +67,6 @@ class Rotation(Method):
         features = self.backbone.forward_features(x)  # type: ignore[operator]
         return float32(self.head(self.pool(features).flatten(1)))
 
-    def galleries(self, batch: Batch, classes: Sequence[str]) -> list[Gallery]:
-        x, y = rotate4(batch.views[0][:6])
-        p = self.logits(x).softmax(1)
-        said = [f"{90 * int(row.argmax())}° {row.max():.0%}" for row in p]
-        note = "Each image turned by 0, 90, 180 and 270 degrees, and the turn the network sees."
-        right = (p.argmax(1) == y).view(-1, 4).cpu()
-        captions = [said[i : i + 4] for i in range(0, len(said), 4)]
-        return [Gallery("Which way up", note, x.unflatten(0, (-1, 4)), captions, right)]
-
     def chance_loss(self) -> float:
         """``ln 4``: every angle is as likely as the others."""
         return math.log(4)
-
-    def param_groups(self) -> list[ParamGroup]:
-        return everything(self) if self.decay == "all" else decayed_and_plain(self)

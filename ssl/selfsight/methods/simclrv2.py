@@ -20,19 +20,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsight.contracts import Batch
 from selfsight.losses.ntxent import contrast_accuracy, contrast_entropy, cross_view_logits, ntxent, unit
 from selfsight.methods.base import Method
-from selfsight.nn.distributed import gather_without_grad
+from selfsight.methods.online_probe import OnlineProbe
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.precision import float32
 from selfsight.nn.queue import Queue
 from selfsight.nn.simclr_head import ProjectionHead
-from selfsight.optim import l2_penalty
-from selfsight.optim.groups import ParamGroup, decayed_and_plain
+from selfsight.optim.groups import ParamGroup, split_no_decay
 
 
 class SimCLRv2(Method):
@@ -66,49 +64,63 @@ class SimCLRv2(Method):
         classifier_decay: float,
     ) -> None:
         super().__init__(backbone)
-        self.temperature, self.classifier_decay = temperature, classifier_decay
-        self.loss_options: dict[str, Any] = {"reduction": reduction, "chunk_size": chunk_size}
+        self.temperature, self.reduction, self.chunk_size = temperature, reduction, chunk_size
         width: int = backbone.num_features  # type: ignore[assignment]
         self.projector = ProjectionHead(width, projection_dim, projection_layers)
-        self.average = EMATeacher(nn.Sequential(backbone, self.projector), memory_momentum, "keep") if memory else None
+        self.average = EMATeacher(self.network, memory_momentum, "keep") if memory else None
         self.memory = Queue(memory, projection_dim, unit=True) if memory else None
-        self._average_moved_at: int | None = None
-        self.classifier = nn.Linear(width, online_classes) if online_classes else None
+        self.classifier = OnlineProbe(width, online_classes, classifier_decay) if online_classes else None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
         x = torch.cat(batch.views)  # [2B, 3, H, W]: one pass, so that BatchNorm sees both views
         h = self.backbone(x)  # [2B, D]
         z1, z2 = self.projector(h).chunk(2)  # [B, d] each
-        negatives = None if self.memory is None else self.memory.rows()  # [K, d]
-        loss = ntxent(z1, z2, temperature=self.temperature, memory=negatives, **self.loss_options)
+        loss = self.loss(z1, z2)
         self.remember(x)
+        found = {"loss": loss, **self.monitors(z1, z2)}
+        return found if self.classifier is None else self.classifier.add_to(found, h, batch.labels)
 
-        logits, labels = cross_view_logits(z1, z2, temperature=self.temperature)  # [B, N]
-        monitors = {
-            "contrast_accuracy": contrast_accuracy(logits, labels),
-            "contrast_entropy": contrast_entropy(logits),
-        }
-        if self.classifier is not None and batch.labels is not None:
-            answers, truth = self.classifier(h.detach()), batch.labels.repeat(2)  # [2B, C], [2B]
-            loss = loss + F.cross_entropy(answers, truth) + l2_penalty([self.classifier.weight], self.classifier_decay)
-            monitors["online_accuracy"] = (answers.detach().argmax(1) == truth).float().mean()
-        return {"loss": loss, **monitors}
-
-    @torch.no_grad()
-    def remember(self, x: Tensor) -> None:
-        """Put the average network's keys of ``x [2B, 3, H, W]`` into the memory; it moves once an optimiser step."""
-        if self.memory is not None and self.average is not None:
-            if self._average_moved_at != self.step:
-                self.average.update(nn.Sequential(self.backbone, self.projector))
-                self._average_moved_at = self.step
-            for keys in unit(float32(self.average(x))).chunk(2):  # one view after the other, on any number of processes
-                self.memory.push(gather_without_grad(keys))
+    def loss(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """NT-Xent of projections ``[B, d]``, the remembered keys among the negatives."""
+        negatives = None if self.memory is None else self.memory.rows()  # [K, d]
+        options: dict[str, Any] = {"reduction": self.reduction, "chunk_size": self.chunk_size, "memory": negatives}
+        return ntxent(z1, z2, temperature=self.temperature, **options)
 
     def chance_loss(self) -> float:
         """All projections agree, or none does more than by chance: 2 ln(2N - 1) for N images on all processes."""
         candidates = 2 * self.clock.batch_size - 1 + (0 if self.memory is None else len(self.memory))
-        return (2 if self.loss_options["reduction"] == "sum_of_means" else 1) * math.log(candidates)
+        return (2 if self.reduction == "sum_of_means" else 1) * math.log(candidates)
 
     def param_groups(self) -> list[ParamGroup]:
         """The online classifier is neither decayed nor layer-adapted by the optimiser (lars_optimizer.py)."""
-        return decayed_and_plain(self, plain_names=("classifier.",))
+        return split_no_decay(self, plain_names=("classifier.",))
+
+    def monitors(self, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
+        """``contrast_accuracy`` and ``contrast_entropy`` among the images of the other view."""
+        logits, labels = cross_view_logits(z1, z2, temperature=self.temperature)  # [B, N]
+        return {
+            "contrast_accuracy": contrast_accuracy(logits, labels),
+            "contrast_entropy": contrast_entropy(logits),
+        }
+
+    # --- the memory of the paper -------------------------------------------------------------------------------------
+
+    @property
+    def network(self) -> nn.Sequential:
+        """What makes a projection of an image."""
+        return nn.Sequential(self.backbone, self.projector)
+
+    def before_step(self) -> None:
+        if self.average is not None:
+            self.average.update(self.network)
+
+    def remember(self, x: Tensor) -> None:
+        """Keep the average network's keys of ``x [2B, 3, H, W]`` for the memory."""
+        if self.average is not None:
+            k1, k2 = unit(float32(self.average(x))).chunk(2)  # [B, d] each
+            self.collect(k1=k1, k2=k2)
+
+    def take_in(self, k1: Tensor, k2: Tensor) -> None:
+        assert self.memory is not None
+        for keys in (k1, k2):  # one view after the other, on any number of processes
+            self.memory.push(keys)

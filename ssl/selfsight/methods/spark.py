@@ -15,7 +15,7 @@ hidden cells instead of computing and erasing them (``encoder``), which changes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple, cast
 
@@ -25,8 +25,8 @@ from torch.nn.init import trunc_normal_
 
 from selfsight.contracts import Batch
 from selfsight.errors import UserError, nearest
-from selfsight.losses.spark import fill_hidden, masked_patch_loss
-from selfsight.methods.base import Gallery, Method
+from selfsight.losses.spark import masked_patch_loss
+from selfsight.methods.base import Method
 from selfsight.nn.light_decoder import LightDecoder
 from selfsight.nn.sparse.encoder import Engine, Level, SparseEncoder
 from selfsight.nn.sparse.layers import Mask, MaskedBatchNorm2d, visible_cells, visible_count
@@ -172,18 +172,6 @@ class SparK(Method):
             {"params": plain, "plain": True, "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
-
-    def galleries(self, batch: Batch, classes: Sequence[str]) -> list[Gallery]:
-        note = "Image, what the encoder sees of it, and what the decoder makes of the hidden cells"
-        note += ", each given its true mean and contrast." if self.normalise_pixels else "."
-        return [Gallery("Reconstructions", note, self.panels(batch.views[0][:8]))]
-
-    def panels(self, x: Tensor, active: Tensor | None = None) -> Tensor:
-        """Input, masked input and reconstruction ``[B, 3, 3, H, W]`` (image, panel, channel, ...), all normalised."""
-        result = self.reconstruct(x, active)
-        visible = result.mask.at(x.shape[2], x.shape[3], x.dtype)
-        filled = fill_hidden(result.image.to(x.dtype), x, result.mask.active, normalised=self.normalise_pixels)
-        return torch.stack([x, x * visible, filled], dim=1)
 
 
 def _norm_of(backbone: nn.Module) -> str:

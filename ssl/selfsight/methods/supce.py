@@ -24,7 +24,6 @@ from selfsight.errors import UserError
 from selfsight.methods.base import Method
 from selfsight.nn.multicrop import multi_crop
 from selfsight.nn.precision import float32
-from selfsight.optim.groups import ParamGroup, decayed_and_plain, everything
 
 
 class SupCE(Method):
@@ -58,6 +57,3 @@ class SupCE(Method):
     def chance_loss(self) -> float:
         """``ln C``: every class is as likely as the others."""
         return math.log(self.classifier.out_features)
-
-    def param_groups(self) -> list[ParamGroup]:
-        return everything(self) if self.decay == "all" else decayed_and_plain(self)

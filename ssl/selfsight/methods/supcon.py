@@ -34,7 +34,6 @@ from selfsight.nn.distributed import gather_without_grad, rank
 from selfsight.nn.heads import mlp
 from selfsight.nn.multicrop import multi_crop
 from selfsight.nn.precision import float32
-from selfsight.optim.groups import ParamGroup, decayed_and_plain, everything
 
 
 class SupCon(Method):
@@ -112,9 +111,6 @@ class SupCon(Method):
             return None
         T, base = self.options["temperature"], self.options["base_temperature"]
         return T / (base or T) * math.log(max(1, self._views * self.clock.batch_size - 1))
-
-    def param_groups(self) -> list[ParamGroup]:
-        return everything(self) if self.decay == "all" else decayed_and_plain(self)
 
     @torch.no_grad()
     def monitors(self, z: Tensor, y: Tensor | None) -> dict[str, Tensor]:

@@ -27,15 +27,14 @@ from torch import Tensor, nn
 from selfsight.contracts import Batch
 from selfsight.errors import UserError
 from selfsight.losses.swav import sinkhorn, swapped_prediction
-from selfsight.methods.base import Gallery, Method
-from selfsight.nn.distributed import all_reduce_sum, gather_without_grad, rank, world_size
+from selfsight.methods.base import Method
+from selfsight.nn.distributed import rank, world_size
 from selfsight.nn.heads import mlp
 from selfsight.nn.multicrop import multi_crop
 from selfsight.nn.precision import float32
 from selfsight.nn.prototypes import Prototypes
 from selfsight.nn.queue import Queue
 from selfsight.nn.queue import queue_length as rounded_length
-from selfsight.optim.groups import ParamGroup, everything
 
 #: what the running share of samples per prototype keeps at each step
 USAGE_MOMENTUM = 0.99
@@ -60,6 +59,7 @@ class SwAV(Method):
     """
 
     n_views = (2, None)
+    decay = "all"
     uncompiled = ("prototypes", "queues")  # how many rows they get changes when the queue is full
     usage: Tensor
 
@@ -107,10 +107,9 @@ class SwAV(Method):
         z = self.embed(multi_crop(self.backbone, batch.views))  # [M B, D]
         z = z.unflatten(0, (len(batch.views), -1))  # [M, B, D]
         scores = self.prototypes(z)  # [M, B, K]
-        queue_used = torch.full_like(self.usage[0], float(self.queue_in_use))
         codes = self.codes(z.detach(), scores.detach())  # [|A|, B, K]
         loss = swapped_prediction(scores, codes, self.A, temperature=self.temperature)
-        return {"loss": loss, "queue_used": queue_used, **self.monitors(scores.detach(), codes)}
+        return {"loss": loss, **self.monitors(scores.detach(), codes)}
 
     def embed(self, h: Tensor) -> Tensor:
         """Features ``[M B, F]`` of all crops to unit embeddings ``[M B, D]``; BatchNorm sees all crops together."""
@@ -118,17 +117,23 @@ class SwAV(Method):
 
     @torch.no_grad()
     def codes(self, z: Tensor, scores: Tensor) -> Tensor:
-        """Codes ``[|A|, B, K]`` of this batch from its embeddings and scores; moves the queue on."""
+        """Codes ``[|A|, B, K]`` of this batch from its embeddings and scores; the embeddings go into the queue."""
         S = [scores[a] for a in self.A]  # [B, K] each
         if self.queue_in_use:
             earlier = [queue.rows().tensor_split(world_size())[rank()] for queue in self.queues]
             S = [torch.cat([self.prototypes(e), s]) for e, s in zip(earlier, S, strict=True)]
-        if self.epoch >= self.queue_start_epoch:
-            for queue, a in zip(self.queues, self.A, strict=False):  # only now: a batch never meets itself in the queue
-                # Of a batch that is cut when it leaves, its first rows stay longest, as in the authors' roll.
-                queue.push(gather_without_grad(z[a]).flip(0))
+        if self.queues and self.epoch >= self.queue_start_epoch:
+            self.collect(z=torch.stack([z[a] for a in self.A], dim=1))  # [B, |A|, D]
         Q = torch.stack([sinkhorn(s, epsilon=self.epsilon, iterations=self.iterations)[-z.shape[1] :] for s in S])
         return F.one_hot(Q.argmax(-1), Q.shape[-1]).to(Q.dtype) if self.hard_codes else Q
+
+    def take_in(self, share: Tensor | None = None, z: Tensor | None = None) -> None:
+        if share is not None:
+            self.usage.copy_(self.used(share))
+        if z is not None:
+            for queue, rows in zip(self.queues, z.unbind(1), strict=True):
+                # Of a batch that is cut when it leaves, its first rows stay longest, as in the authors' roll.
+                queue.push(rows.flip(0))
 
     @property
     def queue_in_use(self) -> bool:
@@ -142,9 +147,6 @@ class SwAV(Method):
         """``ln K``: predictions are uniform; untrained, or collapsed."""
         return math.log(len(self.usage))
 
-    def param_groups(self) -> list[ParamGroup]:
-        return everything(self)
-
     @torch.no_grad()
     def monitors(self, scores: Tensor, codes: Tensor) -> dict[str, Tensor]:
         """How evenly prototypes share the images, and how much a code says.
@@ -156,24 +158,16 @@ class SwAV(Method):
         K = len(self.usage)
         S = torch.cat([scores[a] for a in self.A])  # [|A| B, K]
         nearest = S.eq(S.amax(dim=1, keepdim=True)).to(self.usage.dtype)
-        share = all_reduce_sum(nearest.mean(dim=0)) / world_size()
-        self.usage.mul_(USAGE_MOMENTUM).add_((1 - USAGE_MOMENTUM) * share / share.sum())
-        entropies = {"code_entropy": self.usage, "code_softness": codes}
+        usage = self.used(**self.collect(share=nearest.mean(0, keepdim=True)))
+        entropies = {"code_entropy": usage, "code_softness": codes}
         found = {name: torch.special.entr(p).sum(-1).mean() / math.log(K) for name, p in entropies.items()}
-        live = (self.usage > 0.1 / K).to(self.usage.dtype).mean()
-        return {**found, "live_prototypes": live}
+        live = (usage > 0.1 / K).to(usage.dtype).mean()
+        return {**found, "live_prototypes": live, "queue_used": torch.full_like(live, float(self.queue_in_use))}
 
-    def galleries(self, batch: Batch, classes: Sequence[str]) -> list[Gallery]:
-        x = batch.views[0]
-        self.prototypes.normalise()  # the last update of the optimiser has left them beside the sphere
-        scores = self.prototypes(self.embed(self.backbone(x)))  # [B, K]
-        used = scores.argmax(1).bincount(minlength=scores.shape[1]).topk(min(8, scores.shape[1])).indices
-        nearest = scores[:, used].topk(min(8, len(x)), dim=0).indices.T  # [8, 8]
-        note = (
-            "A row for each of the prototypes nearest to most images, with the images closest to it and their cosine."
-        )
-        captions = [[f"{scores[i, k]:.2f}" for i in row] for k, row in zip(used, nearest, strict=True)]
-        return [Gallery("Prototypes", note, x[nearest], captions)]
+    def used(self, share: Tensor) -> Tensor:
+        """`usage` once it has taken in what prototypes got in each batch, ``[n, K]``."""
+        share = share.mean(0)
+        return USAGE_MOMENTUM * self.usage + (1 - USAGE_MOMENTUM) * share / share.sum()
 
     def check_assignable(self, batch: Batch) -> None:
         if min(self.A, default=-1) < 0 or max(self.A) >= len(batch.views) or len(set(self.A)) < len(self.A):

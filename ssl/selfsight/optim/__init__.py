@@ -1,6 +1,6 @@
 """Optimisers, parameter groups and schedules. What PyTorch has (SGD, AdamW) is used from there."""
 
-from selfsight.optim.groups import decayed_and_plain, everything, l2_penalty, layer_decayed, outside_batchnorm
+from selfsight.optim.groups import all_parameters, l2_penalty, layer_decayed, outside_batchnorm, split_no_decay
 from selfsight.optim.lamb import LAMB
 from selfsight.optim.lars import LARC, LARS
 from selfsight.optim.recipe import OptimizationRecipe
@@ -13,9 +13,9 @@ __all__ = [
     "Clock",
     "OptimizationRecipe",
     "Schedule",
-    "decayed_and_plain",
-    "everything",
+    "all_parameters",
     "l2_penalty",
     "layer_decayed",
     "outside_batchnorm",
+    "split_no_decay",
 ]

@@ -16,12 +16,12 @@ from selfsight.errors import UserError
 ParamGroup = dict[str, Any]
 
 
-def everything(module: nn.Module) -> list[ParamGroup]:
+def all_parameters(module: nn.Module) -> list[ParamGroup]:
     """One group: biases and normalisation are decayed and adapted like all the rest (SwAV, SupContrast, RotNet)."""
     return [{"params": [p for p in module.parameters() if p.requires_grad], "plain": False}]
 
 
-def decayed_and_plain(module: nn.Module, plain_names: Sequence[str] = ()) -> list[ParamGroup]:
+def split_no_decay(module: nn.Module, plain_names: Sequence[str] = ()) -> list[ParamGroup]:
     """Two groups: kernels (weight decay and layer adaptation) and the rest (``plain``: neither).
 
     Plain are all tensors with at most one dimension, biases and normalisation (PixPro, contrast/lars.py), and those
@@ -30,8 +30,12 @@ def decayed_and_plain(module: nn.Module, plain_names: Sequence[str] = ()) -> lis
     return layerwise(module, {}, plain_names)
 
 
+#: its name before
+decayed_and_plain = split_no_decay
+
+
 def layer_decayed(module: nn.Module, decay: float, plain_names: Sequence[str] = ()) -> list[ParamGroup]:
-    """`decayed_and_plain`, split by layer: every layer below the head multiplies the learning rate by ``decay``."""
+    """`split_no_decay`, split by layer: every layer below the head multiplies the learning rate by ``decay``."""
     layers, head = layer_ids(name for name, _ in module.named_parameters())
     return layerwise(module, {name: decay ** (head - layer) for name, layer in layers.items()}, plain_names)
 

@@ -16,9 +16,11 @@ from selfsight.contracts import Batch
 from selfsight.datamodules import ImageDataModule
 from selfsight.engine.measure import class_name
 from selfsight.evaluation.views import plain_view
-from selfsight.methods.base import Gallery, Method
+from selfsight.methods.base import Method
 from selfsight.reporting.embedding import EmbeddingMap
 from selfsight.reporting.embedding_map import palette
+from selfsight.reporting.galleries import Gallery
+from selfsight.reporting.galleries import galleries as galleries_of
 from selfsight.reporting.thumbnails import data_url, denormalised, fitted, thumbnail
 
 NEIGHBOURS = 8
@@ -160,7 +162,7 @@ def galleries(method: Method, batch: Batch, data: Any) -> str:
     method.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        found = method.galleries(batch, data.data.classes)
+        found = galleries_of(method, batch, data.data.classes)
     return "".join(_gallery(one, data) for one in found)
 
 

@@ -1,4 +1,4 @@
-"""What the semi-supervised methods share: a classifier, its averaged teacher, alignment of class distributions.
+"""What the semi-supervised methods share: a classifier and its averaged teacher.
 
 A semi-supervised method learns from a `SemiBatch`: labelled images in one weak view, ``M`` unlabelled ones in a weak
 view and one or more strong ones. Its pseudo-labels come from the weak view, its predictions from the strong ones.
@@ -7,7 +7,6 @@ view and one or more strong ones. Its pseudo-labels come from the weak view, its
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -16,12 +15,11 @@ from torch.nn import functional as F
 
 from selfsight.contracts import Batch, SemiBatch
 from selfsight.errors import UserError
-from selfsight.methods.base import Gallery, Method
-from selfsight.nn.distributed import all_reduce_sum, exchange, world_size
+from selfsight.methods.base import Method
+from selfsight.nn.distributed import exchange, world_size
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.heads import mlp
-from selfsight.nn.precision import float32, full_precision
-from selfsight.optim.groups import ParamGroup, everything
+from selfsight.nn.precision import float32
 
 
 class Heads(nn.Module):
@@ -113,23 +111,7 @@ class SemiMethod(Method):
         """``[B, C]`` class scores by the student, or by its average. Call ``eval()`` first to measure."""
         return (self.teacher if teacher else self.student)(images)[0]
 
-    def galleries(self, batch: Batch, classes: Sequence[str]) -> list[Gallery]:
-        x = batch.views[0][:24]
-        x = x[: len(x) // 8 * 8 or len(x)]
-        p = self.logits(x, teacher=True).softmax(1)
-        right = None
-        if batch.labels is not None:
-            y = batch.labels[: len(x)]
-            right = ((p.argmax(1) == y) | (y < 0)).view(-1, min(8, len(x))).cpu()
-        words = [said(row, classes) for row in p]
-        note = "Unlabelled images with the class the averaged network gives them, and how sure it is."
-        rows = [words[i : i + 8] for i in range(0, len(words), 8)]
-        return [Gallery("Pseudo-labels", note, x.unflatten(0, (-1, min(8, len(x)))), rows, right)]
-
-    def param_groups(self) -> list[ParamGroup]:
-        return everything(self) if self.decay == "all" else super().param_groups()
-
-    def end_step(self) -> None:
+    def after_step(self) -> None:
         self.teacher.update(self.student, self.scheduled["teacher_momentum"])
 
     def views(self, batch: SemiBatch) -> tuple[Tensor, ...]:
@@ -147,7 +129,7 @@ class SemiMethod(Method):
             )
         return batch.labelled.views[0], *unlabelled
 
-    def together(self, *views: Tensor) -> list[tuple[Tensor, ...]]:
+    def student_forward(self, *views: Tensor) -> list[tuple[Tensor, ...]]:
         """One forward of the student on all views as one batch; its outputs in float32, view by view.
 
         BatchNorm sees labelled, weak and strong images together, as in the authors' code.
@@ -155,23 +137,23 @@ class SemiMethod(Method):
         Raises:
             UserError: views of different sizes.
         """
-        return self._apart(self.student(self._joined(views)), views)
+        return self._by_view(self.student(self._one_batch(views)), views)
 
     @torch.no_grad()
-    def teach(self, *views: Tensor) -> list[tuple[Tensor, ...]]:
-        """`together` for the teacher. One in train mode sees the batch shuffled over processes.
+    def teacher_forward(self, *views: Tensor) -> list[tuple[Tensor, ...]]:
+        """`student_forward` for the teacher. One in train mode sees the batch shuffled over processes.
 
         The order follows from the step, so that all processes and a resumed run draw the same.
         """
-        images = self._joined(views)
+        images = self._one_batch(views)
         if world_size() == 1 or not self.teacher.module.training:
-            return self._apart(self.teacher(images), views)
+            return self._by_view(self.teacher(images), views)
         generator = torch.Generator().manual_seed(self.step)
         order = torch.randperm(world_size() * len(images), generator=generator).to(images.device, non_blocking=True)
         outputs = self.teacher(exchange(images, order))
-        return self._apart(tuple(exchange(output, order.argsort()) for output in outputs), views)
+        return self._by_view(tuple(exchange(output, order.argsort()) for output in outputs), views)
 
-    def _joined(self, views: tuple[Tensor, ...]) -> Tensor:
+    def _one_batch(self, views: tuple[Tensor, ...]) -> Tensor:
         sizes = {tuple(view.shape[1:]) for view in views}
         if len(sizes) > 1:
             raise UserError(
@@ -181,7 +163,7 @@ class SemiMethod(Method):
         return torch.cat(views)
 
     @staticmethod
-    def _apart(outputs: tuple[Tensor, ...], views: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+    def _by_view(outputs: tuple[Tensor, ...], views: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
         parts = [float32(output).split([len(view) for view in views]) for output in outputs]
         return list(zip(*parts, strict=True))
 
@@ -197,93 +179,6 @@ class SemiMethod(Method):
             right = pseudo_labels.argmax(-1) == unlabelled.labels
             found["pseudo_label_accuracy"] = (known * right).sum() / known.sum().clamp(min=1)
         return found
-
-
-def said(p: Tensor, classes: Sequence[str]) -> str:
-    """``cat 87%``: what a distribution ``[C]`` says."""
-    return f"{classes[int(p.argmax())]} {float(p.max()):.0%}"
-
-
-def mean_over_ranks(x: Tensor) -> Tensor:
-    """``[M, ...]`` to the mean over the rows of all processes, ``[...]``."""
-    return all_reduce_sum(x.mean(0)) / world_size()
-
-
-class Alignment(nn.Module):
-    """Distribution alignment with running means: ``p_c = norm(q_c (target_c + eps) / (model_c + eps))``.
-
-    The state is updated before it is used and starts at the first batch's mean (USB's form; SimMatchV2 has another).
-
-    Args:
-        momentum: of the running means.
-        target: ``[C]`` class distribution to align to; None is uniform.
-        follow: the target itself is a running mean of the probabilities of labelled images.
-
-    Attributes:
-        model: ``[C]`` running mean of the unlabelled probabilities. target: ``[C]``.
-    """
-
-    model: Tensor
-    target: Tensor
-    started: Tensor
-
-    def __init__(
-        self, num_classes: int, momentum: float, target: Tensor | None = None, *, follow: bool = False
-    ) -> None:
-        super().__init__()
-        self.momentum, self.follow = momentum, follow
-        uniform = torch.full((num_classes,), 1 / num_classes)
-        self.register_buffer("model", torch.zeros(num_classes))
-        self.register_buffer("target", uniform if target is None else target.clone())
-        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
-
-    @full_precision
-    @torch.no_grad()
-    def forward(self, q: Tensor, q_labelled: Tensor | None = None) -> Tensor:
-        """``[M, C]`` to ``[M, C]``; ``q_labelled`` (``[B, C]``) is needed where the target follows."""
-        mean = mean_over_ranks(q)
-        self.model.copy_(torch.where(self.started, torch.lerp(mean, self.model, self.momentum), mean))
-        self.started.fill_(True)
-        if self.follow:
-            assert q_labelled is not None, "a target that follows the labelled images has to see them"
-            self.target.lerp_(mean_over_ranks(q_labelled), 1 - self.momentum)
-        return reweigh(q, self.target, self.model)
-
-
-class QueueAlignment(nn.Module):
-    """Distribution alignment with a queue of batch means, averaged over its full length.
-
-    The queue starts at zeros, which count in the average (USB for CoMatch and SimMatch: 32 rows, ``eps`` 1e-6;
-    SimMatch on ImageNet: 256 rows, ``eps`` 0, where the scale drops out).
-
-    Attributes:
-        queue: ``[length, C]`` means of the last batches. pointer: row of the next one.
-    """
-
-    queue: Tensor
-    pointer: Tensor
-    target: Tensor
-
-    def __init__(self, num_classes: int, length: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.eps = eps
-        self.register_buffer("queue", torch.zeros(length, num_classes))
-        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("target", torch.full((num_classes,), 1 / num_classes))
-
-    @full_precision
-    @torch.no_grad()
-    def forward(self, q: Tensor, q_labelled: Tensor | None = None) -> Tensor:
-        """``[M, C]`` to ``[M, C]``."""
-        self.queue.index_copy_(0, self.pointer[None], mean_over_ranks(q)[None])
-        self.pointer.add_(1).remainder_(len(self.queue))
-        return reweigh(q, self.target, self.queue.mean(0), self.eps)
-
-
-def reweigh(q: Tensor, target: Tensor, model: Tensor, eps: float = 1e-6) -> Tensor:
-    """``norm(q_c (target_c + eps) / (model_c + eps))``, rows of ``[M, C]`` summing to one."""
-    p = q * (target + eps) / (model + eps)
-    return p / p.sum(-1, keepdim=True)
 
 
 def write_rows(bank: Tensor, index: Tensor, rows: Tensor, chosen: Tensor | None = None) -> None:

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from selfsight.contracts import SemiBatch
 from selfsight.losses.semi import cross_entropy, graph_contrast, pseudo_label_graph, smoothed
-from selfsight.methods.semi.base import Heads, QueueAlignment, SemiMethod
-from selfsight.nn.distributed import gather_without_grad
+from selfsight.methods.semi.alignment import QueueAlignment
+from selfsight.methods.semi.base import Heads, SemiMethod
 from selfsight.nn.queue import Queue
 
 
@@ -63,7 +63,7 @@ class CoMatch(SemiMethod):
     def training_step(self, batch: SemiBatch, batch_idx: int) -> Mapping[str, Tensor]:
         y = batch.labelled.labels
         assert y is not None, "labelled images carry labels"
-        (logits_x, z_x), (logits_w, z_w), (logits_s, z_s), (_, z_other) = self.together(*self.views(batch))
+        (logits_x, z_x), (logits_w, z_w), (logits_s, z_s), (_, z_other) = self.student_forward(*self.views(batch))
         with torch.no_grad():
             aligned = self.alignment(logits_w.softmax(-1))  # [M, C]
             p = self.smooth(aligned, z_w)
@@ -84,5 +84,9 @@ class CoMatch(SemiMethod):
         return smoothed(p, z, self.memory.data, self.memory_labels.data, self.T, self.alpha)
 
     def memorise(self, z: Tensor, labels: Tensor) -> None:
-        self.memory.push(gather_without_grad(z))
-        self.memory_labels.push(gather_without_grad(labels))
+        """Keep embeddings ``[n, D]`` and labels ``[n, C]`` for the memory."""
+        self.collect(z=z, labels=labels)
+
+    def take_in(self, z: Tensor, labels: Tensor) -> None:
+        self.memory.push(z)
+        self.memory_labels.push(labels)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from selfsight.contracts import Batch, SemiBatch
 from selfsight.losses.semi import cross_entropy
-from selfsight.methods.semi.base import Alignment, Classifier, SemiMethod
+from selfsight.methods.semi.alignment import Alignment
+from selfsight.methods.semi.base import Classifier, SemiMethod
 
 
 class FixMatch(SemiMethod):
@@ -47,7 +48,7 @@ class FixMatch(SemiMethod):
     def training_step(self, batch: SemiBatch, batch_idx: int) -> Mapping[str, Tensor]:
         y = batch.labelled.labels
         assert y is not None, "labelled images carry labels"
-        (logits_x,), (logits_w,), (logits_s,) = self.together(*self.views(batch))  # [B, C], [M, C], [M, C]
+        (logits_x,), (logits_w,), (logits_s,) = self.student_forward(*self.views(batch))  # [B, C], [M, C], [M, C]
         with torch.no_grad():
             p = logits_w.softmax(-1)  # [M, C]
             p = p if self.alignment is None else self.alignment(p)

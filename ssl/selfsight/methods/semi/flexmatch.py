@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from selfsight.contracts import Batch
 from selfsight.methods.semi.base import write_rows
 from selfsight.methods.semi.fixmatch import FixMatch
-from selfsight.nn.distributed import gather_without_grad
 
 
 class FlexMatch(FixMatch):
@@ -58,8 +57,11 @@ class FlexMatch(FixMatch):
         return mask.to(p.dtype)
 
     def remember(self, label: Tensor, chosen: Tensor, index: Tensor) -> None:
-        """Note the chosen labels (``[M]`` each) of all processes and count again."""
-        label, chosen, index = (gather_without_grad(x) for x in (label, chosen, index))
+        """Keep the chosen labels of the images ``index``, ``[M]`` each."""
+        self.collect(label=label, chosen=chosen, index=index)
+
+    def take_in(self, label: Tensor, chosen: Tensor, index: Tensor) -> None:
+        """Write the labels down and count again."""
         write_rows(self.selected, index, label, chosen)
         bins = torch.zeros(self.num_classes + 1, dtype=torch.int64, device=label.device)  # first: none yet
         counts = bins.index_add(0, self.selected + 1, torch.ones_like(self.selected)).to(self.learned.dtype)

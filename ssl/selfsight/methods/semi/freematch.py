@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from selfsight.contracts import SemiBatch
 from selfsight.losses.semi import cross_entropy, fairness
 from selfsight.methods.semi.base import Classifier, SemiMethod
-from selfsight.nn.distributed import gather_without_grad
 
 
 class FreeMatch(SemiMethod):
@@ -62,26 +61,30 @@ class FreeMatch(SemiMethod):
     def training_step(self, batch: SemiBatch, batch_idx: int) -> Mapping[str, Tensor]:
         y = batch.labelled.labels
         assert y is not None, "labelled images carry labels"
-        (logits_x,), (logits_w,), (logits_s,) = self.together(*self.views(batch))  # [B, C], [M, C], [M, C]
+        (logits_x,), (logits_w,), (logits_s,) = self.student_forward(*self.views(batch))  # [B, C], [M, C], [M, C]
         with torch.no_grad():
             p = logits_w.softmax(-1)  # [M, C]
-            self.follow(gather_without_grad(p))
+            tau, p_model, hist = self.moved(**self.collect(p=p))
             confidence, label = p.max(-1)  # [M]
-            mask = (confidence >= self.tau * (self.p_model / self.p_model.max())[label]).to(p.dtype)
+            mask = (confidence >= tau * (p_model / p_model.max())[label]).to(p.dtype)
         L_s = cross_entropy(logits_x, y)
         L_u = cross_entropy(logits_s, label, mask)
-        L_f = fairness(logits_s, mask, self.p_model, self.hist)
+        L_f = fairness(logits_s, mask, p_model, hist)
         terms = {"loss_sup": L_s, "loss_unsup": L_u, "loss_fair": L_f}
-        monitors = {"threshold": self.tau.clone(), **self.monitors(mask, p, batch.unlabelled)}
+        monitors = {"threshold": tau, **self.monitors(mask, p, batch.unlabelled)}
         total = L_s + self.lambda_u * L_u + self.w_f * L_f
         return {"loss": total, **{name: term.detach() for name, term in terms.items()}, **monitors}
 
-    def follow(self, p: Tensor) -> None:
-        """Take the weak predictions ``[M, C]`` of all processes into the running means."""
+    def moved(self, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`tau`, `p_model` and `hist` with the weak predictions ``[M, C]`` of all processes taken in."""
         confidence, label = p.max(-1)
         level = confidence.quantile(0.8) if self.quantile else confidence.mean()
-        self.tau.lerp_(level, 1 - self.m)
-        if self.clip is not None:
-            self.tau.clamp_(0, self.clip)
-        self.p_model.lerp_(p.mean(0), 1 - self.m)
-        self.hist.lerp_(F.one_hot(label, self.num_classes).to(p.dtype).mean(0), 1 - self.m)
+        tau = torch.lerp(self.tau, level, 1 - self.m)
+        tau = tau if self.clip is None else tau.clamp(0, self.clip)
+        p_model = torch.lerp(self.p_model, p.mean(0), 1 - self.m)
+        hist = torch.lerp(self.hist, F.one_hot(label, self.num_classes).to(p.dtype).mean(0), 1 - self.m)
+        return tau, p_model, hist
+
+    def take_in(self, p: Tensor) -> None:
+        for state, value in zip((self.tau, self.p_model, self.hist), self.moved(p), strict=True):
+            state.copy_(value)

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from selfsight.contracts import SemiBatch
 from selfsight.losses.semi import aggregate, cross_entropy, instance_consistency, similarity, unfold
-from selfsight.methods.semi.base import Heads, QueueAlignment, SemiMethod, write_rows
-from selfsight.nn.distributed import gather_without_grad
+from selfsight.methods.semi.alignment import QueueAlignment
+from selfsight.methods.semi.base import Heads, SemiMethod, write_rows
 
 
 class SimMatch(SemiMethod):
@@ -73,24 +73,23 @@ class SimMatch(SemiMethod):
         self.alignment = None if da_length is None else QueueAlignment(num_classes, da_length, da_eps)
         self.register_buffer("bank", F.normalize(torch.randn(len(labels), dim)))
         self.register_buffer("bank_labels", labels.clone())
-        self._seen: tuple[Tensor, Tensor, Tensor] | None = None
 
     def training_step(self, batch: SemiBatch, batch_idx: int) -> Mapping[str, Tensor]:
         x, u_w, u_s = self.views(batch)
         y, index = batch.labelled.labels, batch.labelled.indices
         assert y is not None, "labelled images carry labels"
         if self.teaches:
-            (_, z_x), (logits_w, z_w) = self.teach(x, u_w)
-            (logits_x, _), (logits_s, z_s) = self.together(x, u_s)
+            (_, z_x), (logits_w, z_w) = self.teacher_forward(x, u_w)
+            (logits_x, _), (logits_s, z_s) = self.student_forward(x, u_s)
         else:
-            (logits_x, z_x), (logits_w, z_w), (logits_s, z_s) = self.together(x, u_w, u_s)
+            (logits_x, z_x), (logits_w, z_w), (logits_s, z_s) = self.student_forward(x, u_w, u_s)
         p, q = self.targets(logits_w, z_w)  # [M, C], [M, N_l]
         mask = (p.amax(-1) >= self.tau).to(p.dtype)  # [M]
         L_x = cross_entropy(logits_x, y)
         L_u = cross_entropy(logits_s, p, mask)
         L_in = self.instance_loss(z_s, q)
         terms = {"loss_sup": L_x.detach(), "loss_unsup": L_u.detach(), "loss_in": L_in.detach()}
-        self._seen = z_x.detach(), y, index
+        self.remember(z_x, y, index)
         total = L_x + self.lambda_u * L_u + self.lambda_in * L_in
         return {"loss": total, **terms, **self.monitors(mask, p, batch.unlabelled)}
 
@@ -108,16 +107,11 @@ class SimMatch(SemiMethod):
         # multiplied, not left out: DDP waits for a gradient of the head
         return instance_consistency(z, self.bank, q, self.st).mean() * float(self.epoch > 0)
 
-    def on_after_backward(self) -> None:
-        """The bank moves now; before, autograd still needed its rows."""
-        assert self._seen is not None, "training_step comes first"
-        self.remember(*self._seen)
-        self._seen = None
-
-    @torch.no_grad()
     def remember(self, z: Tensor, y: Tensor, index: Tensor) -> None:
-        """Write embeddings ``[B, D]`` and classes of labelled images into their rows, from all processes."""
-        z, y, index = gather_without_grad(z), gather_without_grad(y), gather_without_grad(index)
+        """Keep embeddings ``[B, D]`` and classes ``[B]`` of labelled images for their rows."""
+        self.collect(z=z, y=y, index=index)
+
+    def take_in(self, z: Tensor, y: Tensor, index: Tensor) -> None:
         if not self.teaches:
             z = F.normalize(self.bank_m * self.bank[index] + (1 - self.bank_m) * z, dim=0)
         write_rows(self.bank, index, z)

@@ -18,20 +18,18 @@ processes follows from the step, so that a resumed run repeats it.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selfsight.contracts import Batch, SemiBatch
+from selfsight.contracts import SemiBatch
 from selfsight.errors import UserError
 from selfsight.losses import simmatchv2 as loss
 from selfsight.losses.semi import cross_entropy
-from selfsight.methods.base import Gallery
-from selfsight.methods.semi.base import Heads, SemiMethod, mean_over_ranks, said, write_rows
-from selfsight.nn.distributed import gather_without_grad
+from selfsight.methods.semi.base import Heads, SemiMethod, write_rows
 from selfsight.nn.queue import Queue
 
 
@@ -98,7 +96,6 @@ class SimMatchV2(SemiMethod):
         self.u_bank = Queue(K, dim, unit=True)
         self.u_labels = Queue(K, num_classes)
         self.register_buffer("da", torch.full((1, num_classes), 1 / num_classes))
-        self._seen: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
         # Every process writes the same rows, so DDP need not send up to a gigabyte from the first one each step.
         self._ddp_params_and_buffers_to_ignore = ["l_bank", "l_labels", "u_bank.data", "u_labels.data"]
 
@@ -106,13 +103,13 @@ class SimMatchV2(SemiMethod):
         x, u_w, *u_s = self.views(batch)
         y, index = batch.labelled.labels, batch.labelled.indices
         assert y is not None, "labelled images carry labels"
-        (_, z_x), (logits_u, z_u) = self.teach(x, u_w)  # [B, D], [M, C], [M, D]
+        (_, z_x), (logits_u, z_u) = self.teacher_forward(x, u_w)  # [B, D], [M, C], [M, D]
         p = self.align(logits_u.softmax(-1))  # [M, C]
         r = loss.refine(z_u, p, self.l_bank, self.l_labels, n=self.n, t=self.t, alpha=self.alpha)  # [M, C]
         mask = (p.amax(-1) >= self.tau).to(p.dtype)  # [M]; of p, not of r
         k = loss.log_edges(z_u, self.u_bank.data, self.t).exp()  # [M, K]
 
-        logits_x, logits_s, z_s = self.look(x, u_s)  # [B, C], [S, M, C], [S, M, D]
+        logits_x, logits_s, z_s = self.student_views(x, u_s)  # [B, C], [S, M, C], [S, M, D]
         k_s = loss.log_edges(z_s, self.u_bank.data, self.t)  # [S, M, K]
 
         L_sup = cross_entropy(logits_x, y)
@@ -120,61 +117,41 @@ class SimMatchV2(SemiMethod):
         L_ee = loss.edge_edge(k_s, k)
         L_ne = loss.node_edge(k_s, p, self.u_labels.data)
         total = L_sup + self.lambda_nn * L_nn + self.lambda_ee * L_ee + self.lambda_ne * L_ne
-        self._seen = z_x, index, z_u, p
+        self.remember(z_x, index, z_u, p)
         terms = {"loss_sup": L_sup, "loss_nn": L_nn, "loss_ee": L_ee, "loss_ne": L_ne}
         monitors = self.monitors(mask, r, batch.unlabelled)
         return {"loss": total, **{name: term.detach() for name, term in terms.items()}, **monitors}
 
     @torch.no_grad()
     def align(self, q: Tensor) -> Tensor:
-        """Aligned probabilities by the old running mean, which then takes in the raw ones of all processes."""
+        """Probabilities aligned by the running mean as it was before the step; it takes in the raw ones."""
         if self.da_m is None:
             return q
-        p = loss.align(q, self.da)
-        self.da.mul_(self.da_m).add_((1 - self.da_m) * mean_over_ranks(q))
-        return p
+        self.collect(q=q.mean(0, keepdim=True))
+        return loss.align(q, self.da)
 
-    def look(self, x: Tensor, u_s: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def student_views(self, x: Tensor, u_s: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The student's logits of ``x``, logits and embeddings of ``S`` strong views; the first goes with ``x``."""
-        (logits_x, _), first = self.together(x, u_s[0])
-        others = [self.together(view)[0] for view in u_s[1:]]
+        (logits_x, _), first = self.student_forward(x, u_s[0])
+        others = [self.student_forward(view)[0] for view in u_s[1:]]
         logits, z = zip(first, *others, strict=True)
         return logits_x, torch.stack(logits), torch.stack(z)
 
-    def on_after_backward(self) -> None:
-        """The banks move now; before, autograd still needed their rows."""
-        assert self._seen is not None, "training_step comes first"
-        self.remember(*self._seen)
-        self._seen = None
-
     def remember(self, z_x: Tensor, index: Tensor, z_u: Tensor, p: Tensor) -> None:
-        """Write the teacher's view of this step into the banks, from all processes in rank order.
+        """Keep the teacher's view of this batch for the banks.
 
         Args:
-            z_x, index: ``[B, D]`` embeddings of labelled images and their rows. z_u, p: ``[M, D]`` and ``[M, C]``.
+            z_x: ``[B, D]`` embeddings of labelled images.
+            index: ``[B]`` their rows.
+            z_u: ``[M, D]`` embeddings of unlabelled images.
+            p: ``[M, C]`` their aligned labels.
         """
-        write_rows(self.l_bank, gather_without_grad(index), gather_without_grad(z_x))
-        self.u_bank.push(gather_without_grad(z_u))
-        self.u_labels.push(gather_without_grad(p))
+        self.collect(z_x=z_x, index=index, z_u=z_u, p=p)
 
-    def galleries(self, batch: Batch, classes: Sequence[str]) -> list[Gallery]:
-        """Pseudo-labels, and those that propagation changes most, with the labelled images that change them."""
-        logits, z = self.teacher(batch.views[0])
-        q = logits.softmax(-1)
-        p = q if self.da_m is None else loss.align(q, self.da)  # [B, C]
-        r = loss.refine(z, p, self.l_bank, self.l_labels, n=self.n, t=self.t, alpha=self.alpha)  # [B, C]
-        changed = (r - p).abs().sum(1).topk(min(8, len(p))).indices
-        nearest, weights = loss.neighbourhood(z[changed], self.l_bank, n=self.n, t=self.t, alpha=self.alpha)
-        heaviest = weights[:, 1:].topk(min(6, self.n)).indices  # [8, 6]
-        captions = []
-        for i, (rows, shares) in enumerate(zip(nearest, weights, strict=True)):
-            of_itself = f"{said(p[changed[i]], classes)} → {said(r[changed[i]], classes)}"
-            others = [f"{classes[int(self.l_labels[rows[j]])]} {float(shares[1 + j]):.1%}" for j in heaviest[i]]
-            captions.append([of_itself, *others])
-        note = (
-            "The images whose label propagation changes most: label before and after, then the labelled images "
-            "nearest to each, with the weight of their label."
-        )
-        x = batch.views[0][changed][:, None]
-        found = Gallery("Propagation", note, x, captions, labelled=nearest.gather(1, heaviest))
-        return [*super().galleries(batch, classes), found]
+    def take_in(self, q: Tensor | None = None, **rows: Tensor) -> None:
+        if q is not None and self.da_m is not None:
+            self.da.mul_(self.da_m).add_((1 - self.da_m) * q.mean(0))
+        if rows:
+            write_rows(self.l_bank, rows["index"], rows["z_x"])
+            self.u_bank.push(rows["z_u"])
+            self.u_labels.push(rows["p"])

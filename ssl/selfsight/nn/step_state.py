@@ -1,0 +1,42 @@
+"""State that moves once an optimiser step, of however many batches the step is made."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from selfsight.nn.distributed import gather_without_grad
+
+
+class StepState(nn.Module):
+    """A module whose buffers take in what a step's batches bring, all at once, after the optimiser's step.
+
+    Each batch hands its rows to `collect`; `commit` gives those of all batches and all processes to `take_in`, in their
+    order, as if they had been one batch. What has to be known of the state before that is worked out from the rows that
+    `collect` returns: those of the step so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._collected: dict[str, list[Tensor]] = {}
+
+    def collect(self, **rows: Tensor) -> dict[str, Tensor]:
+        """Note rows ``[n, ...]`` by name; returns those of this step so far, of all processes, ``[N, ...]`` each."""
+        for name, value in rows.items():
+            self._collected.setdefault(name, []).append(gather_without_grad(value))
+        return {name: torch.cat(self._collected[name]) for name in rows}
+
+    def take_in(self, **rows: Tensor) -> None:
+        """Move the state by all rows of a step, ``[N, ...]`` each."""
+        raise TypeError(f"{type(self).__name__} collects rows and has no take_in(self, {', '.join(rows)})")
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Take in what has been collected, if anything has."""
+        collected, self._collected = self._collected, {}
+        if collected:
+            self.take_in(**{name: torch.cat(parts) for name, parts in collected.items()})
+
+    def discard(self) -> None:
+        """Forget what has been collected: the step it was for does not come to its end."""
+        self._collected = {}
