@@ -115,9 +115,7 @@ def method(cfg: DictConfig, data: Any, **parts: Any) -> Method:
     does not say, the datamodule tells. ``parts`` come from other runs.
     """
     asked = inspect.signature(get_class(cfg.method._target_)).parameters
-    counts = {"num_classes": data.data.num_classes, "num_images": len(data.data.everything())}
-    facts = {**counts, **getattr(data, "facts", {})}
-    told = {name: fact for name, fact in facts.items() if name in asked and name not in cfg.method}
+    told = {name: fact for name, fact in data.facts.items() if name in asked and name not in cfg.method}
     backbone = build(cfg.backbone)
     if cfg.get("start") is not None:
         start_from(backbone, cfg.start)
