@@ -56,7 +56,8 @@ class ImageDataModule(LightningDataModule):
         batch_size: images per step over all processes; has to be a multiple of their number.
         num_workers: processes that read images; ``auto``: none for a set in memory, else one a core, at most 8.
         worker_share: of these processes, for training; below 1 where another loader works at the same time.
-        engine: ``cpu``, ``device``, or ``auto``: the device where it is an accelerator or the images are tiny.
+        engine: ``cpu``, ``device``, or ``auto``: the device where it is an accelerator or the images are tiny, and the
+            views have no operations of one's own.
         seed: of order and views.
         examples, last, split, replacement: images per epoch (None: one pass over the set), its last batch, how
             processes share it, and drawing with replacement; see `Order`.
@@ -109,6 +110,9 @@ class ImageDataModule(LightningDataModule):
         self._pixels: Tensor | None = None
         self._fits = True
         self.device_views = DeviceViews(self.views, compile=compile)
+        self._own_operations = any(view.transforms for view in self.views)
+        if self._engine == "device":
+            self.device_views.check()
 
     @property
     def data(self) -> ImageData:
@@ -147,6 +151,8 @@ class ImageDataModule(LightningDataModule):
         """The engine in use: ``cpu`` or ``device``."""
         if self._engine != "auto":
             return self._engine
+        if self._own_operations:
+            return "cpu"
         if self.device.type != "cpu":
             return "device"
         pixels = self.images.pixels
@@ -249,8 +255,8 @@ class ImageDataModule(LightningDataModule):
                 self._pixels = pixels.to(device)
             else:
                 log.warning(
-                    f"The images of '{self.dataset.name}' take {pixels.nbytes / 2**30:.1f} GiB, more than half of what is "
-                    f"free on {device}: they stay in main memory."
+                    f"The images of '{self.dataset.name}' take {pixels.nbytes / 2**30:.1f} GiB, more than half of what "
+                    f"is free on {device}: they stay in main memory."
                 )
         return self._pixels
 
