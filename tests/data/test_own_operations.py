@@ -1,4 +1,4 @@
-"""An operation of one's own is a step of a view on the CPU: by one draw an image, whatever reads it, or one sentence."""
+"""An operation of one's own is a step of a view on the CPU: by a draw of each image's own, or one sentence."""
 
 from __future__ import annotations
 
@@ -85,7 +85,9 @@ def test_draws_depend_on_seed_epoch_image_and_view(transform: Callable[..., Any]
 def test_the_generators_of_the_training_are_left_alone() -> None:
     draws = []
     for transforms in ((), (shift,)):
-        random.seed(0), np.random.seed(0), torch.manual_seed(0)  # noqa: B018
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
         CpuViews([with_steps(*transforms)])(picture(0, SIZE, SIZE), 0, 0)
         draws.append((random.random(), np.random.rand(), torch.rand(()).item()))
     assert draws[0] == draws[1]
