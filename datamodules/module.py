@@ -56,7 +56,8 @@ class ImageDataModule(LightningDataModule):
         batch_size: images per step over all processes; has to be a multiple of their number.
         num_workers: processes that read images; ``auto``: none for a set in memory, else one a core, at most 8.
         worker_share: of these processes, for training; below 1 where another loader works at the same time.
-        engine: ``cpu``, ``device``, or ``auto``: the device where it is an accelerator or the images are tiny.
+        engine: ``cpu``, ``device``, or ``auto``: the device where it is an accelerator or the images are tiny, and the
+            views have no operations of one's own.
         seed: of order and views.
         examples, last, split, replacement: images per epoch (None: one pass over the set), its last batch, how
             processes share it, and drawing with replacement; see `Order`.
@@ -64,6 +65,9 @@ class ImageDataModule(LightningDataModule):
         device: where views are made without a trainer.
         compile: compile the device's views.
         eval_batch_size: images per batch of `eval_dataloader`.
+
+    Attributes:
+        dataset: the `ImageData`. images: those learned from. views: their `View` descriptions.
 
     Raises:
         UserError: a batch larger than the set, no view, an unknown engine, or a number that cannot be one.
@@ -74,10 +78,10 @@ class ImageDataModule(LightningDataModule):
         data: ImageData,
         views: Sequence[View] | Mapping[str, View],
         *,
-        batch_size: int,
-        num_workers: int | str,
-        engine: str,
-        seed: int,
+        batch_size: int = 256,
+        num_workers: int | str = "auto",
+        engine: str = "auto",
+        seed: int = 0,
         examples: int | None = None,
         last: str = "drop",
         split: str = "batch",
@@ -89,7 +93,7 @@ class ImageDataModule(LightningDataModule):
         worker_share: Fraction = ALL,
     ) -> None:
         super().__init__()
-        self.data, self.channels_last = data, channels_last
+        self.dataset, self.channels_last = data, channels_last
         self.seed = expect("seed", seed, whole(0))
         self.views = list(views.values()) if isinstance(views, Mapping) else list(views)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
@@ -106,6 +110,25 @@ class ImageDataModule(LightningDataModule):
         self._pixels: Tensor | None = None
         self._fits = True
         self.device_views = DeviceViews(self.views, compile=compile)
+        self._own_operations = any(view.transforms for view in self.views)
+        if self._engine == "device":
+            self.device_views.check()
+
+    @property
+    def data(self) -> ImageData:
+        """`dataset`, as it was called in version 0.1."""
+        return self.dataset
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a method may ask to be told of the images, by the name of its argument.
+
+        - ``num_classes``: classes of the data set, 0 without labels. ``classes``: their names.
+        - ``num_images``: N, images learned from, with and without labels; ``Batch.indices`` count them.
+        - ``labels``: ``[N]`` int64, -1 where an image has none; None where no image has one.
+        - ``image_size``: side of the images that evaluation sees, in pixels.
+        """
+        return {**self.dataset.facts, "labels": self.images.labels}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -128,6 +151,8 @@ class ImageDataModule(LightningDataModule):
         """The engine in use: ``cpu`` or ``device``."""
         if self._engine != "auto":
             return self._engine
+        if self._own_operations:
+            return "cpu"
         if self.device.type != "cpu":
             return "device"
         pixels = self.images.pixels
@@ -158,14 +183,14 @@ class ImageDataModule(LightningDataModule):
         normalised as the training views are. Files that cannot be read are left out: see ``indices``. With ``limit`` at
         most so many images, spread evenly over the split (files often stand sorted by class) and numbered among them.
         """
-        images = self.data.split(split)
+        images = self.dataset.split(split)
         if limit is not None and limit < len(images):
             images = images.select(torch.linspace(0, len(images) - 1, limit).long())
-        size = self.data.image_size
+        size = self.dataset.image_size
         if images.pixels is not None and tuple(images.pixels.shape[-2:]) == (size, size):
             reader: Reader = PixelReader(images, images.pixels)
         else:
-            reader = EvaluationReader(images, self.data.eval_resize or size, size)
+            reader = EvaluationReader(images, self.dataset.eval_resize or size, size)
         batch = min(self.eval_batch_size, len(images))
         order = Order(len(images), batch, shuffle=False, last="keep")
         workers = min(self._workers(reader, images), -(-len(images) // FEWEST))
@@ -230,8 +255,8 @@ class ImageDataModule(LightningDataModule):
                 self._pixels = pixels.to(device)
             else:
                 log.warning(
-                    f"The images of '{self.data.name}' take {pixels.nbytes / 2**30:.1f} GiB, more than half of what is "
-                    f"free on {device}: they stay in main memory."
+                    f"The images of '{self.dataset.name}' take {pixels.nbytes / 2**30:.1f} GiB, more than half of what "
+                    f"is free on {device}: they stay in main memory."
                 )
         return self._pixels
 
@@ -258,7 +283,7 @@ class ImageDataModule(LightningDataModule):
         return Batch([view], raw.indices, raw.labels)
 
     def _note(self, raw: RawBatch, images: ImageSet) -> None:
-        self.data.unreadable.add((images.name(index), reason) for index, reason in raw.skipped)
+        self.dataset.unreadable.add((images.name(index), reason) for index, reason in raw.skipped)
 
     def _progress(self) -> tuple[int, int] | None:
         """Batches of the epoch whose step the trainer has finished, and all it takes of an epoch."""

@@ -43,7 +43,7 @@ class SemiDataModule(LightningDataModule):
     ``Batch.indices`` of a labelled batch count within the labelled images: 0 .. ``labelled_count`` - 1.
 
     Attributes:
-        data: the data set as the split leaves it, see `hide_labels`.
+        dataset: the data set as the split leaves it, see `hide_labels`.
         views: of the unlabelled images.
 
     Raises:
@@ -56,14 +56,14 @@ class SemiDataModule(LightningDataModule):
         views: Mapping[str, View],
         *,
         labels: LabelSplit | Mapping[str, Any],
-        mu: int,
-        batch_size: int,
-        steps_per_epoch: int | None,
-        include_labelled: bool,
-        replacement: bool,
-        num_workers: int | str,
-        engine: str,
-        seed: int,
+        mu: int = 7,
+        batch_size: int = 64,
+        steps_per_epoch: int | None = None,
+        include_labelled: bool = True,
+        replacement: bool = False,
+        num_workers: int | str = "auto",
+        engine: str = "auto",
+        seed: int = 0,
         channels_last: bool = False,
         compile: bool = False,
         device: torch.device | str | None = None,
@@ -81,9 +81,9 @@ class SemiDataModule(LightningDataModule):
         expect("steps_per_epoch", steps_per_epoch, NULL | whole(1))
         self.split = chosen_labels(data.train, labels, data.classes)
         data.warn_of_leaks()
-        self.data, self.batch_size = hide_labels(data, self.split), batch_size
-        self.few = replace(self.data, unlabelled=None)
-        if not include_labelled and self.data.unlabelled is None:
+        self.dataset, self.batch_size = hide_labels(data, self.split), batch_size
+        self.few = replace(self.dataset, unlabelled=None)
+        if not include_labelled and self.dataset.unlabelled is None:
             raise UserError("every image keeps its label, so that none is left to learn from without: keep fewer.")
         hidden = data if include_labelled else _without(data, self.split)
         steps = steps_per_epoch or hidden.num_images // (mu * batch_size)
@@ -118,9 +118,19 @@ class SemiDataModule(LightningDataModule):
         return len(self.split)
 
     @property
+    def data(self) -> ImageData:
+        """`dataset`, as it was called in version 0.1."""
+        return self.dataset
+
+    @property
     def facts(self) -> dict[str, Any]:
-        """What a method is told of the images: ``labels`` of the labelled ones, and how many others there are."""
-        return {"labels": self.few.train.labels, "num_unlabelled": len(self.unlabelled.images)}
+        """What a method may ask to be told: `ImageDataModule.facts`, with other counts.
+
+        - ``labels``: ``[N_l]`` int64, class of each labelled image, in the order of ``SemiBatch.labelled.indices``.
+        - ``num_unlabelled``: images of the unlabelled stream; ``SemiBatch.unlabelled.indices`` count them.
+        """
+        counts = {"labels": self.few.train.labels, "num_unlabelled": len(self.unlabelled.images)}
+        return {**self.dataset.facts, **counts}
 
     def train_dataloader(self) -> SemiLoader:
         """`SemiBatch` es for this process; with a trainer, what `on_after_batch_transfer` finishes."""
@@ -217,8 +227,8 @@ class LabelledDataModule(ImageDataModule):
         views: Sequence[View] | Mapping[str, View],
         *,
         labels: LabelSplit | Mapping[str, Any],
-        batch_size: int,
-        steps_per_epoch: int | None,
+        batch_size: int = 256,
+        steps_per_epoch: int | None = None,
         **options: Any,
     ) -> None:
         expect("batch_size", batch_size, whole(1))
@@ -247,3 +257,7 @@ class DistillationDataModule(ImageDataModule):
         self.split = chosen_labels(data.train, labels, data.classes)
         data.warn_of_leaks()
         super().__init__(hide_labels(data, self.split), views, **options)
+
+
+#: what a run trains on
+DataModule = ImageDataModule | SemiDataModule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from numbers import Integral
 from pathlib import Path
@@ -34,6 +35,11 @@ def path(key: str, value: Any) -> Path:
         UserError: another value.
     """
     return Path(str(expect(key, value, PATH))).expanduser()
+
+
+def data_folder(root: Any, *inside: str) -> Path:
+    """``root``; None: the folder (``inside`` it) that the environment variable SELFSIGHT_DATA names, else ``data``."""
+    return Path(os.environ.get("SELFSIGHT_DATA", "data"), *inside) if root is None else path("dataset.root", root)
 
 
 def read_text(file: Path) -> str:

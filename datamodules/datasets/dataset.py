@@ -152,6 +152,16 @@ class ImageData:
             for part in (self.train, self.test)
         )
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What does not depend on how the images are batched, see `ImageDataModule.facts`."""
+        return {
+            "num_classes": self.num_classes,
+            "classes": self.classes,
+            "num_images": self.num_images,
+            "image_size": self.image_size,
+        }
+
     def split(self, name: str) -> ImageSet:
         """The images called ``train``, ``test`` or ``unlabelled``.
 

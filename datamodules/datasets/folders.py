@@ -28,18 +28,18 @@ TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 
 
 def folder(
+    root: str | Path | None = None,
     *,
-    root: str | None,
-    image_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    labels: str,
-    test: str | None,
-    test_fraction: float,
-    unlabelled: str | None,
-    resident: bool | str,
-    max_unreadable: float,
-    seed: int,
+    image_size: int = 96,
+    mean: Sequence[float] = (0.485, 0.456, 0.406),
+    std: Sequence[float] = (0.229, 0.224, 0.225),
+    labels: str = "auto",
+    test: str | Path | None = None,
+    test_fraction: float = 0.1,
+    unlabelled: str | Path | None = None,
+    resident: bool | str = "auto",
+    max_unreadable: float = 0.01,
+    seed: int = 0,
     eval_resize: int | None = None,
     name: str = "folder",
 ) -> ImageData:
@@ -58,7 +58,11 @@ def folder(
         test_fraction: without a test folder, the share of the images held out, by ``seed``, in every class; 0: none.
         unlabelled: a folder of further images without labels.
         resident: keep the decoded images in memory: True, False, or ``auto`` (when they are small).
-        max_unreadable: share of the files that may be no readable images; they are skipped.
+        max_unreadable: share of the files that may be no readable images; they are skipped, and a run names them in
+            ``unreadable.txt``.
+        seed: of what is held out.
+        image_size, eval_resize, mean, std, name: see `ImageData`. 224 suits large photographs and a large backbone;
+            mean and std are ImageNet's.
 
     Raises:
         UserError: no such folder, no images in it, one image, too many unreadable files, a wrong list of labels.

@@ -25,6 +25,8 @@ from selfsight.errors import UserError
 from selfsight.validation import Kind, each, expect, one_of, whole
 
 Stats = Sequence[float]
+Root = str | Path | None
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FEWEST_AND_MOST = Kind(
     "a list of the fewest and the most shapes of an image",
     lambda v: each(whole(1)).fits(v) and len(v) == 2 and v[0] <= v[1],
@@ -32,11 +34,22 @@ FEWEST_AND_MOST = Kind(
 
 
 def digits(
-    *, image_size: int, mean: Stats, std: Stats, test_fraction: float, seed: int, name: str = "digits"
+    *,
+    image_size: int = 16,
+    mean: Stats = (0.313,) * 3,
+    std: Stats = (0.355,) * 3,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    name: str = "digits",
 ) -> ImageData:
     """The 1,797 handwritten digits of scikit-learn (8 x 8, 17 levels of grey), enlarged once to ``image_size``.
 
-    ``test_fraction`` of every class is held out, chosen by ``seed``: 0.2 leaves 1,437 to learn from and 360 to test.
+    Nothing has to be downloaded.
+
+    Args:
+        test_fraction: share of every class that is held out: 0.2 leaves 1,437 to learn from and 360 to test.
+        seed: of this choice.
+        image_size, mean, std, name: see `ImageData`.
     """
     # read where it lies: importing scikit-learn for one small table would take longer than the first training step
     home = importlib.util.find_spec("sklearn")
@@ -54,8 +67,22 @@ def digits(
     return ImageData(name, images.select(train), images.select(test), classes, image_size, mean, std)
 
 
-def cifar10(*, root: str, download: bool, image_size: int, mean: Stats, std: Stats, name: str = "cifar10") -> ImageData:
-    """CIFAR-10: 50,000 + 10,000 images of 32 x 32 in 10 classes (``cifar-10-batches-py`` below ``root``)."""
+def cifar10(
+    root: Root = None,
+    *,
+    download: bool = False,
+    image_size: int = 32,
+    mean: Stats = (0.4914, 0.4822, 0.4465),
+    std: Stats = (0.2470, 0.2435, 0.2616),
+    name: str = "cifar10",
+) -> ImageData:
+    """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 photographs of 32 x 32 in 10 classes.
+
+    Args:
+        root: folder of ``cifar-10-batches-py``; None: see `checks.data_folder`.
+        download: fetch what is not there (170 MB).
+        image_size, mean, std, name: see `ImageData`.
+    """
     return _cifar(
         root, download, "CIFAR10", "cifar-10-batches-py",
         [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"], "batches.meta", ("labels", "label_names"),
@@ -64,9 +91,21 @@ def cifar10(*, root: str, download: bool, image_size: int, mean: Stats, std: Sta
 
 
 def cifar100(
-    *, root: str, download: bool, image_size: int, mean: Stats, std: Stats, name: str = "cifar100"
+    root: Root = None,
+    *,
+    download: bool = False,
+    image_size: int = 32,
+    mean: Stats = (0.5071, 0.4865, 0.4409),
+    std: Stats = (0.2673, 0.2564, 0.2762),
+    name: str = "cifar100",
 ) -> ImageData:
-    """CIFAR-100: 50,000 + 10,000 images of 32 x 32 in 100 classes (``cifar-100-python`` below ``root``)."""
+    """CIFAR-100 (Krizhevsky 2009): 50,000 + 10,000 photographs of 32 x 32 in 100 classes.
+
+    Args:
+        root: folder of ``cifar-100-python``; None: see `checks.data_folder`.
+        download: fetch what is not there (169 MB).
+        image_size, mean, std, name: see `ImageData`.
+    """
     return _cifar(
         root, download, "CIFAR100", "cifar-100-python",
         ["train"], ["test"], "meta", ("fine_labels", "fine_label_names"),
@@ -75,10 +114,10 @@ def cifar100(
 
 
 def _cifar(
-    root: str, download: bool, kind: str, folder: str, train: list[str], test: list[str], meta: str,
+    root: Root, download: bool, kind: str, folder: str, train: list[str], test: list[str], meta: str,
     keys: tuple[str, str], image_size: int, mean: Stats, std: Stats, name: str,
 ) -> ImageData:  # fmt: skip
-    top = checks.path("dataset.root", root)
+    top = checks.data_folder(root)
     place = top / folder
     _obtain(
         name,
@@ -98,10 +137,24 @@ def _cifar(
 
 
 def stl10(
-    *, root: str, download: bool, unlabelled: bool, image_size: int, mean: Stats, std: Stats, name: str = "stl10"
+    root: Root = None,
+    *,
+    download: bool = False,
+    unlabelled: bool = True,
+    image_size: int = 96,
+    mean: Stats = (0.4408, 0.4279, 0.3867),
+    std: Stats = (0.2682, 0.2610, 0.2686),
+    name: str = "stl10",
 ) -> ImageData:
-    """STL-10: 5,000 + 8,000 labelled images of 96 x 96 in 10 classes, 100,000 without labels (``stl10_binary``)."""
-    top = checks.path("dataset.root", root)
+    """STL-10 (Coates, Lee, Ng 2011): 5,000 + 8,000 photographs of 96 x 96 in 10 classes, 100,000 without labels.
+
+    Args:
+        root: folder of ``stl10_binary``; None: see `checks.data_folder`.
+        download: fetch what is not there (2.6 GB).
+        unlabelled: learn from the 100,000, too; they take 2.6 GiB of memory.
+        image_size, mean, std, name: see `ImageData`.
+    """
+    top = checks.data_folder(root)
     place = top / "stl10_binary"
     files = ["train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "class_names.txt"]
     files += ["unlabeled_X.bin"] if unlabelled else []
@@ -124,10 +177,24 @@ def stl10(
 
 
 def svhn(
-    *, root: str, download: bool, extra: bool, image_size: int, mean: Stats, std: Stats, name: str = "svhn"
+    root: Root = None,
+    *,
+    download: bool = False,
+    extra: bool = False,
+    image_size: int = 32,
+    mean: Stats = (0.4380, 0.4440, 0.4730),
+    std: Stats = (0.1751, 0.1771, 0.1744),
+    name: str = "svhn",
 ) -> ImageData:
-    """SVHN: 73,257 + 26,032 house numbers of 32 x 32; ``extra`` adds 531,131 easier ones to those learned from."""
-    top = checks.path("dataset.root", root)
+    """Street View House Numbers (Netzer et al. 2011): 73,257 + 26,032 digits of 32 x 32.
+
+    Args:
+        root: folder of ``train_32x32.mat`` and its like; None: see `checks.data_folder`.
+        download: fetch what is not there (250 MB, and 1.3 GB with ``extra``).
+        extra: learn from 531,131 easier images, too.
+        image_size, mean, std, name: see `ImageData`.
+    """
+    top = checks.data_folder(root)
     parts = ["train", "test", *(["extra"] if extra else [])]
 
     def fetch(datasets: Any) -> None:
@@ -157,10 +224,22 @@ FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shi
 
 
 def fashion_mnist(
-    *, root: str, download: bool, image_size: int, mean: Stats, std: Stats, name: str = "fashion_mnist"
+    root: Root = None,
+    *,
+    download: bool = False,
+    image_size: int = 28,
+    mean: Stats = (0.2860,) * 3,
+    std: Stats = (0.3530,) * 3,
+    name: str = "fashion_mnist",
 ) -> ImageData:
-    """Fashion-MNIST: 60,000 + 10,000 grey images of 28 x 28 in 10 classes (``FashionMNIST/raw`` below ``root``)."""
-    top = checks.path("dataset.root", root)
+    """Fashion-MNIST (Xiao, Rasul, Vollgraf 2017): 60,000 + 10,000 grey pictures of clothes, 28 x 28, in 10 classes.
+
+    Args:
+        root: folder of ``FashionMNIST/raw``; None: see `checks.data_folder`.
+        download: fetch what is not there (31 MB).
+        image_size, mean, std, name: see `ImageData`.
+    """
+    top = checks.data_folder(root)
     place = top / "FashionMNIST" / "raw"
     stems = [f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")]
     present = [file if (file := place / stem).exists() else place / f"{stem}.gz" for stem in stems]
@@ -175,17 +254,28 @@ def fashion_mnist(
 
 def shapes(
     *,
-    train: int,
-    test: int,
-    image_size: int,
-    mean: Stats,
-    std: Stats,
-    drawn_size: int,
-    number: Sequence[int],
-    seed: int,
+    train: int = 1500,
+    test: int = 100,
+    image_size: int = 32,
+    mean: Stats = (0.487,) * 3,
+    std: Stats = (0.170,) * 3,
+    drawn_size: int = 64,
+    number: Sequence[int] = (1, 3),
+    seed: int = 1,
     name: str = "shapes",
 ) -> ImageData:
-    """Drawn images of ``drawn_size`` pixels a side, see `synthetic_shapes.draw`, without labels."""
+    """Drawn images of discs, squares, triangles and rings, each kind with stripes of its own, without labels.
+
+    Nothing has to be downloaded; see `synthetic_shapes.draw`. The dense probes measure segmentation on other images of
+    the same kind, drawn with seed 0.
+
+    Args:
+        train, test: number of images.
+        drawn_size: side of the images, pixels.
+        number: the fewest and the most shapes of an image.
+        seed: of all that is drawn.
+        image_size, mean, std, name: see `ImageData`; ``image_size`` is the side of the views.
+    """
     for key, value, low in (("train", train, 2), ("test", test, 0), ("drawn_size", drawn_size, 1), ("seed", seed, 0)):
         expect(f"dataset.{key}", value, whole(low))
     expect("dataset.number", number, FEWEST_AND_MOST)
@@ -196,22 +286,51 @@ def shapes(
 
 
 def imagenet(
-    *, root: str, image_size: int, eval_resize: int, mean: Stats, std: Stats, resident: bool | str,
-    max_unreadable: float, name: str = "imagenet",
-) -> ImageData:  # fmt: skip
-    """ImageNet-1k: ``train`` and ``val`` below ``root``, each with one folder a class (n01440764, ...)."""
-    top = checks.path("dataset.root", root)
+    root: Root = None,
+    *,
+    image_size: int = 224,
+    eval_resize: int | None = 256,
+    mean: Stats = IMAGENET_MEAN,
+    std: Stats = IMAGENET_STD,
+    resident: bool | str = False,
+    max_unreadable: float = 0.001,
+    name: str = "imagenet",
+) -> ImageData:
+    """ImageNet-1k (Russakovsky et al. 2015): 1,281,167 + 50,000 photographs in 1,000 classes.
+
+    Args:
+        root: folder of ``train`` and ``val``, each with one folder a class (n01440764, ...); None: ``imagenet`` in
+            `checks.data_folder`. It cannot be downloaded.
+        resident, max_unreadable: see `folder`.
+        image_size, eval_resize, mean, std, name: see `ImageData`.
+    """
+    top = checks.data_folder(root, "imagenet")
     by_hand = "it cannot be downloaded: register at image-net.org, unpack its archives and sort val into class folders"
     _obtain(name, [top / "train", top / "val"], top, False, None, by_hand)
     return _tree(top, None, image_size, eval_resize, mean, std, resident, max_unreadable, name)
 
 
 def imagenet100(
-    *, root: str, classes: str | None, image_size: int, eval_resize: int, mean: Stats, std: Stats,
-    resident: bool | str, max_unreadable: float, name: str = "imagenet100",
-) -> ImageData:  # fmt: skip
-    """100 classes of an ImageNet-1k tree: those of `IMAGENET100`, or the folders a text file ``classes`` names."""
-    top = checks.path("dataset.root", root)
+    root: Root = None,
+    *,
+    classes: str | None = None,
+    image_size: int = 224,
+    eval_resize: int | None = 256,
+    mean: Stats = IMAGENET_MEAN,
+    std: Stats = IMAGENET_STD,
+    resident: bool | str = False,
+    max_unreadable: float = 0.001,
+    name: str = "imagenet100",
+) -> ImageData:
+    """100 classes of ImageNet-1k, by Tian et al., "Contrastive Multiview Coding".
+
+    Args:
+        root: an ImageNet-1k tree, see `imagenet`.
+        classes: a text file of other class folders, one a line; None: those of `IMAGENET100`.
+        resident, max_unreadable: see `folder`.
+        image_size, eval_resize, mean, std, name: see `ImageData`.
+    """
+    top = checks.data_folder(root, "imagenet")
     by_hand = "dataset.root has to be an ImageNet-1k tree, which cannot be downloaded: register at image-net.org"
     _obtain(name, [top / "train", top / "val"], top, False, None, by_hand)
     chosen = IMAGENET100.split()
@@ -240,12 +359,29 @@ n04517823 n04589890 n04592741 n07714571 n07715103 n07753275 n07831146 n07836838 
 
 
 def imagenette(
-    *, root: str, download: bool, size: str, image_size: int, eval_resize: int, mean: Stats, std: Stats,
-    resident: bool | str, max_unreadable: float, name: str = "imagenette",
-) -> ImageData:  # fmt: skip
-    """Imagenette: 9,469 + 3,925 images of ten easy ImageNet classes; ``size``: ``full``, ``320px`` or ``160px``."""
+    root: Root = None,
+    *,
+    download: bool = False,
+    size: str = "160px",
+    image_size: int = 128,
+    eval_resize: int | None = 144,
+    mean: Stats = IMAGENET_MEAN,
+    std: Stats = IMAGENET_STD,
+    resident: bool | str = "auto",
+    max_unreadable: float = 0.001,
+    name: str = "imagenette",
+) -> ImageData:
+    """Imagenette (github.com/fastai/imagenette): 9,469 + 3,925 photographs of ten easy ImageNet classes.
+
+    Args:
+        root: folder of ``imagenette2``, ``imagenette2-320`` or ``imagenette2-160``; None: see `checks.data_folder`.
+        download: fetch what is not there (99 MB for ``160px``, 326 MB for ``320px``, 1.5 GB for ``full``).
+        size: shorter side of the stored images: ``160px``, ``320px`` or ``full``.
+        resident, max_unreadable: see `folder`.
+        image_size, eval_resize, mean, std, name: see `ImageData`.
+    """
     expect("dataset.size", size, one_of("full", "320px", "160px"))
-    top = checks.path("dataset.root", root)
+    top = checks.data_folder(root)
     place = top / ("imagenette2" if size == "full" else f"imagenette2-{size[:-2]}")
 
     def fetch(datasets: Any) -> None:
@@ -256,7 +392,7 @@ def imagenette(
 
 
 def _tree(
-    top: Path, classes: list[str] | None, image_size: int, eval_resize: int, mean: Stats, std: Stats,
+    top: Path, classes: list[str] | None, image_size: int, eval_resize: int | None, mean: Stats, std: Stats,
     resident: bool | str, max_unreadable: float, name: str,
 ) -> ImageData:  # fmt: skip
     """``train/class/image`` and ``val/class/image``; labels number the class folders in alphabetical order."""

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfsight.datamodules.views import cpu_ops
-from selfsight.datamodules.views.sampling import NEUTRAL, Parameters, boxes, sample, uniforms
+from selfsight.datamodules.views import cpu_ops, own_operations
+from selfsight.datamodules.views.sampling import NEUTRAL, Parameters, boxes, sample, seeds, uniforms
 from selfsight.datamodules.views.view import View, expand
 from selfsight.errors import UserError
 
@@ -53,7 +53,14 @@ class CpuViews:
             numbers = np.arange(len(made), len(made) + view.count)
             parameters = sample(view, uniforms(self.seed, epoch, [index], numbers, view.draws), height, width)
             drawn.append(boxes(parameters, height, width))
-            made += [_channels_first(render(view, image, row, self.photometric)) for row in rows(parameters)]
+            finished = [render(view, image, row, self.photometric) for row in rows(parameters)]
+            if view.transforms:
+                chances = seeds(self.seed, epoch, [index], numbers)
+                finished = [
+                    own_operations.apply(view.transforms, out, chance)
+                    for out, chance in zip(finished, chances, strict=True)
+                ]
+            made += map(_channels_first, finished)
         return made, torch.from_numpy(np.concatenate(drawn))
 
     def batch(
@@ -82,6 +89,9 @@ class CpuViews:
             out = np.empty((len(images), view.size, view.size, 3), np.uint8)
             for k, row in enumerate(rows(parameters)):
                 out[k] = render(view, images[k], row, self.photometric)
+            if view.transforms:
+                for k, chance in enumerate(seeds(self.seed, epoch, indices, [len(made)])):
+                    out[k] = own_operations.apply(view.transforms, out[k].copy(), chance)
             made.append(torch.from_numpy(np.ascontiguousarray(out.transpose(0, 3, 1, 2))))
             drawn.append(torch.from_numpy(boxes(parameters, height, width)))
         return made, drawn

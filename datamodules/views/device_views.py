@@ -46,6 +46,7 @@ class DeviceViews:
         Returns:
             per view a float tensor ``[B, 3, size, size]``, and its boxes ``[B, 8]`` (see `Batch.boxes`).
         """
+        self.check()
         _check(images)
         made = [self._makers[view, False](images, _draw(view, images, generator)) for view in self.views]
         return [out for out, _ in made], [box for _, box in made]
@@ -59,11 +60,24 @@ class DeviceViews:
         Returns:
             per view a float tensor of the same shape.
         """
+        self.check()
         self._count(views)
         return [
             self._makers[view, True](images, _draw(view, images, generator))[0]
             for images, view in zip(views, self.views, strict=True)
         ]
+
+    def check(self) -> None:
+        """Refuse what cannot be made for whole batches.
+
+        Raises:
+            UserError: views with operations of one's own.
+        """
+        if any(view.transforms for view in self.views):
+            raise UserError(
+                "the views have transforms of your own, which are made on the CPU, image by image: set "
+                "views.engine=cpu (or auto), or leave the transforms out."
+            )
 
     def normalize(self, views: Sequence[Tensor]) -> list[Tensor]:
         """Finished uint8 views as normalised floats."""

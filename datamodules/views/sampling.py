@@ -307,10 +307,19 @@ def uniforms(seed: int, epoch: int, indices: Array, views: Array, count: int) ->
     ``indices`` and ``views`` are ``[N]`` or ``[1]``. SplitMix64 (Steele, Lea, Flood 2014) as a counter: each row is a
     stream of its own, whose key mixes the four numbers.
     """
-    key = _mix(_key(seed, epoch) + np.asarray(indices, np.int64).astype(np.uint64) + _GOLDEN)
-    key = _mix(key + np.asarray(views, np.int64).astype(np.uint64) + _GOLDEN)
-    stream = _mix(key[:, None] + _counters(count))
+    stream = _mix(_stream(seed, epoch, indices, views)[:, None] + _counters(count))
     return (stream >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+
+
+def seeds(seed: int, epoch: int, indices: Array, views: Array) -> list[int]:
+    """A number of 32 bits for each row of `uniforms`, for generators that are not ours."""
+    return (_mix(_stream(seed, epoch, indices, views)) >> np.uint64(32)).tolist()
+
+
+def _stream(seed: int, epoch: int, indices: Array, views: Array) -> np.ndarray:
+    """The key of each row's stream, ``[N]`` uint64."""
+    key = _mix(_key(seed, epoch) + np.asarray(indices, np.int64).astype(np.uint64) + _GOLDEN)
+    return _mix(key + np.asarray(views, np.int64).astype(np.uint64) + _GOLDEN)
 
 
 @functools.lru_cache(maxsize=64)

@@ -4,14 +4,14 @@
 `cpu_views` applies them to one image after another on CPU workers, `device_views` to whole batches on the device.
 
 Order of the operations, from which every recipe here takes a subset:
-crop and resize, flip, colour jitter, policy, grayscale, blur, solarize, cutout, normalise.
+crop and resize, flip, colour jitter, policy, grayscale, blur, solarize, cutout, operations of one's own, normalise.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -79,6 +79,9 @@ class View:
         cutout: smallest and largest side of a filled square as a share of ``size``; (0, 0) is none.
         cutout_fill: its colour (of 255).
         mean, std: per channel, of values in 0 .. 1; None leaves the view in 0 .. 1.
+        transforms: operations of one's own, in their order, before mean and std: functions from ``[H, W, 3]`` uint8 to
+            the same, transforms of torchvision (``torchvision.transforms.v2``) or of albumentations; see
+            `own_operations`. They are made on the CPU, image by image.
 
     Raises:
         UserError: a value that no view can have.
@@ -116,12 +119,15 @@ class View:
     cutout_fill: tuple[int, int, int] = (127, 127, 127)
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    transforms: tuple[Callable[..., Any], ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Iterable) and not isinstance(value, str):
-                object.__setattr__(self, field.name, tuple(value))
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if callable(value):  # one transform, which may itself be a sequence of others
+                object.__setattr__(self, each.name, (value,))
+            elif isinstance(value, Iterable) and not isinstance(value, str):
+                object.__setattr__(self, each.name, tuple(value))
         self._to_pixels("size", self.image_size)
         self._to_pixels("padding", self.size)
         self._check_names()
@@ -191,6 +197,8 @@ class View:
         _require(self.std is None or min(self.std) > 0, "std", self.std, "has to be above 0 in every channel")
         if self.policy is not None:
             POLICIES[self.policy].check(self.policy_ops, self.policy_magnitude)
+        own = isinstance(self.transforms, tuple) and all(map(callable, self.transforms))
+        _require(own, "transforms", self.transforms, "has to be a list of functions or transforms")
 
     @property
     def jitters(self) -> bool:

@@ -181,10 +181,8 @@ def method(cfg: DictConfig, data: ImageDataModule, backbone: nn.Module | None = 
     Args:
         backbone, inherited: parts that come from another run.
     """
-    asked = inspect.signature(get_class(cfg.method._target_)).parameters
-    counts = {"num_classes": data.data.num_classes, "num_images": len(data.data.everything())}
-    facts = {**counts, **getattr(data, "facts", {})}
-    told = {name: fact for name, fact in facts.items() if name in asked and name not in cfg.method}
+    needs = get_class(cfg.method._target_).needs or inspect.signature(get_class(cfg.method._target_)).parameters
+    told = {name: fact for name, fact in data.facts.items() if name in needs and name not in cfg.method}
     if backbone is None:
         backbone = build(cfg.backbone)
         if cfg.get("start") is not None:
