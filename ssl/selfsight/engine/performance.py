@@ -15,6 +15,7 @@ from torch import nn
 from selfsight.cpu_memory import keep_freed_memory
 from selfsight.errors import UserError
 from selfsight.methods.base import Method
+from selfsight.nn.memory_format import to_channels_last
 
 log = logging.getLogger("selfsight")
 
@@ -44,7 +45,7 @@ def quicken(method: Method, trainer: DictConfig, device: torch.device) -> Method
     if device.type == "cpu":
         keep_freed_memory()
     if wanted(trainer.channels_last, device):
-        method.to(memory_format=torch.channels_last)
+        to_channels_last(method, device)
     if wanted(trainer.compile, device):
         compile_networks(method, graphs)
     return method
