@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections import deque
 
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from selfsight.errors import UserError
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.heads import batch_norm_without_shift, mlp, pointwise_conv
+from selfsight.nn.memory_format import to_channels_last
 from selfsight.nn.precision import float32, full_precision
 from selfsight.nn.queue import Queue
 
@@ -139,3 +142,36 @@ def test_precision_island() -> None:
     double = torch.randn(2, 2, dtype=torch.float64)
     assert similarity(double, [double], c=torch.arange(2)).dtype == torch.float64
     assert float32(torch.arange(3)).dtype == torch.int64
+
+
+#: in a process of its own, which the library's fault would end
+NARROW = """
+import copy, torch
+from torch import nn
+from selfsight.nn.memory_format import to_channels_last
+
+torch.manual_seed(0)
+for channels, size in ((2, 12), (4, 12), (4, 2), (4, 1), (7, 16)):
+    plain = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, 8, 1, stride=2)).double()
+    fast = copy.deepcopy(to_channels_last(copy.deepcopy(plain).float(), torch.device("cpu")))
+    for _ in range(30):
+        x = torch.randn(8, 3, size, size)
+        for net, images in ((plain, x.double()), (fast, x.contiguous(memory_format=torch.channels_last))):
+            net.zero_grad()
+            net(images).square().mean().backward()
+        for a, b in zip(plain.parameters(), fast.parameters(), strict=True):
+            torch.testing.assert_close(b.grad.double(), a.grad, rtol=1e-4, atol=1e-5)
+print("equal")
+"""
+
+
+def test_narrow_networks_have_right_gradients_in_channels_last_order() -> None:
+    done = subprocess.run([sys.executable, "-c", NARROW], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "equal\n"), done.stderr[-500:]
+
+
+def test_wide_kernels_are_channels_last() -> None:
+    net = to_channels_last(nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 1, stride=2)), torch.device("cpu"))
+    assert all(layer.weight.is_contiguous(memory_format=torch.channels_last) for layer in net)
+    x = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    assert net(x).is_contiguous(memory_format=torch.channels_last)

@@ -16,6 +16,7 @@ from selfsight.engine.devices import resolve_auto
 from selfsight.engine.options import TrainerOptions
 from selfsight.errors import UserError
 from selfsight.methods.base import Method
+from selfsight.nn.memory_format import to_channels_last
 
 log = logging.getLogger("selfsight")
 
@@ -39,7 +40,7 @@ def apply_performance_options(method: Method, options: TrainerOptions, device: t
     if device.type == "cpu":
         keep_freed_memory()
     if resolve_auto(options.channels_last, device):
-        method.to(memory_format=torch.channels_last)
+        to_channels_last(method, device)
     if resolve_auto(options.compile, device):
         compile_networks(method, options.cuda_graphs)
     return method
