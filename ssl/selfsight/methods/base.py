@@ -74,6 +74,7 @@ class Method(LightningModule):
         self.step = 0
         self.scheduled: dict[str, float] = {}
         self._optimizer: Optimizer | None = None
+        self._began: int | None = None
 
     @property
     def epoch(self) -> int:
@@ -127,8 +128,18 @@ class Method(LightningModule):
             self.scheduled = self.recipe.values(step, self.clock)
             if self._optimizer is not None:
                 self.recipe.apply(self._optimizer, self.scheduled)
+        if self._began != step:
+            self._began = step
+            self.before_step()
 
     def end_step(self) -> None:
+        """Called after the optimiser's step."""
+        self.after_step()
+
+    def before_step(self) -> None:
+        """Called once before an optimiser step's first batch."""
+
+    def after_step(self) -> None:
         """Called after the optimiser's step: what follows the updated weights (a teacher, say) moves here."""
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
