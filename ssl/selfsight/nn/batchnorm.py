@@ -1,6 +1,6 @@
-"""BatchNorm whose running variance is the batch's own, as in code written for TPUs.
+"""BatchNorm in forms that PyTorch does not have: another running variance, statistics of all processes.
 
-PyTorch multiplies the batch variance by n / (n - 1) before averaging it; google-research/simclr (resnet.py, its
+Code written for TPUs keeps the batch's own variance. PyTorch multiplies the batch variance by n / (n - 1) before averaging it; google-research/simclr (resnet.py, its
 cross-replica layer) and others do not. Outputs in training agree; running statistics differ where n is small. With
 ``trainer.sync_batchnorm`` PyTorch's synchronised layer takes their place, whose n is the count over all devices.
 """
@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from selfsight.nn.distributed import sum_over_ranks, world_size
 
 
 class _BiasedRunningVariance(_BatchNorm):
@@ -43,3 +45,26 @@ class BiasedBatchNorm1d(_BiasedRunningVariance, nn.BatchNorm1d):
 
 class BiasedBatchNorm2d(_BiasedRunningVariance, nn.BatchNorm2d):
     """`nn.BatchNorm2d`, ``[B, C, H, W]``, with the biased variance in its running statistics."""
+
+
+class SharedBatchNorm1d(nn.BatchNorm1d):
+    """`nn.BatchNorm1d` on ``[B, C]`` whose statistics are those of the rows of all processes, on every device.
+
+    For layers that belong to a loss, where statistics of one process would make another loss of it. Each process holds
+    equally many rows. With ``trainer.sync_batchnorm`` PyTorch's layer for GPUs takes its place.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(x)
+        self._check_input_dim(x)
+        n = len(x) * world_size()
+        mean = sum_over_ranks(x.sum(0)) / n  # [C]
+        variance = sum_over_ranks((x - mean).square().sum(0)) / n
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)  # type: ignore[union-attr]
+                self.running_var.lerp_(variance * n / (n - 1), self.momentum)  # type: ignore[union-attr]
+                self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        y = (x - mean) * (variance + self.eps).rsqrt()
+        return y * self.weight + self.bias if self.affine else y

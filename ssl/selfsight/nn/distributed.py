@@ -64,6 +64,26 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return total
 
 
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return all_reduce_sum(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return all_reduce_sum(grad)
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """Sum of ``x`` over all ranks; the gradient is exact.
+
+    Every rank holds the same sum, so a loss made of it is the same on all of them, and the backward pass adds up what
+    all of these losses say. With the mean over ranks that data parallel training takes afterwards, this is the update
+    of one process that holds the whole batch.
+    """
+    return _Sum.apply(x) if world_size() > 1 else x
+
+
 @torch.no_grad()
 def all_reduce_max(x: Tensor) -> Tensor:
     """Maximum of ``x`` over ranks, without gradient; ``x`` is left as it is."""

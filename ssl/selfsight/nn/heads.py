@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import nn
 
@@ -18,14 +19,16 @@ def mlp(
     bias: bool = True,
     last_bias: bool = True,
     linear: Layer = nn.Linear,
+    activation: Layer = partial(nn.ReLU, inplace=True),
 ) -> nn.Sequential:
-    """Linear (- norm) - ReLU, repeated, and a last linear layer (- norm) without activation.
+    """Linear (- norm) - activation, repeated, and a last linear layer (- norm) without activation.
 
     Args:
         dims: widths from input to output; two of them make a single linear layer.
         norm, last_norm: called with the width (``nn.BatchNorm1d``); None leaves normalisation out.
         bias, last_bias: of the hidden and of the last linear layers.
         linear: called as ``linear(fan_in, fan_out, bias=...)``; a 1x1 convolution makes the same head for maps.
+        activation: called without arguments.
     """
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(itertools.pairwise(dims)):
@@ -35,7 +38,7 @@ def mlp(
         if make_norm is not None:
             layers.append(make_norm(fan_out))
         if not last:
-            layers.append(nn.ReLU(inplace=True))
+            layers.append(activation())
     return nn.Sequential(*layers)
 
 
@@ -44,6 +47,11 @@ def batch_norm_without_shift(dim: int) -> nn.BatchNorm1d:
     norm = nn.BatchNorm1d(dim)
     norm.register_parameter("bias", None)
     return norm
+
+
+def batch_norm_without_affine(dim: int) -> nn.BatchNorm1d:
+    """BatchNorm that only centres and scales: the last layer of SimSiam's and MoCo v3's projectors."""
+    return nn.BatchNorm1d(dim, affine=False)
 
 
 def pointwise_conv(fan_in: int, fan_out: int, bias: bool = True) -> nn.Conv2d:

@@ -68,9 +68,11 @@ class OptimizationRecipe:
     def apply(optimizer: Optimizer, values: Mapping[str, Any]) -> None:
         """Write learning rate and weight decay into the groups.
 
-        A group's ``lr_scale`` multiplies the rate; one with ``plain`` keeps its own weight decay.
+        A group's ``lr_scale`` multiplies the rate; one with ``constant_lr`` stays at the peak; one with ``plain`` keeps
+        its own weight decay.
         """
         for group in optimizer.param_groups:
-            group["lr"] = values["lr"] * group.get("lr_scale", 1.0)
+            if not group.get("constant_lr", False):
+                group["lr"] = values["lr"] * group.get("lr_scale", 1.0)
             if "weight_decay" in values and not group.get("plain", False):
                 group["weight_decay"] = values["weight_decay"]

@@ -128,7 +128,7 @@ class Table:
 class Warmup:
     """A straight line from ``start`` to the first value of ``then``, and ``then`` from there on.
 
-    ``overlap=True`` lets ``then`` run from the first step, hidden by the line, which leads to its value at the last
+    ``per="epoch"`` keeps each value of the line for a whole epoch (DINO's temperature). ``overlap=True`` lets ``then`` run from the first step, hidden by the line, which leads to its value at the last
     hidden step (SupContrast).
     """
 
@@ -137,6 +137,7 @@ class Warmup:
     then: Schedule
     ends: Ends = "left"
     overlap: bool = False
+    per: Literal["step", "epoch"] = "step"
 
     def __call__(self, step: int, clock: Clock) -> float:
         n = clock.steps(self.warmup_epochs)
@@ -145,7 +146,8 @@ class Warmup:
         if k >= n:
             return self.then(step, after)
         peak = self.then(clock.start + (n - 1 if self.overlap else n), after)
-        return self.start + (peak - self.start) * _fraction(k, n, self.ends)
+        unit = 1 if self.per == "step" else clock.steps_per_epoch
+        return self.start + (peak - self.start) * _fraction(k // unit, n // unit, self.ends)
 
 
 def _fraction(k: float, n: float, ends: Ends) -> float:
