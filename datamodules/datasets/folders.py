@@ -181,7 +181,7 @@ class Part:
 
 
 def _find_parts(
-    top: Path, test: str | None, unlabelled: str | None, find: Callable[[Path, Sequence[Path]], list[str]]
+    top: Path, test: str | Path | None, unlabelled: str | Path | None, find: Callable[[Path, Sequence[Path]], list[str]]
 ) -> tuple[Part, Part | None, Part | None]:
     """What is to be learned from, tested on, and learned from without labels (see `folder`)."""
     given = {"dataset.test": test, "dataset.unlabelled": unlabelled}

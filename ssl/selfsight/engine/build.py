@@ -23,7 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from selfsight.checkpoints.load import start_from
-from selfsight.datamodules import ImageData, ImageDataModule
+from selfsight.datamodules import DataModule, ImageData
+from selfsight.datamodules.views.view import View
 from selfsight.engine import options
 from selfsight.engine.devices import device, resolve_auto, spread
 from selfsight.engine.options import RunOptions, TrainerOptions
@@ -52,7 +53,7 @@ class Description:
     method_class: str
     backbone: str
     dataset: str
-    backbone_arguments: Mapping[str, Any]
+    backbone_arguments: Mapping[str, object]
     image_size: int
     batch_size: int
     epochs: int
@@ -71,7 +72,7 @@ class Parts:
         untrained: a backbone like the one that is trained, with weights of its own.
     """
 
-    datamodule: ImageDataModule
+    datamodule: DataModule
     method: Method
     recipe: OptimizationRecipe
     length: Clock
@@ -85,7 +86,7 @@ class Parts:
     untrained: Callable[[], nn.Module]
 
 
-def parts(cfg: DictConfig, **inherited: Any) -> Parts:
+def parts(cfg: DictConfig, **inherited: nn.Module | None) -> Parts:
     """The parts of a training, from a seed that its configuration names.
 
     Args:
@@ -127,19 +128,19 @@ def parts(cfg: DictConfig, **inherited: Any) -> Parts:
 # --- single parts ----------------------------------------------------------------------------------------------------
 
 
-def views(cfg: DictConfig) -> dict[str, Any]:
+def views(cfg: DictConfig) -> dict[str, View]:
     """The views by name, in their order in a batch."""
     return {str(name): build(node) for name, node in cfg.views.items() if name != "engine"}
 
 
-def datamodule(cfg: DictConfig) -> ImageDataModule:
+def datamodule(cfg: DictConfig) -> DataModule:
     """The LightningDataModule of a run: data set and views, batched."""
     trainer = TrainerOptions.read(cfg.trainer)
     here = device(trainer.accelerator, strict=False)
     asked = inspect.signature(get_class(cfg.datamodule._target_)).parameters
     switches = {"compile": trainer.compile, "channels_last": trainer.channels_last}
     fast = {name: resolve_auto(choice, here) for name, choice in switches.items() if name in asked}
-    made: ImageDataModule = build(cfg.datamodule, data=dataset(cfg), views=views(cfg), **fast)
+    made: DataModule = build(cfg.datamodule, data=dataset(cfg), views=views(cfg), **fast)
     return made
 
 
@@ -172,7 +173,9 @@ def recipe(cfg: DictConfig) -> OptimizationRecipe:
     )
 
 
-def method(cfg: DictConfig, data: ImageDataModule, backbone: nn.Module | None = None, **inherited: Any) -> Method:
+def method(
+    cfg: DictConfig, data: DataModule, backbone: nn.Module | None = None, **inherited: nn.Module | None
+) -> Method:
     """The method with its backbone, which begins with the weights of the run ``cfg.start`` where one is named.
 
     What its constructor asks of the images (``num_classes``, ``num_images``, ``labels``, ...) and the configuration
@@ -181,7 +184,8 @@ def method(cfg: DictConfig, data: ImageDataModule, backbone: nn.Module | None = 
     Args:
         backbone, inherited: parts that come from another run.
     """
-    needs = get_class(cfg.method._target_).needs or inspect.signature(get_class(cfg.method._target_)).parameters
+    kind: type[Method] = get_class(cfg.method._target_)
+    needs = kind.needs or inspect.signature(kind).parameters
     told = {name: fact for name, fact in data.facts.items() if name in needs and name not in cfg.method}
     if backbone is None:
         backbone = build(cfg.backbone)
@@ -191,7 +195,7 @@ def method(cfg: DictConfig, data: ImageDataModule, backbone: nn.Module | None = 
     return made
 
 
-def length(cfg: DictConfig, module: ImageDataModule) -> Clock:
+def length(cfg: DictConfig, module: DataModule) -> Clock:
     """Lengths of the run in optimiser steps. `accumulate` batches make one step, and so do those left at the end."""
     trainer = TrainerOptions.read(cfg.trainer)
     steps = module.steps_per_epoch
@@ -235,7 +239,7 @@ def check(job: str, cfg: DictConfig) -> None:
         recipe(cfg)
 
 
-def check_views(learner: Method, data: ImageDataModule) -> None:
+def check_views(learner: Method, data: DataModule) -> None:
     """Refuse views the method cannot learn from.
 
     Raises:
@@ -251,7 +255,7 @@ def check_views(learner: Method, data: ImageDataModule) -> None:
         )
 
 
-def check_sizes(learner: Method, data: ImageDataModule) -> None:
+def check_sizes(learner: Method, data: DataModule) -> None:
     """Refuse views that shrink to nothing inside the backbone: tried on a copy without memory.
 
     Raises:
@@ -301,7 +305,7 @@ def as_user_error(what: str) -> Iterator[None]:
         raise UserError(f"{what} cannot be made with these values: {reason}.") from error
 
 
-def place(node: Any) -> str:
+def place(node: object) -> str:
     """``evaluator.final.knn (selfsight.evaluation.probes.knn.KNN)``: key and class of a node, as far as it has them."""
     if not isinstance(node, DictConfig):
         return "a part of the run"
@@ -309,7 +313,7 @@ def place(node: Any) -> str:
     return f"{key} ({target})" if key and target else str(key or target)
 
 
-def resolved(cfg: DictConfig) -> dict[str, Any]:
+def resolved(cfg: DictConfig) -> dict[str, object]:
     """A configuration as plain containers, interpolations filled in."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)

@@ -20,11 +20,14 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from selfsight.errors import UserError
 from selfsight.files import replace
 
+#: what Lightning saves: tensors, numbers and text by name, nested
+Checkpoint = dict[str, Any]
+
 
 class AtomicCheckpoints(CheckpointIO):
     """Writes beside the target, flushes to disk, moves over it. Reads plain tensors and numbers only."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: Checkpoint, path: str | Path, storage_options: object = None) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
 
@@ -44,15 +47,15 @@ class AtomicCheckpoints(CheckpointIO):
             ) from None
 
     def load_checkpoint(
-        self, path: Any, map_location: Callable | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+        self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
+    ) -> Checkpoint:
         return read_checkpoint(Path(path))
 
-    def remove_checkpoint(self, path: Any) -> None:
+    def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint's content, on the CPU.
 
     Raises:
@@ -61,7 +64,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there is no checkpoint '{path}'; a run writes its first one after its first epoch.")
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content: Checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"'{path}' cannot be read as a checkpoint ({str(error).splitlines()[0][:120]}).") from None
     return content
@@ -89,7 +92,7 @@ class StepSeeds(Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         words = [self.seed, trainer.current_epoch, batch_idx, trainer.global_rank]
         drawn = int(np.random.SeedSequence(words).generate_state(1)[0])
         random.seed(drawn)
@@ -115,7 +118,7 @@ class GracefulInterrupt(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.asked = False
-        self.before: dict[int, Any] = {}
+        self.before: dict[int, Callable | int | None] = {}
 
     def handler(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
@@ -131,7 +134,7 @@ class GracefulInterrupt(Callback):
             signal.signal(number, handler)
         self.before = {}
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         asked = self.asked
         if trainer.world_size > 1:
             asked = batch_idx % self.ASKED_EVERY == 0 and trainer.strategy.reduce_boolean_decision(asked, all=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch.plugins.layer_sync import LayerSync
@@ -18,7 +18,7 @@ from selfsight.validation import expect, one_of
 class Spread(NamedTuple):
     """Devices a node, Lightning's strategy, and plugins that go with it."""
 
-    devices: Any
+    devices: int | list[int]
     strategy: str
     plugins: list[LayerSync]
 
@@ -50,10 +50,10 @@ def processes(options: TrainerOptions, where: torch.device) -> int:
     return (devices if isinstance(devices, int) else len(devices)) * options.num_nodes
 
 
-def devices_of(options: TrainerOptions, where: torch.device) -> Any:
+def devices_of(options: TrainerOptions, where: torch.device) -> int | list[int]:
     if options.devices == "auto":
         return torch.cuda.device_count() if where.type == "cuda" else 1
-    return options.devices
+    return options.devices  # type: ignore[return-value]  # of words only auto is let in
 
 
 def spread(options: TrainerOptions, where: torch.device, batch_size: int) -> Spread:

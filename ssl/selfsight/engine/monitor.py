@@ -9,9 +9,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from rich.console import Console
 from rich.markup import escape
 
+from selfsight.contracts import Batch, SemiBatch
+from selfsight.evaluation import OnlineEvaluation
+from selfsight.evaluation.base import Figures
 from selfsight.evaluation.probes import diagnostics
 from selfsight.methods.base import Method
 from selfsight.runs.console import clock_text
@@ -24,7 +28,7 @@ class Monitor(Callback):
     Stands after the online evaluation among the callbacks, whose ``results`` then end with this epoch's figures.
     """
 
-    def __init__(self, folder: RunFolder, console: Console, evaluation: Any) -> None:
+    def __init__(self, folder: RunFolder, console: Console, evaluation: OnlineEvaluation | None) -> None:
         self.folder, self.console, self.evaluation = folder, console, evaluation
         self.sums: dict[str, torch.Tensor] = {}
         self.steps = 0
@@ -43,7 +47,7 @@ class Monitor(Callback):
         """Of training so far, with the online evaluation, over all parts of a run that was stopped."""
         return self.seconds_before + (0.0 if self.run_began is None else time.perf_counter() - self.run_began)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return {"sums": self.sums, "steps": self.steps, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -63,8 +67,14 @@ class Monitor(Callback):
         self.began = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Batch | SemiBatch,
+        batch_idx: int,
     ) -> None:
+        assert isinstance(outputs, Mapping)
         for name, value in outputs.items():
             if torch.is_tensor(value) and value.numel() == 1:
                 value = value.detach().float().reshape(())
@@ -80,7 +90,7 @@ class Monitor(Callback):
         if not trainer.is_global_zero:
             return
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or trainer.current_epoch + 1
-        result = self.evaluation.results[-1] if self.evaluation.results else {}
+        result = self.evaluation.results[-1] if self.evaluation and self.evaluation.results else {}
         result = result if result.get("epoch") == epoch else {}
         found = {name: value for name, value in result.items() if isinstance(value, float)}
         speed = self.images * world / max(seconds, 1e-9)
@@ -107,7 +117,7 @@ class Monitor(Callback):
         for warning in self.warnings(means, result, chance):
             self.console.print(f"[yellow]warning[/yellow] {escape(warning)}")
 
-    def warnings(self, means: Mapping[str, float], result: Mapping[str, Any], chance: float | None) -> list[str]:
+    def warnings(self, means: Mapping[str, float], result: Figures, chance: float | None) -> list[str]:
         """What the numbers of this epoch say is wrong: one sentence each, with the remedy, each told once."""
         self.losses.append(means.get("loss", math.nan))
         found = [result.get("warning"), diagnostics.judge(means)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from selfsight.errors import UserError
 from selfsight.runs.folder import RunFolder
@@ -31,8 +32,9 @@ class NanGuard(Callback):
         self.total, self.steps = None, 0
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
+        assert isinstance(outputs, Mapping)
         loss = outputs["loss"].detach().float()
         self.total = loss if self.total is None else self.total + loss
         self.steps += 1

@@ -35,7 +35,7 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
 
 
-def is_folder_name(value: Any) -> bool:
+def is_folder_name(value: object) -> bool:
     text = "" if value is None else str(value)
     return not {"/", "\\"} & set(text) and text not in (".", "..")
 
@@ -55,7 +55,7 @@ class Options:
         check_fields(self, self.place)
 
     @classmethod
-    def read(cls, node: DictConfig | Mapping[str, Any]) -> Self:
+    def read(cls, node: DictConfig | Mapping[str, object]) -> Self:
         """Those that ``node`` has, the others at their defaults; a list comes as a list of Python.
 
         Raises:
@@ -93,7 +93,7 @@ class TrainerOptions(Options):
 
     max_epochs: Annotated[int, whole(1)] = 100
     accelerator: Annotated[str, one_of(*ACCELERATORS)] = "auto"
-    devices: Annotated[Any, AUTO | whole(1) | GPUS] = "auto"
+    devices: Annotated[str | int | list[int], AUTO | whole(1) | GPUS] = "auto"
     num_nodes: Annotated[int, whole(1)] = 1
     strategy: str = "auto"
     precision: Annotated[str | int, one_of(*PRECISIONS)] = "auto"
@@ -200,5 +200,5 @@ def check(job: str, cfg: DictConfig) -> None:
         TrainerOptions.read(cfg.trainer)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     return OmegaConf.to_container(value) if isinstance(value, (DictConfig, ListConfig)) else value

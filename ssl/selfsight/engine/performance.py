@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 
 from selfsight.cpu_memory import keep_freed_memory
 from selfsight.engine.devices import resolve_auto
@@ -91,12 +91,12 @@ class GraphSteps(Callback):
     All that they give lives until the next step begins. Outside, in an evaluation of many batches, nothing is replayed.
     """
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         torch.compiler.cudagraph_mark_step_begin()
         self._replay(pl_module, True)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         self._replay(pl_module, False)
 
@@ -117,17 +117,17 @@ class CompiledWithFallback:
         replays: the call belongs to a training step, whose kernels are recorded once and replayed from then on.
     """
 
-    def __init__(self, eager: Callable[..., Any], name: str, told: list[str], graphs: bool) -> None:
+    def __init__(self, eager: Callable[..., Tensor], name: str, told: list[str], graphs: bool) -> None:
         self.eager = eager
         self.name, self.told = name, told
-        self.compiled: Callable[..., Any] | None = torch.compile(eager)
+        self.compiled: Callable[..., Tensor] | None = torch.compile(eager)
         self.recorded = torch.compile(eager, mode="reduce-overhead") if graphs else self.compiled
         self.replays = False
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+    def __deepcopy__(self, memo: dict[int, object]) -> Callable[..., Tensor]:
         return copy.deepcopy(self.eager, memo)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Tensor:
         if self.compiled is not None and not torch.compiler.is_compiling():
             try:
                 return (self.recorded if self.replays else self.compiled)(*args, **kwargs)

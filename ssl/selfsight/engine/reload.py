@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from selfsight.checkpoints.load import described, load
-from selfsight.datamodules import ImageData, ImageDataModule
+from selfsight.datamodules import DataModule, ImageData, ImageDataModule
 from selfsight.datamodules.views.view import View
 from selfsight.engine import build
 from selfsight.engine.build import Description
@@ -34,7 +34,7 @@ class LoadedRun:
 
     folder: RunFolder
     description: Description
-    datamodule: ImageDataModule
+    datamodule: DataModule
     backbone: nn.Module
     method: Method | None
 
@@ -52,7 +52,7 @@ def loaded_run(folder: RunFolder, accelerator: str = "auto") -> LoadedRun:
     return LoadedRun(folder, build.describe(cfg), data, backbone, method)
 
 
-def trained_method(folder: RunFolder, data: ImageDataModule) -> Method:
+def trained_method(folder: RunFolder, data: DataModule) -> Method:
     """The method of a run as its last checkpoint has it, on the CPU; of a distilled student without its teacher."""
     cfg = folder.config()
     state = read_checkpoint(folder.checkpoint)["state_dict"]

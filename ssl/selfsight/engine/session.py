@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from selfsight.checkpoints.export import export_backbone
-from selfsight.datamodules import ImageDataModule, LabelSplit
+from selfsight.datamodules import DataModule, LabelSplit
 from selfsight.engine import measure
 from selfsight.engine.build import Parts, as_user_error
 from selfsight.engine.checkpointing import (
@@ -137,7 +137,7 @@ class Session:
         return LoadedRun(self.folder, parts.description, parts.datamodule, parts.method.backbone, parts.method)
 
 
-def labels_used(data: ImageDataModule) -> LabelSplit | None:
+def labels_used(data: DataModule) -> LabelSplit | None:
     """Which images keep their labels, where a run learns from some of them only."""
     split: LabelSplit | None = getattr(data, "split", None)
     return split

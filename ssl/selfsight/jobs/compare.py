@@ -12,7 +12,6 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +22,7 @@ from selfsight.datamodules import select_labels
 from selfsight.engine import build, measure
 from selfsight.engine.devices import device
 from selfsight.errors import UserError, nearest
+from selfsight.evaluation.base import Figures
 from selfsight.evaluation.probes.linear import FewShot
 from selfsight.files import write_text
 from selfsight.jobs.pipeline import SOURCE, composed, perform
@@ -244,7 +244,7 @@ def probe(source: Path, labels: int, seed: int) -> float:
     return float(FewShot().fit(few, test)["linear_top1"])
 
 
-def perform_step(cfg: DictConfig, folder: RunFolder, name: str, labels: int, seed: int) -> tuple[dict[str, Any], Path]:
+def perform_step(cfg: DictConfig, folder: RunFolder, name: str, labels: int, seed: int) -> tuple[Figures, Path]:
     """Summary and folder of a step. One that uses no labels is shared by all numbers of them."""
     step = cfg.steps[name]
     further = settings(cfg, step, labels, seed)
@@ -263,9 +263,9 @@ def step_words(cfg: DictConfig, step: DictConfig) -> list[str]:
     return [*([f"dataset={choice(cfg.dataset)}"] if step.job == "pretrain" else []), *step.words, *cfg.words]
 
 
-def settings(cfg: DictConfig, step: DictConfig, labels: int, seed: int) -> dict[str, Any]:
+def settings(cfg: DictConfig, step: DictConfig, labels: int, seed: int) -> dict[str, object]:
     """What the comparison says to a step, by key."""
-    found: dict[str, Any] = {"dataset": cfg.dataset, "seed": seed, "report": False}
+    found: dict[str, object] = {"dataset": cfg.dataset, "seed": seed, "report": False}
     if step.get("labelled", True):
         found["labels.per_class"] = labels
     if step.get("after") is None or step.job == "pretrain":

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -18,6 +18,7 @@ from selfsight.engine import build, measure
 from selfsight.engine.devices import device
 from selfsight.engine.reload import eval_datamodule
 from selfsight.errors import UserError
+from selfsight.evaluation.base import Figures
 from selfsight.evaluation.probes.comparison import compare
 from selfsight.files import write_text
 from selfsight.reporting import curves
@@ -119,7 +120,7 @@ def table(folders: Sequence[RunFolder]) -> tuple[list[str], list[list[str]]]:
     return ["run", "epochs", *map(heading, columns), "time"], rows
 
 
-def figures(summary: Mapping[str, Any]) -> dict[str, Value]:
+def figures(summary: Mapping[str, Figures]) -> dict[str, Value]:
     """The figures of a run: of its frozen backbone, of the networks that learned classes, by labels a class."""
     measured, learned = summary.get("pretrained", {}), summary.get("classifiers", {})
     found = {key: Value(measured[key]) for key in measure.SINGLES if key in measured}

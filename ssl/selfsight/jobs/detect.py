@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -41,7 +40,7 @@ def run(cfg: DictConfig) -> None:
     mean, std = described(backbone, "mean"), described(backbone, "std")
     data = build.build(cfg.dataset)
     detection = build.build(cfg.detection, data=data, optimizer=build.build(cfg.optimizer))
-    settings: dict[str, Any] = {key: records.to_json(cfg[key]) for key in ("dataset", "detection", "optimizer")}
+    settings: dict[str, object] = {key: records.to_json(cfg[key]) for key in ("dataset", "detection", "optimizer")}
     settings["backbone"] = str(source.resolve())
     path = records.with_folder(records.free_path(out, NAME, settings))
     console.print(detection.protocol, style="dim")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -29,7 +28,7 @@ def run(cfg: DictConfig) -> None:
         raise UserError("say where the features go: out=features.npz.", status=2)
     out = with_folder(Path(cfg.out).expanduser() if folder is None or cfg.out else folder.path / "features.npz")
     stage, head, cache = cfg.stage, head_of(cfg.stage, folder, backbone), feature_cache(folder, cfg.cache)
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
     for part in measure.available_splits(data):
         features = measure.part_features(backbone, data, part, [stage], head=head, cache=cache)[stage]
         images = data.data.split(part)
@@ -43,6 +42,6 @@ def run(cfg: DictConfig) -> None:
     make_console().print(f"{counts} images, {arrays['train_x'].shape[1]} dimensions: {out}")
 
 
-def save(path: Path, arrays: dict[str, Any]) -> None:
+def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with path.open("wb") as file:  # given a path, NumPy would change its ending
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from selfsight.engine.inherit import chosen_or_inherited, names_something
 from selfsight.engine.reload import ALL, eval_datamodule, feature_cache, head_of
 from selfsight.errors import UserError
 from selfsight.evaluation import base
+from selfsight.evaluation.base import Evaluator, Figures
 from selfsight.evaluation.features import FINAL, PROJECTION, stage_names
 from selfsight.evaluation.probes import diagnostics
 from selfsight.evaluation.published import PublishedProbe
@@ -29,8 +30,6 @@ from selfsight.runs.environment import command
 from selfsight.runs.folder import RunFolder
 
 CACHED = "cached"  # the linear protocol that needs no augmentation
-
-Result = dict[str, Any]
 
 
 class Subject(NamedTuple):
@@ -42,7 +41,7 @@ class Subject(NamedTuple):
     dataset: DictConfig | None
 
 
-def run(cfg: DictConfig) -> Result:
+def run(cfg: DictConfig) -> Figures:
     """Extract features once, evaluate, show the numbers with their protocol, keep them in ``eval/<name>.json``."""
     quiet()
     console = make_console()
@@ -73,7 +72,7 @@ def run(cfg: DictConfig) -> Result:
     return result
 
 
-def evaluator_of(cfg: DictConfig) -> Any:
+def evaluator_of(cfg: DictConfig) -> Evaluator:
     """The evaluator configured; ``linear.protocol`` names a published linear evaluation in its place."""
     if (linear := published(cfg)) is None:
         return build.build(cfg.evaluator)
@@ -93,18 +92,18 @@ def published(cfg: DictConfig) -> DictConfig | None:
     return None if linear is None or linear.protocol == CACHED else linear
 
 
-def transfer(of: Subject, evaluator: Any) -> str:
+def transfer(of: Subject, evaluator: Evaluator) -> str:
     """What the protocol adds where a data set is given; probes with masks name theirs themselves."""
-    if of.dataset is None or brings_images(evaluator):
+    if of.dataset is None or own_images(evaluator):
         return ""
     spec: Any = of.backbone.spec
     source = f", pretrained on {spec['dataset']}" if "dataset" in spec else ""
     return f"; on {dataset_name(of.dataset)} at {of.dataset.image_size} px{source}"
 
 
-def brings_images(evaluator: Any) -> bool:
-    """Whether an evaluator has images of its own, with masks."""
-    return hasattr(evaluator, "data")
+def own_images(evaluator: Evaluator) -> str:
+    """The name of the images, with masks, that an evaluator brings itself; empty where it brings none."""
+    return str(getattr(getattr(evaluator, "data", None), "name", ""))
 
 
 def dataset_name(dataset: DictConfig) -> str:
@@ -113,15 +112,15 @@ def dataset_name(dataset: DictConfig) -> str:
     return f"folder-{Path(dataset.root).expanduser().resolve().name}" if own else str(dataset.name)
 
 
-def title(cfg: DictConfig, dataset: DictConfig | None, evaluator: Any) -> str:
+def title(cfg: DictConfig, dataset: DictConfig | None, evaluator: Evaluator) -> str:
     """Name of the record: evaluator, and what differs from the run's own data, the last stage and the usual values."""
     if (linear := published(cfg)) is not None:
         changed = {str(key): value for key, value in linear.items() if key != "protocol" and value is not None}
         words = ["linear", str(linear.protocol), *records.changed_slug(changed)]
     else:
         words = records.named_after("evaluator", cfg.evaluator)
-    if brings_images(evaluator):
-        words.insert(1, evaluator.data.name)
+    if own_images(evaluator):
+        words.insert(1, own_images(evaluator))
     elif dataset is not None:
         words += [dataset_name(dataset), *records.named_after("dataset", dataset)[1:]]
     if cfg.stage != FINAL:
@@ -129,7 +128,7 @@ def title(cfg: DictConfig, dataset: DictConfig | None, evaluator: Any) -> str:
     return records.joined(words)
 
 
-def settings_of(cfg: DictConfig, dataset: DictConfig | None) -> dict[str, Any]:
+def settings_of(cfg: DictConfig, dataset: DictConfig | None) -> dict[str, object]:
     """All that two records of one name may differ in."""
     how = (
         {"evaluator": records.to_json(cfg.evaluator)}
@@ -139,7 +138,7 @@ def settings_of(cfg: DictConfig, dataset: DictConfig | None) -> dict[str, Any]:
     return {**how, "stage": str(cfg.stage), "dataset": records.to_json(dataset)}
 
 
-def evaluate(evaluator: Any, of: Subject, stage: str, *, cache: bool) -> dict[str, Result]:
+def evaluate(evaluator: Evaluator, of: Subject, stage: str, *, cache: bool) -> dict[str, Figures]:
     """Results by stage: of the one asked for, or of every one (``stage=all``) from a single pass over the images."""
     backbone, data, folder, _ = of
     measure.check_labels(evaluator, data)
@@ -180,7 +179,7 @@ def subject(cfg: DictConfig) -> Subject:
     return Subject(backbone, data, folder, dataset if given is not None else None)
 
 
-def note_in_metrics(folder: RunFolder, name: str, result: Mapping[str, Any]) -> None:
+def note_in_metrics(folder: RunFolder, name: str, result: Figures) -> None:
     """Single numbers of an evaluation, as columns of the last epoch in metrics.csv."""
     rows = folder.read_metrics()
     numbers = {f"{name}/{key}": f"{value:.6g}" for key, value in result.items() if isinstance(value, float)}
@@ -188,7 +187,7 @@ def note_in_metrics(folder: RunFolder, name: str, result: Mapping[str, Any]) -> 
         folder.append_metrics({**rows[-1], **numbers})
 
 
-def show(console: Console, result: Mapping[str, Any]) -> None:
+def show(console: Console, result: Figures) -> None:
     """A table of the figures; beside those that have one, what is normal. The alarm, where one rings."""
     table = Table(show_header=False, box=None)
     for name, value in records.figures(result).items():
@@ -200,7 +199,7 @@ def show(console: Console, result: Mapping[str, Any]) -> None:
         console.print(f"[yellow]warning[/yellow] {alarm}")
 
 
-def show_stages(console: Console, results: Mapping[str, Mapping[str, Any]]) -> None:
+def show_stages(console: Console, results: Mapping[str, Figures]) -> None:
     """A row for each stage; the kNN of every k is left out."""
     rows = {stage: records.figures(result) for stage, result in results.items()}
     names = [name for name in next(iter(rows.values())) if not name.startswith("knn_k")]

@@ -13,11 +13,13 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from selfsight.datamodules import DataModule, ImageSet
 from selfsight.datamodules.images.sets import JoinedImages
 from selfsight.engine import build, measure
 from selfsight.engine.devices import device
 from selfsight.engine.reload import eval_datamodule
 from selfsight.errors import UserError
+from selfsight.evaluation import Features
 from selfsight.evaluation.features import FINAL
 from selfsight.reporting import embedding
 from selfsight.reporting.explorer import Explorer
@@ -48,7 +50,8 @@ def run(cfg: DictConfig) -> None:
     train, images = learnt_from(backbone, data, cache)
     shown = train
     if cfg.split == "test":
-        shown, images = measure.part_features(backbone, data, "test", [FINAL], cache=cache)[FINAL], data.data.test
+        shown = measure.part_features(backbone, data, "test", [FINAL], cache=cache)[FINAL]
+        images = data.data.split("test")
     known = embedding.build_map(train, shown, images, cfg.projection)
 
     def page(document: Any) -> None:
@@ -77,7 +80,7 @@ def check(cfg: DictConfig) -> None:
     embedding.check_projection(cfg.projection)
 
 
-def learnt_from(backbone: nn.Module, data: Any, cache: Path | None = None) -> tuple[Any, Any]:
+def learnt_from(backbone: nn.Module, data: DataModule, cache: Path | None = None) -> tuple[Features, ImageSet]:
     """Features of all images one may learn from, labelled or not, and these images, in which ``indices`` count."""
     splits = [split for split in measure.available_splits(data) if split != "test"]
     found = [measure.part_features(backbone, data, split, [FINAL], cache=cache)[FINAL] for split in splits]

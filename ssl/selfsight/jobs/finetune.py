@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from omegaconf import DictConfig
 
 from selfsight.engine import build, inherit, measure
@@ -11,6 +9,7 @@ from selfsight.engine.checkpointing import read_checkpoint
 from selfsight.engine.measure import Outcome
 from selfsight.engine.reload import projection_head
 from selfsight.engine.session import Session, labels_used, reopen
+from selfsight.evaluation.base import Figures
 from selfsight.reporting import report
 from selfsight.reporting.classification import show_classifiers
 from selfsight.runs.console import clock_text, quiet
@@ -29,7 +28,7 @@ def run(cfg: DictConfig) -> Outcome:
     return measure.outcome(session.folder, conclude(session)) if session.fit() else Outcome({})
 
 
-def conclude(session: Session) -> dict[str, Any]:
+def conclude(session: Session) -> Figures:
     """Export the backbone, measure the classifiers, write summary and report."""
     folder, data, console = session.folder, session.parts.datamodule, session.console
     session.export_backbone()

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from selfsight.composition.catalogue import conf_dir
 from selfsight.composition.keys import flat_keys
 from selfsight.composition.overrides import checked, compose
-from selfsight.datamodules import ImageDataModule
+from selfsight.datamodules import DataModule
 from selfsight.datamodules.datasets.splits import chosen_labels
 from selfsight.engine.measure import Outcome, headline
 from selfsight.jobs.launch import run_nested_job
@@ -54,7 +54,7 @@ def composed(job: str, words: Sequence[str], settings: Mapping[str, Any] | None 
     return cfg
 
 
-def check(cfg: DictConfig, data: ImageDataModule) -> None:
+def check(cfg: DictConfig, data: DataModule) -> None:
     """Refuse labels that the steps of ``cfg.then`` would refuse later.
 
     Raises:

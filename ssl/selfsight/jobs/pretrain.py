@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lightning import seed_everything
 from omegaconf import DictConfig
 
 from selfsight.engine import build, measure
-from selfsight.engine.measure import Outcome
+from selfsight.engine.measure import Outcome, Pair
 from selfsight.engine.session import Session, reopen
+from selfsight.evaluation.base import Figures
 from selfsight.jobs import pipeline
 from selfsight.reporting import report
 from selfsight.reporting.classification import show_classifiers
@@ -36,19 +35,19 @@ def run(cfg: DictConfig) -> Outcome:
     return pipeline.follow(cfg, session.folder) if "then" in cfg else measure.outcome(session.folder, summary)
 
 
-def conclude(session: Session) -> dict[str, Any]:
+def conclude(session: Session) -> Figures:
     """Export the backbone, measure it beside pixels and an untrained twin, write summary and report."""
     parts, console, data = session.parts, session.console, session.parts.datamodule
     session.export_backbone()
     run = session.loaded()
-    trained = measure.features(run.backbone, data) if parts.final or parts.run.report else (None, None)
+    trained = measure.features(run.backbone, data) if parts.final or parts.run.report else None
     rows = beside_untrained(session, trained) if parts.final else {}
     protocols = measure.protocols(parts.final, data)
     if parts.final:
         measure.show(console, rows, protocols)
     classifiers = measure.classifiers(parts.method, data, session.folder)
     show_classifiers(console, classifiers)
-    summary = {
+    summary: Figures = {
         **rows,
         "classifiers": classifiers,
         "classes": list(data.data.classes),
@@ -57,17 +56,18 @@ def conclude(session: Session) -> dict[str, Any]:
     }
     session.folder.write_summary(summary)
     console.print(f"trained in {clock_text(session.seconds)}; backbone: {session.folder.path / 'backbone.safetensors'}")
-    if parts.run.report:
+    if parts.run.report and trained is not None:
         console.print(f"report: {report.write(run, *trained)}")
     return summary
 
 
-def beside_untrained(session: Session, trained: tuple[Any, Any]) -> dict[str, dict[str, Any]]:
+def beside_untrained(session: Session, trained: Pair | None) -> dict[str, Figures]:
     """The figures of raw pixels, of the network as it began, and of the trained one with its features ``trained``."""
     parts, data, method = session.parts, session.parts.datamodule, session.parts.method
     seed_everything(parts.run.seed, workers=True, verbose=False)
     networks = {"pixels": measure.Pixels(), "untrained": parts.untrained().to(method.device)}
     pairs = {name: measure.features(network, data) for name, network in networks.items()}
+    assert trained is not None, "there are evaluators, and features for them"
     networks, pairs = networks | {"pretrained": method.backbone}, pairs | {"pretrained": trained}
     evaluators = measure.select_evaluators(parts.final, labelled=not measure.missing_labels_reason(data))
     return {name: measure.run_evaluators(evaluators, networks[name], data, pair) for name, pair in pairs.items()}

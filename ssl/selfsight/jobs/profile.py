@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
+from selfsight.contracts import Batch
+from selfsight.datamodules.loading.reader import RawBatch
 from selfsight.engine import build
 from selfsight.engine.devices import device
 from selfsight.engine.monitor import Monitor
@@ -56,7 +56,7 @@ def run(cfg: DictConfig) -> None:
     data.on_after_batch_transfer = watch.around(data.on_after_batch_transfer)  # type: ignore[method-assign, assignment]
     with tempfile.TemporaryDirectory() as place:
         folder = RunFolder(Path(place))
-        monitor = Monitor(folder, Console(file=io.StringIO()), SimpleNamespace(results=[]))
+        monitor = Monitor(folder, Console(file=io.StringIO()), None)
         lightning = make_trainer(parts, folder, [First(watch), NanGuard(folder), monitor, Last(watch)])
         lightning.fit(parts.method, datamodule=data)
     if lightning.is_global_zero:
@@ -85,10 +85,10 @@ class Stopwatch:
             self.seconds[part] += now - self.last
         self.last = now
 
-    def around(self, make: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
+    def around(self, make: Callable[[RawBatch, int], Batch]) -> Callable[[RawBatch, int], Batch]:
         """The hook that makes the views, timed."""
 
-        def timed(batch: Any, dataloader_idx: int) -> Any:
+        def timed(batch: RawBatch, dataloader_idx: int) -> Batch:
             self.mark("data")
             made = make(batch, dataloader_idx)
             self.mark("views")
@@ -103,22 +103,22 @@ class First(Callback):
     def __init__(self, watch: Stopwatch) -> None:
         self.watch = watch
 
-    def on_train_epoch_start(self, *args: Any) -> None:
+    def on_train_epoch_start(self, *args: object) -> None:
         self.watch.mark(None)
 
-    def on_before_zero_grad(self, *args: Any) -> None:
+    def on_before_zero_grad(self, *args: object) -> None:
         self.watch.mark("forward")
 
-    def on_before_backward(self, *args: Any) -> None:
+    def on_before_backward(self, *args: object) -> None:
         self.watch.mark("forward")
 
-    def on_after_backward(self, *args: Any) -> None:
+    def on_after_backward(self, *args: object) -> None:
         self.watch.mark("backward")
 
-    def on_train_batch_start(self, *args: Any) -> None:
+    def on_train_batch_start(self, *args: object) -> None:
         self.watch.mark("rest")
 
-    def on_train_batch_end(self, *args: Any) -> None:
+    def on_train_batch_end(self, *args: object) -> None:
         self.watch.mark("optimiser")
 
 
@@ -128,13 +128,13 @@ class Last(Callback):
     def __init__(self, watch: Stopwatch) -> None:
         self.watch = watch
 
-    def on_train_epoch_start(self, *args: Any) -> None:
+    def on_train_epoch_start(self, *args: object) -> None:
         self.watch.mark(None)
 
-    def on_train_batch_start(self, *args: Any) -> None:
+    def on_train_batch_start(self, *args: object) -> None:
         self.watch.mark("rest")
 
-    def on_train_batch_end(self, *args: Any) -> None:
+    def on_train_batch_end(self, *args: object) -> None:
         self.watch.mark("log")
         self.watch.step += 1
 

@@ -1,7 +1,8 @@
 """BatchNorm in forms that PyTorch does not have: another running variance, statistics of all processes.
 
-Code written for TPUs keeps the batch's own variance. PyTorch multiplies the batch variance by n / (n - 1) before averaging it; google-research/simclr (resnet.py, its
-cross-replica layer) and others do not. Outputs in training agree; running statistics differ where n is small. With
+Code written for TPUs keeps the batch's own variance. PyTorch multiplies the batch variance by n / (n - 1) before
+averaging it; google-research/simclr (resnet.py, its cross-replica layer) and others do not. Outputs in training agree;
+running statistics differ where n is small. With
 ``trainer.sync_batchnorm`` PyTorch's synchronised layer takes their place, whose n is the count over all devices.
 """
 
@@ -63,8 +64,8 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
         variance = sum_over_ranks((x - mean).square().sum(0)) / n
         if self.track_running_stats:
             with torch.no_grad():
-                self.running_mean.lerp_(mean, self.momentum)  # type: ignore[union-attr]
-                self.running_var.lerp_(variance * n / (n - 1), self.momentum)  # type: ignore[union-attr]
+                self.running_mean.lerp_(mean, self.momentum)  # type: ignore[union-attr, arg-type]
+                self.running_var.lerp_(variance * n / (n - 1), self.momentum)  # type: ignore[union-attr, arg-type]
                 self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
         y = (x - mean) * (variance + self.eps).rsqrt()
         return y * self.weight + self.bias if self.affine else y

@@ -9,6 +9,7 @@ from functools import partial
 from torch import nn
 
 Layer = Callable[..., nn.Module]
+RELU: Layer = partial(nn.ReLU, inplace=True)
 
 
 def mlp(
@@ -19,7 +20,7 @@ def mlp(
     bias: bool = True,
     last_bias: bool = True,
     linear: Layer = nn.Linear,
-    activation: Layer = partial(nn.ReLU, inplace=True),
+    activation: Layer = RELU,
 ) -> nn.Sequential:
     """Linear (- norm) - activation, repeated, and a last linear layer (- norm) without activation.
 

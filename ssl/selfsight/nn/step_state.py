@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,10 @@ class StepState(nn.Module):
     Each batch hands its rows to `collect`; `commit` gives those of all batches and all processes to `take_in`, in their
     order, as if they had been one batch. What has to be known of the state before that is worked out from the rows that
     `collect` returns: those of the step so far.
+    A subclass that collects has a method ``take_in``, with the names of its rows as arguments, ``[N, ...]`` each.
     """
+
+    take_in: Callable[..., None]
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,10 +30,6 @@ class StepState(nn.Module):
         for name, value in rows.items():
             self._collected.setdefault(name, []).append(gather_without_grad(value))
         return {name: torch.cat(self._collected[name]) for name in rows}
-
-    def take_in(self, **rows: Tensor) -> None:
-        """Move the state by all rows of a step, ``[N, ...]`` each."""
-        raise TypeError(f"{type(self).__name__} collects rows and has no take_in(self, {', '.join(rows)})")
 
     @torch.no_grad()
     def commit(self) -> None:

@@ -128,8 +128,8 @@ class Table:
 class Warmup:
     """A straight line from ``start`` to the first value of ``then``, and ``then`` from there on.
 
-    ``per="epoch"`` keeps each value of the line for a whole epoch (DINO's temperature). ``overlap=True`` lets ``then`` run from the first step, hidden by the line, which leads to its value at the last
-    hidden step (SupContrast).
+    ``per="epoch"`` keeps each value of the line for a whole epoch (DINO's temperature). ``overlap=True`` lets ``then``
+    run from the first step, hidden by the line, which leads to its value at the last hidden step (SupContrast).
     """
 
     warmup_epochs: float

@@ -5,19 +5,23 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from selfsight.engine.measure import LAST
+from selfsight.evaluation.base import Figures
 from selfsight.reporting.page import figure_html
 from selfsight.runs.console import make_table
 from selfsight.runs.folder import RunFolder
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 DRAWN = 40  # classes up to which the confusion picture names them
 
 
-def show_classifiers(console: Console, classifiers: Mapping[str, Mapping[str, Any]]) -> None:
+def show_classifiers(console: Console, classifiers: Mapping[str, Figures]) -> None:
     """A table of the networks that learned classes; nothing where none did."""
     if not classifiers:
         return
@@ -62,7 +66,7 @@ def by_class(shares: Sequence[float | None], classes: Sequence[str]) -> str:
     return "Accuracy by class: " + " · ".join(f"{name} {percent(share)}" for share, name in known[:DRAWN]) + more
 
 
-def confusion_picture(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> Any:
+def confusion_picture(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> go.Figure:
     """A heat map: rows are true classes, columns answers, colour the share of the row."""
     import plotly.graph_objects as go
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from selfsight.reporting.page import figure_html, stroke
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 #: column of metrics.csv and its title; columns without one stand at the end under their own name
 TITLES = {
@@ -56,7 +59,7 @@ def chance(column: str, rows: Sequence[Mapping[str, str]], num_classes: int) -> 
     return 0.25 if column == "rotation_accuracy" else None
 
 
-def curve(series: Mapping[str, Sequence[tuple[int, float]]], column: str, guess: float | None = None) -> Any:
+def curve(series: Mapping[str, Sequence[tuple[int, float]]], column: str, guess: float | None = None) -> go.Figure:
     """A chart of one column, a line a run."""
     import plotly.graph_objects as go
 
@@ -77,7 +80,7 @@ def curve(series: Mapping[str, Sequence[tuple[int, float]]], column: str, guess:
     return made
 
 
-def mark_chance(figure: Any, column: str, guess: float, values: Sequence[float]) -> None:
+def mark_chance(figure: go.Figure, column: str, guess: float, values: Sequence[float]) -> None:
     """Draw what guessing gives; where the line would flatten the curve, tell above the chart which way it lies."""
     low, high = min(values), max(values)
     beyond = max(low - guess, guess - high)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from selfsight.datamodules import ImageSet
 from selfsight.errors import UserError
+from selfsight.evaluation import Features
 from selfsight.evaluation.probes import knn
 from selfsight.evaluation.probes.clustering import kmeans
 from selfsight.evaluation.probes.knn import neighbours
@@ -33,7 +34,7 @@ class EmbeddingMap:
         loss: ``[n]``, minus the logarithm of the share of its neighbours' votes that the true class has.
     """
 
-    images: Any
+    images: ImageSet
     indices: np.ndarray
     rows: np.ndarray
     flat: np.ndarray
@@ -51,7 +52,9 @@ class EmbeddingMap:
         return wrong
 
 
-def build_map(train: Any, shown: Any, images: Any, projection: str = "tsne", most: int = MAPPED) -> EmbeddingMap:
+def build_map(
+    train: Features, shown: Features, images: ImageSet, projection: str = "tsne", most: int = MAPPED
+) -> EmbeddingMap:
     """Places, classes, clusters, predictions and losses of (at most ``most``) images, in a shuffled order.
 
     Args:
@@ -118,7 +121,7 @@ def to_landscape(flat: np.ndarray) -> np.ndarray:
     return turned
 
 
-def votes(train: Any, test: Any, own: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def votes(train: Features, test: Features, own: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Class ``[N]`` that the nearest labelled training images vote for, weighted, and the log loss of the true class.
 
     Args:
@@ -127,8 +130,8 @@ def votes(train: Any, test: Any, own: torch.Tensor | None = None) -> tuple[torch
     Returns:
         Answers ``[N]``, and losses ``[N]``: 0 where an image has no label.
     """
-    voters = (train.labels >= 0).nonzero()[:, 0]
-    labels = train.labels[voters]
+    voters = (train.known_labels >= 0).nonzero()[:, 0]
+    labels = train.known_labels[voters]
     bank, queries = F.normalize(train.x[voters], dim=1), F.normalize(test.x, dim=1)
     if own is None:
         similarity, index = knn.neighbours(queries, bank, min(VOTERS, len(bank)))
@@ -138,7 +141,7 @@ def votes(train: Any, test: Any, own: torch.Tensor | None = None) -> tuple[torch
         similarity, index = knn.other_neighbours(queries, bank, min(VOTERS, len(bank) - 1), place[own])
     classes = max(train.classes, test.classes)
     answers, losses = [], []
-    for s, i, y in zip(similarity.split(4096), index.split(4096), test.labels.split(4096), strict=True):
+    for s, i, y in zip(similarity.split(4096), index.split(4096), test.known_labels.split(4096), strict=True):
         p = torch.zeros(len(s), classes).scatter_add_(1, labels[i], (s / TEMPERATURE).softmax(1))
         answers.append(p.argmax(1))
         of_true = p.gather(1, y.clamp(min=0)[:, None])[:, 0]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from selfsight.datamodules import DataModule
 from selfsight.engine.measure import NO_LABEL, class_name
 from selfsight.reporting.embedding import EmbeddingMap
 from selfsight.reporting.thumbnails import atlas, data_url, framed
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 PICTURED = 3000  # points that have a picture that shows on hovering
 TILE, LARGE = 32, 96  # its side in pixels, at most; of up to FEW of them
@@ -43,7 +47,7 @@ def palette(n: int) -> list[str]:
     return ["#" + "".join(f"{round(255 * c):02x}" for c in one) for one in rgb]
 
 
-def figure(data: Any, known: EmbeddingMap) -> Any:
+def figure(data: DataModule, known: EmbeddingMap) -> go.Figure:
     """The map as a plotly figure: a set of WebGL traces for each colouring, one of them shown at a time."""
     import plotly.graph_objects as go
 
@@ -56,7 +60,7 @@ def figure(data: Any, known: EmbeddingMap) -> Any:
             inside = np.flatnonzero(one.values == value)
             if len(inside):
                 marker = {"color": colour}
-                made.add_trace(cloud(go, known, inside, size, shortened(name), marker, len(one.names) <= 40))
+                made.add_trace(cloud(known, inside, size, shortened(name), marker, len(one.names) <= 40))
         groups.append((one.title, len(made.data) - before))
     if known.loss is not None:
         bar = {
@@ -65,7 +69,7 @@ def figure(data: Any, known: EmbeddingMap) -> Any:
             "showscale": True,
             "colorbar": {"title": "loss", "len": 0.6},
         }
-        made.add_trace(cloud(go, known, np.arange(len(known.rows)), size, "loss", bar, False))
+        made.add_trace(cloud(known, np.arange(len(known.rows)), size, "loss", bar, False))
         groups.append(("loss of kNN", 1))
     shown = [i for i, (_, n) in enumerate(groups) for _ in range(n)]
     made.for_each_trace(lambda trace: trace.update(visible=False))
@@ -99,7 +103,7 @@ class Colouring:
     colours: list[str]
 
 
-def colourings(data: Any, known: EmbeddingMap) -> list[Colouring]:
+def colourings(data: DataModule, known: EmbeddingMap) -> list[Colouring]:
     """By class, prediction and mistake where there are labels, and by cluster."""
     clusters = int(known.clusters.max()) + 1
     by_cluster = Colouring("cluster", known.clusters, [f"cluster {i + 1}" for i in range(clusters)], palette(clusters))
@@ -123,7 +127,9 @@ def shortened(name: str) -> str:
     return name if len(name) <= NAME else name[: NAME - 1] + "…"
 
 
-def cloud(go: Any, known: EmbeddingMap, inside: np.ndarray, size: int, name: str, marker: dict, legend: bool) -> Any:
+def cloud(known: EmbeddingMap, inside: np.ndarray, size: int, name: str, marker: dict, legend: bool) -> go.Scattergl:
+    import plotly.graph_objects as go
+
     flat = known.flat[inside].astype(np.float32)
     return go.Scattergl(
         x=flat[:, 0], y=flat[:, 1], mode="markers", name=name, customdata=inside.astype(np.int32), hoverinfo="none",
@@ -131,7 +137,7 @@ def cloud(go: Any, known: EmbeddingMap, inside: np.ndarray, size: int, name: str
     )  # fmt: skip
 
 
-def pictures(data: Any, known: EmbeddingMap) -> list[dict[str, Any]]:
+def pictures(data: DataModule, known: EmbeddingMap) -> list[dict[str, object]]:
     """Images laid on the map, framed in their colours, as many as fit without hiding one another."""
     flat = known.flat[:PICTURED]
     side = 0.9 * float((flat.max(0) - flat.min(0)).max() or 1.0) / np.clip(1.6 * np.sqrt(len(flat)), 12, 28)
@@ -157,7 +163,7 @@ def pictures(data: Any, known: EmbeddingMap) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def hover_card(data: Any, known: EmbeddingMap, figure_id: str) -> str:
+def hover_card(data: DataModule, known: EmbeddingMap, figure_id: str) -> str:
     """A card that shows the image under the pointer, and what is known of it."""
     n = min(PICTURED, len(known.rows))
     shown = [known.images.read(int(i)) for i in known.indices[:n]]

@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from selfsight.checkpoints import export
+from selfsight.datamodules import DataModule
 from selfsight.datamodules.images import decode
 from selfsight.engine import measure
 from selfsight.engine.measure import NO_LABEL, class_name, readable
 from selfsight.errors import UserError
+from selfsight.evaluation import Features
 from selfsight.reporting import embedding_map
 from selfsight.reporting.embedding import EmbeddingMap
 from selfsight.reporting.embedding_map import PALE, WRONG
@@ -38,7 +40,7 @@ class Explorer:
     """
 
     def __init__(
-        self, folder: RunFolder, data: Any, backbone: nn.Module, shown: Any, known: EmbeddingMap, split: str
+        self, folder: RunFolder, data: DataModule, backbone: nn.Module, shown: Features, known: EmbeddingMap, split: str
     ) -> None:
         from bokeh.models import BooleanFilter, CDSView, ColumnDataSource
         from bokeh.models.widgets import Button, Div, FileInput, Select, TextInput

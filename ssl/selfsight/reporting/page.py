@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 STYLE = """
 :root { color-scheme: light; --ink: #1c2330; --soft: #5b6575; --line: #dfe3ea; --accent: #2f5fd0; --wrong: #d5321d; }
@@ -70,7 +73,7 @@ def page(title: str, parts: Sequence[str]) -> str:
 
 
 def figure_html(
-    figure: Any, height: int = 300, name: str | None = None, config: Mapping[str, Any] | None = None
+    figure: go.Figure, height: int = 300, name: str | None = None, config: Mapping[str, object] | None = None
 ) -> str:
     """A plotly figure as a part of a `page`, in its colours.
 

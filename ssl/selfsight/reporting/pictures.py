@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfsight.contracts import Batch
-from selfsight.datamodules import ImageDataModule
+from selfsight.datamodules import DataModule, ImageDataModule, ImageSet, SemiDataModule
 from selfsight.engine.measure import class_name
+from selfsight.evaluation import Features
 from selfsight.evaluation.views import plain_view
 from selfsight.methods.base import Method
 from selfsight.reporting.embedding import EmbeddingMap
@@ -23,12 +24,17 @@ from selfsight.reporting.galleries import Gallery
 from selfsight.reporting.galleries import galleries as galleries_of
 from selfsight.reporting.thumbnails import data_url, denormalised, fitted, thumbnail
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 NEIGHBOURS = 8
 VIEWED = 4  # images whose views are shown
 SHOWN = 128  # images a method makes its pictures from
 
 
-def neighbours(data: Any, train: Any, shown: Any, known: EmbeddingMap, kind: str = "test", rows: int = 8) -> str:
+def neighbours(
+    data: DataModule, train: Features, shown: Features, known: EmbeddingMap, kind: str = "test", rows: int = 8
+) -> str:
     """For some images, and for those the kNN gets most wrong, the training images closest to them by cosine.
 
     Args:
@@ -56,7 +62,7 @@ def neighbours(data: Any, train: Any, shown: Any, known: EmbeddingMap, kind: str
     return "".join(parts)
 
 
-def _with_neighbours(data: Any, train: Any, shown: Any, known: EmbeddingMap, i: int) -> str:
+def _with_neighbours(data: DataModule, train: Features, shown: Features, known: EmbeddingMap, i: int) -> str:
     row = int(known.rows[i])
     similarity = F.normalize(shown.x[row], dim=0) @ F.normalize(train.x, dim=1).T
     if shown is train:
@@ -73,7 +79,7 @@ def _with_neighbours(data: Any, train: Any, shown: Any, known: EmbeddingMap, i: 
     return f"<div class='row'>{query}{''.join(found)}</div>"
 
 
-def _class(data: Any, label: int | None) -> str:
+def _class(data: DataModule, label: int | None) -> str:
     return "" if label is None else class_name(data.data, label)
 
 
@@ -84,7 +90,7 @@ def _image(image: np.ndarray, caption: str, kind: str = "") -> str:
     return f"<figure class='{kind}' title='{text}'><img alt='{text}' src='{source}'>{below}</figure>"
 
 
-def viewed_batch(data: Any) -> tuple[Batch, Any]:
+def viewed_batch(data: DataModule) -> tuple[Batch, ImageSet]:
     """Some of the images to learn from: un-augmented, then in the views of training, with boxes; and the images."""
     source = getattr(data, "unlabelled", data).data.everything()  # with the labels that a semi-supervised run hides
     rows = torch.linspace(0, len(source) - 1, min(SHOWN, len(source))).long()
@@ -102,13 +108,13 @@ def viewed_batch(data: Any) -> tuple[Batch, Any]:
     return next(iter(module.train_dataloader())), images
 
 
-def normalisation(data: Any) -> tuple[Sequence[float], Sequence[float]]:
+def normalisation(data: DataModule) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and standard deviation that the views have been brought to; 0 and 1 where they are left as they are."""
     view = data.views[0]
-    return ((0.0,) * 3, (1.0,) * 3) if view.mean is None else (view.mean, view.std)
+    return ((0.0,) * 3, (1.0,) * 3) if view.mean is None or view.std is None else (view.mean, view.std)
 
 
-def views(batch: Batch, images: Any, data: Any) -> str:
+def views(batch: Batch, images: ImageSet, data: DataModule) -> str:
     """Images with the boxes their views were cut from, and these views in the same colours."""
     if batch.boxes is None or len(batch.views) < 2:
         return ""
@@ -127,7 +133,7 @@ def views(batch: Batch, images: Any, data: Any) -> str:
     return f"<h2 id='views'>Views</h2>{about}<div class='columns'>{''.join(rows)}</div>"
 
 
-def _boxed(image: np.ndarray, boxes: Sequence[Tensor], colours: Sequence[str], side: int = 192) -> Any:
+def _boxed(image: np.ndarray, boxes: Sequence[Tensor], colours: Sequence[str], side: int = 192) -> Image.Image:
     """The image at ``side`` pixels with each box ``(top, left, height, width, H, W, ...)`` as a frame."""
     from PIL import ImageDraw
 
@@ -157,7 +163,7 @@ def _pointed(image: np.ndarray, points: Tensor, side: int = 192) -> np.ndarray:
     return np.asarray(picture)
 
 
-def galleries(method: Method, batch: Batch, data: Any) -> str:
+def galleries(method: Method, batch: Batch, data: DataModule) -> str:
     """What the method shows of itself."""
     method.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -166,7 +172,7 @@ def galleries(method: Method, batch: Batch, data: Any) -> str:
     return "".join(_gallery(one, data) for one in found)
 
 
-def _gallery(gallery: Gallery, data: Any) -> str:
+def _gallery(gallery: Gallery, data: DataModule) -> str:
     rows = []
     for r, images in enumerate(denormalised(gallery.images, *normalisation(data))):
         shown = list(images)
@@ -175,6 +181,7 @@ def _gallery(gallery: Gallery, data: Any) -> str:
         kinds = ["large" if gallery.points is not None else ""] * len(shown)
         if gallery.labelled is not None:
             kinds = ["query"] * len(shown) + [""] * gallery.labelled.shape[1]
+            assert isinstance(data, SemiDataModule), "there are images with labels beside those without"
             shown += [data.few.train.read(int(i)) for i in gallery.labelled[r]]
         if gallery.right is not None:
             kinds = [kind if ok else f"{kind} wrong" for kind, ok in zip(kinds, gallery.right[r].tolist(), strict=True)]

@@ -6,12 +6,13 @@ import html
 import json
 import shlex
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from selfsight.datamodules import DataModule
 from selfsight.engine.measure import describe
 from selfsight.engine.reload import LoadedRun
+from selfsight.evaluation import Features
 from selfsight.files import write_text
 from selfsight.reporting import classification, embedding, embedding_map, pictures
 from selfsight.reporting.curves import curves
@@ -21,7 +22,7 @@ from selfsight.runs import records
 from selfsight.runs.folder import RunFolder
 
 
-def write(run: LoadedRun, train: Any, test: Any, projection: str = "tsne") -> Path:
+def write(run: LoadedRun, train: Features, test: Features | None, projection: str = "tsne") -> Path:
     """Write the report of a run from its metrics, its figures, its method and the features of its backbone.
 
     Args:
@@ -42,7 +43,7 @@ def write(run: LoadedRun, train: Any, test: Any, projection: str = "tsne") -> Pa
     return folder.report
 
 
-def images_of_the_run(run: LoadedRun, train: Any, test: Any, projection: str) -> list[str]:
+def images_of_the_run(run: LoadedRun, train: Features, test: Features | None, projection: str) -> list[str]:
     """Map, neighbours, the method's own pictures, views."""
     parts, data = [], run.datamodule
     split, shown = ("train", train) if test is None else ("test", test)
@@ -58,7 +59,7 @@ def images_of_the_run(run: LoadedRun, train: Any, test: Any, projection: str) ->
     return parts
 
 
-def map_section(data: Any, known: embedding.EmbeddingMap, projection: str, kind: str) -> str:
+def map_section(data: DataModule, known: embedding.EmbeddingMap, projection: str, kind: str) -> str:
     names = {"tsne": "t-SNE", "umap": "UMAP", "pca": "The two first principal components"}
     n = len(known.rows)
     about = f"{names[projection]} of the features of {n:,} {kind} images"

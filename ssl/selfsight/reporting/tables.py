@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from typing import Any
 
 from selfsight.engine import measure
 from selfsight.engine.measure import ROWS
+from selfsight.evaluation.base import Figures
 
 
-def table(summary: Mapping[str, Any]) -> str:
+def table(summary: Mapping[str, Figures]) -> str:
     """Accuracy of pixels, untrained and pretrained network, with the protocol of each number below it."""
     rows = {key: label for key, label in ROWS.items() if key in summary}
     if not rows:

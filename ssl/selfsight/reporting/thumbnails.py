@@ -6,13 +6,16 @@ import base64
 import io
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from PIL import Image
 
-def fitted(image: np.ndarray, side: int) -> Any:
+
+def fitted(image: np.ndarray, side: int) -> Image.Image:
     """``[H, W, 3]`` uint8 as a Pillow image, its longer side ``side`` pixels; small ones are enlarged unblurred."""
     from PIL import Image
 
@@ -22,7 +25,7 @@ def fitted(image: np.ndarray, side: int) -> Any:
     return picture.resize((width, height), Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST)
 
 
-def data_url(picture: Any, kind: str = "PNG") -> str:
+def data_url(picture: Image.Image, kind: str = "PNG") -> str:
     """A Pillow image as an address that holds the image itself."""
     buffer = io.BytesIO()
     picture.save(buffer, kind, **({"optimize": True} if kind == "PNG" else {"quality": 85}))
@@ -35,7 +38,7 @@ def thumbnail(image: np.ndarray, side: int = 72) -> str:
     return data_url(fitted(image, max(image.shape[:2]) if small else side), "PNG" if small else "WEBP")
 
 
-def framed(image: np.ndarray, side: int, colour: str, width: int) -> Any:
+def framed(image: np.ndarray, side: int, colour: str, width: int) -> Image.Image:
     """A picture with a frame of ``width`` in a colour such as ``#3366cc``, in a square of ``side`` pixels.
 
     Beside a picture that is no square nothing is drawn.

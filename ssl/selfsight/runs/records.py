@@ -16,6 +16,9 @@ from selfsight.errors import UserError
 from selfsight.files import write_text
 from selfsight.runs.folder import RunFolder
 
+#: what an evaluation leaves behind: protocol, command, data, settings, result
+Record = dict[str, Any]
+
 FOLDER = "eval"
 LONGEST = 100  # letters of a name
 
@@ -23,26 +26,26 @@ LONGEST = 100  # letters of a name
 UNTOLD = ("_target_", "root", "name", "download", "resident", "stage", "stages")
 
 
-def read(folder: RunFolder) -> dict[str, dict[str, Any]]:
+def read(folder: RunFolder) -> dict[str, Record]:
     """The records of a run, by name."""
     return {path.stem: content(path) for path in sorted((folder.path / FOLDER).glob("*.json"))}
 
 
-def content(path: Path) -> dict[str, Any]:
+def content(path: Path) -> Record:
     """What a record holds.
 
     Raises:
         UserError: it is none.
     """
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: Record = json.loads(path.read_text(encoding="utf-8"))
         found["result"], found["protocol"], found["data"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"'{path}' cannot be read as the record of an evaluation ({error!r}); take it away.") from None
     return found
 
 
-def free_path(place: Path, name: str, settings: Mapping[str, Any]) -> Path:
+def free_path(place: Path, name: str, settings: Mapping[str, object]) -> Path:
     """Where the record of an evaluation goes: where that with the same settings is, else where none is yet.
 
     ``NAME.json``, or ``NAME-2.json`` and so on where one with other settings has that name.
@@ -54,7 +57,7 @@ def free_path(place: Path, name: str, settings: Mapping[str, Any]) -> Path:
     raise AssertionError("there are more numbers than files")
 
 
-def write(path: Path, record: Mapping[str, Any]) -> None:
+def write(path: Path, record: Mapping[str, object]) -> None:
     """Write a record, whole or not at all.
 
     Raises:
@@ -80,14 +83,14 @@ def with_folder(path: Path) -> Path:
     return path
 
 
-def to_json(node: DictConfig | None) -> dict[str, Any]:
+def to_json(node: DictConfig | None) -> dict[str, object]:
     """The settings in a part of a configuration, as JSON takes them; the place of images as an absolute path."""
     if node is None:
         return {}
     settings: Any = OmegaConf.to_container(node, resolve=True)
     if settings.get("root") is not None:
         settings["root"] = str(Path(settings["root"]).expanduser().resolve())
-    found: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    found: dict[str, object] = json.loads(json.dumps(settings, default=str))
     return found
 
 
@@ -97,7 +100,7 @@ def named_after(group: str, node: DictConfig) -> list[str]:
     return [choice, *changed_slug(changed)]
 
 
-def changed_slug(changed: Mapping[str, Any]) -> list[str]:
+def changed_slug(changed: Mapping[str, object]) -> list[str]:
     """Words for values that are not as usual: ``k_5,20``."""
     shown = {key.rpartition(".")[2]: value for key, value in changed.items()}
     return [
@@ -112,13 +115,13 @@ def joined(words: list[str]) -> str:
     return "-".join(words)[:LONGEST]
 
 
-def choice_of(group: str, node: DictConfig) -> tuple[str, dict[str, Any]]:
+def choice_of(group: str, node: DictConfig) -> tuple[str, dict[str, object]]:
     """The file of a group that a node was composed from, and what differs: of those with its target the nearest one.
 
     Of equally near ones it is the one that says most.
     """
     given = dict(flat(to_json(node)))
-    found: dict[tuple[int, int, str], dict[str, Any]] = {}
+    found: dict[tuple[int, int, str], dict[str, object]] = {}
     files = (importlib.resources.files("selfsight.conf") / group).iterdir()
     for file in (file for file in files if file.name.endswith(".yaml")):
         usual = dict(flat(OmegaConf.to_container(OmegaConf.create(file.read_text()), resolve=False)))
@@ -131,14 +134,14 @@ def choice_of(group: str, node: DictConfig) -> tuple[str, dict[str, Any]]:
     return nearest[2], {key: value for key, value in found[nearest].items() if key in given}
 
 
-def _changes(given: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+def _changes(given: Mapping[str, object], usual: Mapping[str, object]) -> dict[str, object]:
     """Values by key that are not the usual ones; one that refers to another place is taken for usual."""
     keys = dict.fromkeys([*usual, *given])
     referring = {key for key, value in usual.items() if isinstance(value, str) and "${" in value}
     return {key: given.get(key) for key in keys if key not in referring and given.get(key) != usual.get(key)}
 
 
-def flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Every value of nested containers by its dotted key."""
     if isinstance(node, Mapping) and (node or not prefix):
         for key, value in node.items():
@@ -147,16 +150,16 @@ def flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, node
 
 
-def figures(result: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def figures(result: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """The figures of a result by name; those inside another one carry both names. A mean with its spread is one."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name, value in result.items():
         title = f"{prefix} {name}".strip()
         found |= figures(value, title) if isinstance(value, Mapping) and "mean" not in value else {title: value}
     return found
 
 
-def number(value: Any) -> str:
+def number(value: object) -> str:
     """As a person reads it; with the interval of a mean where it has one, else with the spread."""
     if isinstance(value, Mapping):
         return f"{value['mean']:.4f} ± {value.get('interval', value['std']):.4f}"
