@@ -7,19 +7,36 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from selfsight.composition.catalogue import GROUPS, JOBS, POSITIONAL, choices, conf_dir, help_text, job_help
-from selfsight.composition.keys import ASIDE
+from selfsight.composition.catalogue import GROUPS, JOBS, POSITIONAL, choices, conf_dir, job_of, searching
+from selfsight.composition.help import INFO
 from selfsight.composition.overrides import checked, compose, group_choice, quoted
 from selfsight.errors import USAGE, UserError, nearest
 from selfsight.runs.processes import INTERRUPTED, TASK_VARIABLE, first_has_ended, on_first_process
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+__all__ = ["GROUPS", "JOBS", "checked", "choices", "compose", "conf_dir", "group_choice", "main", "run"]
 
-__all__ = ["GROUPS", "JOBS", "checked", "choices", "compose", "conf_dir", "group_choice", "main", "run", "sweep"]
+#: options by the names that Hydra gives them
+FLAGS = {
+    "-h": "help", "--help": "help", "--version": "version", "-m": "multirun", "--multirun": "multirun",
+    "-r": "run", "--run": "run", "--resolve": "resolve", "-sc": "shell_completion",
+    "--shell-completion": "shell_completion",
+}  # fmt: skip
+VALUED = {
+    "-c": "cfg", "--cfg": "cfg", "-p": "package", "--package": "package", "-i": "info", "--info": "info",
+    "-cd": "config_dir", "--config-dir": "config_dir", "-cn": "config_name", "--config-name": "config_name",
+}  # fmt: skip
+
+
+@dataclass
+class Flags:
+    """The options of a command: switches by name, and those that have a value."""
+
+    switches: set[str] = field(default_factory=set)
+    values: dict[str, str] = field(default_factory=dict)
+    config_dirs: list[str] = field(default_factory=list)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,86 +61,121 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(words: list[str]) -> None:
+    """Do what a command line says."""
+    if os.getcwd() not in sys.path:  # at the end, where no file of a person's own hides a library
+        sys.path.append(os.getcwd())
     if TASK_VARIABLE in os.environ:
-        from selfsight.jobs.launch import given_task, start
+        from selfsight.jobs.launch import do_given_task
 
-        start(*given_task())
-        return None
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(help_text(), end="")
-        return None
-    if words[0] == "--version":
+        do_given_task()
+        return
+    flags, words = split_flags(words)
+    with searching(flags.config_dirs):
+        command(flags, words)
+
+
+def command(flags: Flags, words: list[str]) -> None:
+    """What the words say, on the search path that the options say."""
+    from selfsight.composition import help as told
+
+    if "version" in flags.switches:
         from selfsight import __version__
 
         print(__version__)
-        return None
-    job, overrides = words[0], words[1:]
+        return
+    if "shell_completion" in flags.switches:
+        told.complete(words)
+        return
+    if not words or words[0] == "help":
+        print(told.help_text(), end="")
+        return
+    job, words = words[0], words[1:]
     if job not in JOBS:
         raise UserError(f"there is no job '{job}'; the jobs are {', '.join(JOBS)}.{nearest(job, JOBS)}", status=USAGE)
-    if any(word in ("-h", "--help") for word in overrides):
-        print(job_help(job), end="")
-        return None
-    if job in POSITIONAL and (folders := [word for word in overrides if "=" not in word and not word.startswith("-")]):
+    name = configuration(job, flags.values.get("config_name"))
+    if job in POSITIONAL and (folders := [word for word in words if "=" not in word]):
         listed = ",".join(quoted(folder) for folder in folders)
-        overrides = [*(word for word in overrides if word not in folders), f"{POSITIONAL[job]}=[{listed}]"]
-    many = any(word in ("-m", "--multirun") for word in overrides)
-    overrides = [word for word in overrides if word not in ("-m", "--multirun")]
-    if flags := [word for word in overrides if word.startswith("-")]:
-        raise UserError(
-            f"'{flags[0]}' is no option; options are -m and --help, everything else is key=value.", status=USAGE
-        )
-    overrides = checked(job, overrides, sweep=many)
+        words = [*(word for word in words if word not in folders), f"{POSITIONAL[job]}=[{listed}]"]
+    if "help" in flags.switches:
+        print(told.job_help(name) + (told.choice_help(name, words) if words else ""), end="")
+        return
+    from selfsight.composition.overrides import hydra_words
+
+    many, places, words = hydra_words(name, words, many="multirun" in flags.switches, run=not flags.values)
+    with searching(places):
+        obey(flags, name, words, many=many)
+
+
+def obey(flags: Flags, name: str, words: list[str], *, many: bool) -> None:
+    """Print what ``--cfg`` or ``--info`` ask for, or run the job, once or in all combinations."""
+    from selfsight.composition import help as told
+
+    if kind := flags.values.get("cfg"):
+        resolve = "resolve" in flags.switches
+        print(told.show_cfg(name, words, kind, flags.values.get("package"), resolve=resolve), end="")
+        return
+    if kind := flags.values.get("info"):
+        told.show_info(name, words, kind)
+        return
+    overrides = checked(name, words, sweep=many)
     if many:
-        return sweep(job, overrides)
+        from selfsight.jobs.sweep import sweep
+
+        sweep(name, overrides)
+        return
     from selfsight.jobs.launch import start
 
-    start(job, compose(job, overrides))
-    return None
+    start(job_of(name), compose(name, overrides))
 
 
-def sweep(job: str, overrides: list[str]) -> None:
-    """Every combination, one run after the other or as SLURM jobs (hydra/launcher=submitit_slurm).
+def configuration(job: str, name: str | None) -> str:
+    """The name of the configuration that a job is composed from: its own, or the person's.
 
     Raises:
-        UserError: some of them failed; the others have run.
+        UserError: the person's belongs to another job.
     """
-    from hydra import version
-    from hydra._internal.hydra import Hydra  # hydra.main would keep what became of each of them to itself
-    from hydra._internal.utils import create_config_search_path
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+    if name is None:
+        return job
+    name = name.removesuffix(".yaml")
+    if (found := job_of(name)) != job:
+        raise UserError(f"the configuration '{name}' is one for `selfsight {found}`.", status=USAGE)
+    return name
 
-    from selfsight.jobs.launch import run_nested_job
 
-    def task(cfg: DictConfig) -> str | None:
-        words = [word.removeprefix(f"+{ASIDE}") for word in HydraConfig.get().overrides.task]  # as they are typed
-        try:
-            run_nested_job(job, cfg, words)
-        except UserError as error:
-            print(f"selfsight: {error}", file=sys.stderr)
-            return str(error)
-        except Exception as error:
-            traceback.print_exc()
-            return f"{type(error).__name__}: {error}"
-        return None
+def split_flags(words: Sequence[str]) -> tuple[Flags, list[str]]:
+    """The options in the words, wherever they stand, and the other words.
 
-    version.setbase("1.3")
-    GlobalHydra.instance().clear()
-    engine = Hydra.create_main_hydra2(job, create_config_search_path(str(conf_dir())))
-    try:
-        batches = engine.multirun(job, task, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(" ".join(str(error).split()), status=USAGE) from None
-    finally:
-        GlobalHydra.instance().clear()
-    done = [(list(one.overrides), one.return_value) for batch in batches for one in batch]
-    common = set.intersection(*(set(words) for words, _ in done))
-    failed = [(" ".join(word for word in words if word not in common), said) for words, said in done if said]
-    if failed:
-        lines = "".join(f"\n  {words}: {said}" for words, said in failed)
-        raise UserError(f"{len(failed)} of {len(done)} combinations failed:{lines}")
+    Raises:
+        UserError: there is no such option, or it has no value or a wrong one.
+    """
+    flags, rest, waiting = Flags(), [], list(words)
+    while waiting:
+        word = waiting.pop(0)
+        name, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            rest.append(word)
+        elif word in FLAGS:
+            flags.switches.add(FLAGS[word])
+        elif name in VALUED:
+            option = VALUED[name]
+            if not equals:
+                follows = bool(waiting) and (option != "info" or waiting[0] in INFO)
+                value = waiting.pop(0) if follows else "all" if option == "info" else ""
+            if value == "" or value not in {"cfg": ("job", "hydra", "all"), "info": INFO}.get(option, (value,)):
+                expected = {"cfg": "job, hydra or all", "info": ", ".join(INFO)}.get(option, "a value after it")
+                raise UserError(f"{name} is '{value}'; {expected} was expected.", status=USAGE)
+            if option == "config_dir":
+                flags.config_dirs.append(value)
+            else:
+                flags.values[option] = value
+        else:
+            known = [option for option in (*FLAGS, *VALUED) if option.startswith("--")]
+            raise UserError(
+                f"'{word}' is no option; options are -m and {', '.join(known)}; everything else is key=value."
+                f"{nearest(name, known)}",
+                status=USAGE,
+            )
+    return flags, rest
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -20,3 +20,41 @@ def moved(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
         return importlib.import_module(f"{package}.{places[name]}.{name}")
 
     return find
+
+
+def hydra_engine(job: str, folders: Sequence[tuple[str, str]]) -> Any:
+    """Hydra itself, on several folders with configurations, the first of them the program's.
+
+    ``hydra.initialize_config_dir`` takes one folder, and ``hydra.main`` keeps what became of the runs of a sweep to
+    itself; both change a global state that nested jobs would share.
+
+    Args:
+        folders: (who brings it, folder).
+    """
+    from hydra import version
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+
+    version.setbase("1.3")
+    (_, first), *others = folders
+    path = create_config_search_path(first)
+    for provider, folder in reversed(others):
+        path.append(provider, f"file://{folder}", anchor="main")
+    return Hydra(job, ConfigLoaderImpl(path))
+
+
+def hydra_launcher(engine: Any, config: Any, task: Callable[[Any], Any]) -> Any:
+    """The launcher that a sweep's configuration chooses, ready to start ``task``.
+
+    Hydra makes launchers for the sweepers of its own plug-in packages alone.
+
+    Args:
+        engine: from `hydra_engine`. config: composed by it for a sweep.
+    """
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.plugins import Plugins
+    from hydra.types import HydraContext
+
+    context = HydraContext(config_loader=engine.config_loader, callbacks=Callbacks(config))
+    return Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)

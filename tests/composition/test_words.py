@@ -15,7 +15,8 @@ from rich.console import Console
 
 from selfsight import cli
 from selfsight.composition import catalogue
-from selfsight.composition.overrides import read
+from selfsight.composition.help import about
+from selfsight.composition.overrides import parse_override
 from selfsight.engine import measure, monitor
 from selfsight.errors import UserError
 
@@ -91,9 +92,9 @@ PATHS = (
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("key", ["name", "source", "backbone", "dataset.root", "labels.list"])
+@pytest.mark.parametrize("key", ["name", "source", "weights", "dataset.root", "labels.list"])
 def test_paths_and_names_are_what_is_typed(path: str, key: str) -> None:
-    assert read(f"{key}={path}", (), sweep=False).override.value() == path
+    assert parse_override(f"{key}={path}", (), sweep=False).value == path
 
 
 def test_paths_reach_the_configuration() -> None:
@@ -101,7 +102,8 @@ def test_paths_reach_the_configuration() -> None:
         "pretrain", cli.checked("pretrain", ["dataset=folder", "dataset.root=2024", "name=1e3"], sweep=False)
     )
     assert (cfg.dataset.root, cfg.name) == ("2024", "1e3")
-    assert cli.compose("knn", cli.checked("knn", ["backbone=d/x=y"], sweep=False))["_backbone"] == "d/x=y"
+    for word in ("weights=d/x=y", "backbone=d/x=y"):  # as it was called before
+        assert cli.compose("knn", cli.checked("knn", [word], sweep=False)).weights == "d/x=y"
 
 
 def test_what_is_no_path_in_the_place_of_one() -> None:
@@ -186,16 +188,18 @@ def test_help_is_quick_and_loads_no_torch() -> None:
 
 
 def test_every_choice_composes() -> None:
-    """Each file of each group composes with the rest of the default run."""
+    """Each file of each group composes with the rest of the default run, a recipe with that of its job."""
     for group in cli.GROUPS:
         for choice in cli.choices(group) if group == "recipe" else cli.choices(group, "pretrain"):
-            cli.compose("pretrain", [f"{group}={choice}"])
+            cli.compose(str(catalogue.recipe_job(choice)) if group == "recipe" else "pretrain", [f"{group}={choice}"])
 
 
-def test_every_recipe_begins_with_its_command() -> None:
-    """By which the help and the refusals know for which job it is."""
+def test_every_recipe_says_its_job() -> None:
+    """By which the help and the refusals know it; its first comment is the command."""
     for name in cli.choices("recipe"):
-        assert catalogue.recipe_job(name) in cli.JOBS, name
+        job = catalogue.recipe_job(name)
+        assert job in cli.JOBS, name
+        assert f"selfsight {job} " in about(catalogue.file("recipe", name)), name
 
 
 def test_conf_travels_with_the_package() -> None:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 #: part of selfsight -> its floor; a file imports from its own part or from lower floors
 FLOORS = {
     "errors": 0,
-    "files": 1, "validation": 1, "contracts": 1, "compat": 1, "cpu_memory": 1,
+    "files": 1, "plugins": 1, "validation": 1, "contracts": 1, "compat": 1, "cpu_memory": 1,
     "nn": 2,
     "optim": 3, "losses": 3,
     "backbones": 4,

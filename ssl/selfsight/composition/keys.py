@@ -3,57 +3,121 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from selfsight.composition.catalogue import GROUPS, choices, conf_dir, job_groups
+from selfsight.composition.catalogue import choices, content, file, is_own_group, job_groups
+from selfsight.composition.targets import parameters, takes_any
 from selfsight.errors import USAGE, UserError
 
-#: put before a value's key that has the name of a group: Hydra would look for a choice there (knn backbone=DIR)
-ASIDE = "_"
+#: parts that hold things by names of the person's choosing
+OPEN = ("callbacks", "logger", "views", "schedule", "evaluator.final", "evaluator.online.evaluators", "then", "steps")
 
-#: what other programs call a thing, and its key here
+#: what other programs and other people call a thing, and its key here
 CALLED_ELSEWHERE = {
     "model": "backbone", "arch": "backbone", "architecture": "backbone", "encoder": "backbone", "network": "backbone",
-    "data": "dataset", "data_dir": "dataset.root", "augmentation": "views", "augmentations": "views",
-    "transform": "views", "transforms": "views", "scheduler": "schedule", "epochs": "trainer.max_epochs",
+    "net": "backbone", "data": "dataset", "data_dir": "dataset.root", "data_path": "dataset.root",
+    "augmentation": "views", "augmentations": "views", "transform": "views", "transforms": "views",
+    "algorithm": "method", "optim": "optimizer", "optimiser": "optimizer", "opt": "optimizer",
+    "scheduler": "schedule", "lr_scheduler": "schedule", "callback": "callbacks", "loggers": "logger",
+    "epochs": "trainer.max_epochs", "n_epochs": "trainer.max_epochs", "num_epochs": "trainer.max_epochs",
+    "steps": "trainer.max_steps", "iterations": "trainer.max_steps",
     "learning_rate": "optimizer.lr", "wd": "optimizer.weight_decay", "gpus": "trainer.devices",
-    "workers": "num_workers",
+    "devices": "trainer.devices", "ngpus": "trainer.devices", "nodes": "trainer.num_nodes",
+    "amp": "trainer.precision", "fp16": "trainer.precision", "bf16": "trainer.precision",
+    "workers": "num_workers", "n_workers": "num_workers", "batchsize": "batch_size", "bs": "batch_size",
+    "bsz": "batch_size", "random_seed": "seed", "output_dir": "runs", "out_dir": "runs", "run_name": "name",
+    "checkpoint": "resume", "ckpt_path": "resume",
+    "trainer.val_check_interval": "evaluator.online.every",
+    "trainer.check_val_every_n_epoch": "evaluator.online.every",
+    "trainer.limit_train_batches": "trainer.limit_batches",
+    "trainer.accumulate_grad_batches": "trainer.accumulate",
+    "trainer.gradient_clip_val": "trainer.clip_norm",
+}  # fmt: skip
+
+#: the same, of a key inside a part
+LEAF_ELSEWHERE = {
+    "learning_rate": "lr", "wd": "weight_decay", "epochs": "max_epochs", "gpus": "devices", "path": "root",
+    "data_dir": "root", "directory": "root", "folder": "root", "workers": "num_workers",
 }  # fmt: skip
 
 
-class Word(NamedTuple):
-    """``key=value`` and what Hydra reads in it."""
+class Override(NamedTuple):
+    """A word such as ``key=value``, and what Hydra reads in it."""
 
     text: str
-    override: Any
+    parsed: Any
 
     @property
     def key(self) -> str:
-        return str(self.override.key_or_group)
+        return str(self.parsed.key_or_group)
+
+    @property
+    def value(self) -> Any:
+        return self.parsed.value()
+
+    @property
+    def deletes(self) -> bool:
+        return bool(self.parsed.is_delete())
+
+    @property
+    def adds(self) -> bool:
+        return self.text.startswith("+")
+
+    @property
+    def bare(self) -> str:
+        """The word without the sign in front of it: ``key=value``."""
+        return self.text.lstrip("+~")
+
+    def values(self) -> list[Any]:
+        """All that it gives to its key: of a sweep several, of an interval its two ends."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        if self.parsed.is_interval_sweep():
+            return [self.value.start, self.value.end]
+        if not self.parsed.is_sweep_override():
+            return [self.value]
+        parser = OverridesParser.create()
+        return [parser.parse_override(f"x={text}").value() for text in self.parsed.sweep_string_iterator()]
 
 
-def known(job: str, cfg: Any, word: Word) -> str:
-    """The word as Hydra takes it: a key that is there, or an argument that the thing configured takes all the same.
+# --- which key is meant ----------------------------------------------------------------------------------------------
+
+
+def resolve_key(job: str, cfg: Any, override: Override, retargeted: Sequence[str] = ()) -> list[str]:
+    """The words by which Hydra sets a key: one that is there, or an argument that the thing configured takes as well.
+
+    Args:
+        cfg: composed without the values that are set.
+        retargeted: parts whose ``_target_`` is set, too: they have the arguments of that one alone.
 
     Raises:
-        UserError: neither; names the nearest key. Or a value of another kind than stands there.
+        UserError: there is no such key; names the nearest one. Or a value of another kind than stands there.
     """
-    from omegaconf import OmegaConf
-
-    keys = list(flat_keys(cfg))
-    parent, _, leaf = word.key.rpartition(".")
-    if word.key in keys:
-        text = fitted(OmegaConf.select(cfg, parent) if parent else cfg, word)
-        return f"+{ASIDE}{text}" if word.key in GROUPS else text
-    arguments = arguments_of(OmegaConf.select(cfg, parent) if parent in keys else None)
-    if leaf in arguments:
-        return f"+{word.text}"
-    keys += [f"{parent}.{name}" for name in arguments]
-    raise UserError(f"there is no key '{word.key}'.{right_key(job, word.key, keys)}", status=USAGE)
+    key, (parent, _, leaf) = override.key, override.key.rpartition(".")
+    keys, node = list(flat_keys(cfg)), node_at(cfg, parent)
+    arguments = arguments_of(node, parent) if key not in keys or parent in retargeted else {}
+    taken = leaf in arguments or (override.adds and takes_any(arguments))
+    there = key in keys and (parent not in retargeted or leaf.startswith("_") or taken)
+    if override.deletes:
+        return (
+            _deleted(job, cfg, override) if there or leaf in arguments else _refuse(job, key, keys, parent, arguments)
+        )
+    if there and override.value == {}:  # to Hydra: add nothing to what is there
+        return [f"~{key}", f"+{override.bare}"]
+    if there:
+        return [coerce_to_node_type(node, override)]
+    if taken:
+        return [f"+{_coerce_to_argument(arguments.get(leaf), override)}"]
+    if _is_open(job, cfg, parent) or (leaf == "_target_" and _is_open(job, cfg, parent.rpartition(".")[0])):
+        return [f"+{override.bare}"]
+    if override.adds and node is None and parent in job_groups(job):  # of what another run brings, which will refuse it
+        return [override.text]
+    return _refuse(job, key, keys, parent, arguments)
 
 
 def flat_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Every key of a configuration, those inside others with a dot."""
     from omegaconf import DictConfig
 
     for key in node:
@@ -63,32 +127,104 @@ def flat_keys(node: Any, prefix: str = "") -> Iterator[str]:
             yield from flat_keys(child, f"{prefix}{key}.")
 
 
-def arguments_of(node: Any) -> list[str]:
-    """Names of the arguments that the ``_target_`` of a node takes."""
-    import inspect
+def node_at(cfg: Any, key: str) -> Any:
+    """The part of a configuration that a key names; None where there is none, or a single value."""
+    from omegaconf import DictConfig, OmegaConf
 
-    from hydra.utils import get_object
-    from omegaconf import DictConfig
-
-    if not isinstance(node, DictConfig) or "_target_" not in node:
-        return []
-    return [name for name in inspect.signature(get_object(node._target_)).parameters if name not in ("self", "kwargs")]
+    node = OmegaConf.select(cfg, key, throw_on_missing=False) if key else cfg
+    return node if isinstance(node, DictConfig) else None
 
 
-def right_key(job: str, key: str, keys: Sequence[str]) -> str:
+def arguments_of(node: Any, key: str) -> Mapping[str, Any]:
+    """The arguments that the ``_target_`` of a part takes; none where it names nothing."""
+    return parameters(node._target_, f"{key}._target_") if node is not None and "_target_" in node else {}
+
+
+def _coerce_to_argument(argument: Any, override: Override) -> str:
+    """The word, if its values are of the kind of an argument's default, or of one that its annotation names."""
+    from omegaconf import OmegaConf
+
+    if argument is None or not is_plain(argument.default):
+        return override.bare
+    said = str(argument.annotation)
+    also = [kind for word, kind in (("str", str), ("Sequence", list), ("list", list), ("bool", bool)) if word in said]
+    if "Any" in said or any(isinstance(value, tuple(also)) for value in override.values()):
+        return override.bare
+    return coerce_to_node_type(OmegaConf.create({argument.name: plain(argument.default)}), override)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a default can stand in YAML."""
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and is_plain(inner) for key, inner in value.items())
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def plain(value: Any) -> Any:
+    """A default as YAML has it: tuples are lists there."""
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return {key: plain(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+
+def _is_open(job: str, cfg: Any, key: str) -> bool:
+    return key in OPEN and (key in cfg or key in job_groups(job) or node_at(cfg, key) is not None)
+
+
+def _deleted(job: str, cfg: Any, override: Override) -> list[str]:
+    """The words by which Hydra takes a key away: an argument is at its default again, a part that jobs read is empty.
+
+    Raises:
+        UserError: the job cannot do without it.
+    """
+    from omegaconf import OmegaConf
+
+    key, (parent, _, leaf) = override.key, override.key.rpartition(".")
+    node = node_at(cfg, parent)
+    if key in OPEN:
+        return [f"~{key}", f"+{key}={{}}"]
+    if not may_go(cfg, key):
+        raise UserError(f"`selfsight {job}` cannot do without {key}; give it a value: {key}=VALUE.", status=USAGE)
+    return deletion(key, OmegaConf.select(node, leaf, throw_on_missing=False)) if leaf in node else []
+
+
+def deletion(key: str, value: Any) -> list[str]:
+    """The words that take away a key: to Hydra a null is not there, and what is not there cannot be deleted."""
+    return [*([f"{key}=false"] if value is None else []), f"~{key}"]
+
+
+def may_go(cfg: Any, key: str) -> bool:
+    """Whether a key can be left out: it is an argument, or one of several things by name."""
+    parent = key.rpartition(".")[0]
+    node = node_at(cfg, parent)
+    return key in OPEN or parent in OPEN or (node is not None and "_target_" in node)
+
+
+def _refuse(job: str, key: str, keys: list[str], parent: str, arguments: Mapping[str, Any]) -> list[str]:
+    keys = [*keys, *(f"{parent}.{name}" for name, a in arguments.items() if a.kind is not a.VAR_KEYWORD)]
+    raise UserError(f"there is no key '{key}'.{did_you_mean(job, key, keys)}", status=USAGE)
+
+
+def did_you_mean(job: str, key: str, keys: Sequence[str]) -> str:
     """The sentence that leads from a wrong key to the one that was meant; empty where none is near.
 
     In this order: another program's name for it, a key of a choice that was not made, the same name elsewhere, a
     similar one beside it, a similar one anywhere.
     """
     groups = job_groups(job)
-    if (meant := CALLED_ELSEWHERE.get(key)) in (*keys, *groups):
-        return f" Did you mean '{meant}'?"
+    if is_own_group(key) and key not in groups:
+        return f" It is a group that this job does not ask for: +{key}=NAME adds it ({', '.join(choices(key))})."
+    parent, _, leaf = key.rpartition(".")
+    called = [CALLED_ELSEWHERE.get(key), f"{parent}.{LEAF_ELSEWHERE[leaf]}" if leaf in LEAF_ELSEWHERE else None]
+    for meant in called:
+        if meant in (*keys, *groups):
+            return f" Did you mean '{meant}'?"
     if owners := choices_with(job, key):
         return f" It belongs to {key.partition('.')[0]}={', '.join(owners)}."
-    parent, _, leaf = key.rpartition(".")
     nodes = {inner.rpartition(".")[0] for inner in keys}
-    single = [each for each in keys if each not in nodes]  # a node that holds others is no place for a value
+    single = [each for each in keys if each not in nodes]  # a part that holds others is no place for a value
     last = {each: each.rpartition(".")[2] for each in single}
     beside = [each for each in single if parent in nodes and each.rpartition(".")[0] == parent]
     close = (
@@ -105,38 +241,38 @@ def near(word: str, among: Sequence[str], cutoff: float) -> list[str]:
 
 
 def choices_with(job: str, key: str) -> list[str]:
-    """The choices of a key's group whose file has this key."""
+    """The choices of a key's group whose file has this key, or names a thing that takes it."""
     from omegaconf import OmegaConf
 
     group, _, rest = key.partition(".")
     if group not in job_groups(job):
         return []
-    files = {name: OmegaConf.load(conf_dir() / group / f"{name}.yaml") for name in choices(group, job)}
-    return [name for name, content in files.items() if {key, rest} & set(flat_keys(content))]
+    found = {name: OmegaConf.create(content(file(group, name))) for name in choices(group, job)}
+    return [name for name, node in found.items() if {key, rest} & set(flat_keys(node))]
 
 
-def fitted(holder: Any, word: Word) -> str:
+# --- which kind a value is of ----------------------------------------------------------------------------------------
+
+
+def coerce_to_node_type(holder: Any, override: Override) -> str:
     """The word, if its values are of the kind that stands under its key; for a list, one value becomes a list of one.
 
     Raises:
         UserError: a word where a number stands, anything but true and false for a switch, one value for several.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import ListConfig
 
-    node, override = holder._get_node(word.key.rpartition(".")[2]), word.override
-    if node._is_none() or node._is_interpolation() or node._is_missing():
-        return word.text
-    texts = list(override.sweep_string_iterator()) if override.is_sweep_override() else None
-    parser = OverridesParser.create()
-    values = [override.value()] if texts is None else [parser.parse_override(f"x={text}").value() for text in texts]
-    known = [value for value in values if not (isinstance(value, str) and "${" in value)]
+    node, word = holder._get_node(override.key.rpartition(".")[2]), override.bare
+    if node is None or node._is_none() or node._is_interpolation() or node._is_missing():
+        return word
+    known = [value for value in override.values() if not (isinstance(value, str) and "${" in value)]
     for value in known:
-        check_kind(word.key, node, value)
+        check_kind(override.key, node, value)
     if not isinstance(node, ListConfig) or all(value is None or isinstance(value, (list, dict)) for value in known):
-        return word.text
-    texts = [override.get_value_element_as_str()] if texts is None else texts
-    return f"{word.key}={','.join(text if text.startswith('[') else f'[{text}]' for text in texts)}"
+        return word
+    parsed = override.parsed
+    texts = list(parsed.sweep_string_iterator()) if parsed.is_sweep_override() else [parsed.get_value_element_as_str()]
+    return f"{override.key}={','.join(text if text.startswith('[') else f'[{text}]' for text in texts)}"
 
 
 def check_kind(key: str, node: Any, new: Any) -> None:
@@ -146,7 +282,7 @@ def check_kind(key: str, node: Any, new: Any) -> None:
     if isinstance(node, DictConfig) and not isinstance(new, dict):
         inner = [name for name in map(str, node) if not name.startswith("_")]
         several = ", ".join(f"{key}.{name}" for name in inner[:3])
-        aside = f", or leave it out: ~{key}" if new is None else ""
+        aside = f", or leave it out: ~{key}" if new is None and may_go(node._get_root(), key) else ""
         raise UserError(f"{key} holds several values ({several}, …); set one of them{aside}.", status=USAGE)
     old = None if isinstance(node, (DictConfig, ListConfig)) else node._value()
     if isinstance(old, bool) and not isinstance(new, bool) and new != "auto":

@@ -6,10 +6,24 @@ import json
 import re
 import shlex
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from selfsight.composition.catalogue import choices, conf_dir, job_groups, recipe_job
-from selfsight.composition.keys import Word, known
+from selfsight.composition import catalogue
+from selfsight.composition.catalogue import (
+    SEVERAL,
+    WHOLE_EVALUATION,
+    WITHOUT,
+    choices,
+    content,
+    evaluates_while_training,
+    file,
+    is_own_group,
+    job_groups,
+    job_of,
+    recipe_job,
+    search_path,
+)
+from selfsight.composition.keys import Override, resolve_key
 from selfsight.errors import USAGE, UserError, nearest
 
 if TYPE_CHECKING:
@@ -17,63 +31,209 @@ if TYPE_CHECKING:
 
 #: keys of paths and names: their values are taken as they are typed, whatever the characters mean to Hydra
 LITERAL = (
-    "name", "runs", "resume", "start", "run", "teacher", "backbone", "out", "source", "labels.list", "labels.split",
+    "name", "runs", "resume", "start", "run", "teacher", "weights", "out", "source", "labels.list", "labels.split",
     "dataset.root", "dataset.test", "dataset.unlabelled", "dataset.labels", "dataset.annotations",
     "evaluator.data.root",
 )  # fmt: skip
 
+#: words of older commands, and what they are called now
+RENAMED = {"tuned": "presets", "backbone": "weights"}
 
-def compose(job: str, overrides: Sequence[str]) -> DictConfig:
-    """The configuration of a job; a mistake in it is a `UserError` of one line."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
+#: packages that bring a choice of Hydra's own groups
+BROUGHT_BY = {
+    "hydra/launcher=joblib": "hydra-joblib-launcher",
+    "hydra/launcher=submitit_local": "'selfsight[slurm]'",
+    "hydra/launcher=submitit_slurm": "'selfsight[slurm]'",
+}
+
+
+class Composed(NamedTuple):
+    """What Hydra makes of words: the configuration of a job, that of Hydra itself, and which choices were made."""
+
+    cfg: DictConfig
+    hydra: DictConfig
+    choices: dict[str, Any]
+
+
+def compose(job: str, words: Sequence[str]) -> DictConfig:
+    """The configuration of a job, final and complete: ``job`` and ``choices`` stand in it.
+
+    Args:
+        job: or the name of a person's own configuration of one.
+        words: as on the command line.
+
+    Raises:
+        UserError: a wrong word; names the nearest right one.
+    """
+    overrides = checked(job, words)
+    return finish(job, load(job, overrides), overrides)
+
+
+def load(job: str, overrides: Sequence[str]) -> Composed:
+    """What Hydra composes from overrides that are known to be right.
+
+    Raises:
+        UserError: Hydra's own complaint, in one line.
+    """
     from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name=job):
-            return hydra_compose(job, overrides=list(overrides))
+        cfg = engine(job).compose_config(job, list(overrides), RunMode.RUN, from_shell=False)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-        raise UserError(" ".join(str(cause).split()), status=USAGE) from None
+        raise as_user_error(error) from None
+    with open_dict(cfg):
+        hydra = cfg.pop("hydra")
+        for key in WITHOUT.get(job_of(job), ()):
+            cfg.pop(key, None)
+    made: Any = OmegaConf.to_container(hydra.runtime.choices)
+    return Composed(cfg, hydra, made)
 
 
-def checked(job: str, overrides: Sequence[str], *, sweep: bool) -> list[str]:
-    """The overrides, each word of them known; otherwise one sentence with the nearest right one.
+def engine(job: str) -> Any:
+    """Hydra itself, on the whole search path."""
+    from selfsight.compat import hydra_engine
+
+    return hydra_engine(job_of(job), [(provider, str(folder)) for provider, folder in search_path()])
+
+
+def as_user_error(error: BaseException) -> UserError:
+    """What Hydra or OmegaConf complains of, in one line."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    return UserError(" ".join(str(cause).split()), status=USAGE)
+
+
+def finish(job: str, composed: Composed, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of a job from what Hydra has composed.
+
+    Args:
+        overrides: those that it was composed from.
+    """
+    from omegaconf import OmegaConf, open_dict
+
+    cfg = composed.cfg
+    made = {group: choice for group, choice in composed.choices.items() if not group.startswith("hydra/")}
+    with open_dict(cfg):
+        for key in WITHOUT.get(job_of(job), ()):
+            cfg.pop(key, None)
+        begin_anew(cfg, overrides)
+        expand_single_evaluator(job, cfg, str(made.get("evaluator")))
+        cfg.job = job_of(job)
+        cfg.choices = made
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+def begin_anew(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """A part whose ``_target_`` is set has nothing of what was chosen in its place: only what is set beside that."""
+    from omegaconf import OmegaConf
+
+    keys = [word.lstrip("+~").partition("=")[0] for word in overrides]
+    for part in (key.removesuffix("._target_") for key in keys if key.endswith("._target_")):
+        node = OmegaConf.select(cfg, part)
+        stays = {key[len(part) + 1 :].partition(".")[0] for key in keys if key.startswith(f"{part}.")}
+        for name in [name for name in node if name not in stays and not str(name).startswith("_")]:
+            del node[name]
+
+
+def expand_single_evaluator(job: str, cfg: DictConfig, name: str) -> None:
+    """``evaluator=knn`` for a job that evaluates while training and at the end: this one alone, both times."""
+    from omegaconf import OmegaConf
+
+    if not evaluates_while_training(job) or "_target_" not in cfg.evaluator:
+        return
+    whole: Any = OmegaConf.load(file("evaluator", WHOLE_EVALUATION))
+    cfg.evaluator = {"online": {**whole.online, "evaluators": {name: cfg.evaluator}}, "final": {name: cfg.evaluator}}
+
+
+# --- checking --------------------------------------------------------------------------------------------------------
+
+
+def checked(job: str, words: Sequence[str], *, sweep: bool = False) -> list[str]:
+    """The words as Hydra takes them, each of them known; otherwise one sentence with the nearest right one.
 
     ``backbone=<timm name>`` becomes the choice ``timm`` with that name; ``group=null`` leaves an optional group empty.
+    What is checked already stays as it is.
     """
     groups = job_groups(job)
+    overrides = [parse_override(renamed(job, word, groups), groups, sweep=sweep) for word in words]
+    refuse_beside_resume(words, overrides)
+    for group in (group for group, choice in groups.items() if choice == "???"):
+        if all(override.key != group for override in overrides):
+            raise UserError(
+                f"{group} has to be given: {group}=NAME; choose from {', '.join(choices(group, job))}.", status=USAGE
+            )
     chosen: list[str] = []
-    values: list[Word] = []
-    words = [read(word, groups, sweep=sweep) for word in overrides]
-    refuse_beside_resume(overrides, words)
-    last = {word.key: word for word in words}
-    for word in (word for word in words if word.key not in groups or word is last[word.key]):
-        if word.key in groups:
-            chosen.extend(group_choice(word.key, word.text, word.override, job))
-        elif word.override.is_hydra_override() or word.text.startswith(("+", "~")):
-            chosen.append(word.text)
-        elif word.override.value() == {}:  # to Hydra: add nothing to what is there
-            chosen.extend([f"~{word.key}", f"+{word.text}"])
+    values: list[Override] = []
+    for group, made in _by_group(groups, overrides).items():
+        chosen.extend(group_choice(group, made.text, made.parsed, job))
+    for override in overrides:
+        if override.key in groups and override.parsed.package is None:
+            continue
+        added = override.adds and is_own_group(override.key)
+        if override.parsed.is_hydra_override() or override.parsed.package is not None or added:
+            chosen.append(override.text)
         else:
-            values.append(word)
+            values.append(override)
     first = [text.split(",")[0] if text.split("=")[0] in groups else text for text in chosen]
-    own = own_values(job, first, {word.key for word in values})
+    own = own_values(job, first, {override.key for override in values})
     if own and any(text.startswith("optimizer=") and "," in text for text in chosen):
         raise UserError(
             "optimizer= names several here, and method or data set come with values for one; try them one by one.",
             status=USAGE,
         )
-    targets = [word.text for word in values if word.key.endswith("._target_")]  # they say which keys there are
-    cfg = compose(job, first + targets) if values else None
-    return [*chosen, *own, *(known(job, cfg, word) for word in values)]
+    if not values:
+        return [*chosen, *own]
+    targets = [override for override in values if override.key.endswith("._target_")]  # they say which keys there are
+    cfg = load(job, [*first, *(f"++{override.bare}" for override in targets)]).cfg
+    retargeted = [override.key.rpartition(".")[0] for override in targets]
+    known = [text for override in values for text in resolve_key(job, cfg, override, retargeted)]
+    return [*chosen, *own, *known]
+
+
+def _by_group(groups: Collection[str], overrides: Sequence[Override]) -> dict[str, Override]:
+    """The word that stands for each group: the last one; of a group with several choices at once all of them."""
+    found: dict[str, Override] = {}
+    for override in overrides:
+        group = override.key
+        if group not in groups or override.parsed.package is not None:
+            continue
+        before = found.get(group)
+        several = group in SEVERAL and before is not None and _names(before) and _names(override)
+        found[group] = _joined(group, before, override) if several and before is not None else override
+    return found
+
+
+def _joined(group: str, first: Override, second: Override) -> Override:
+    names = dict.fromkeys([*_names(first), *_names(second)])
+    return parse_override(f"{group}=[{','.join(names)}]", (), sweep=False)
+
+
+def _names(override: Override) -> list[str]:
+    """The choices that a word of a group names; none where it leaves the group empty or sweeps over several."""
+    if override.deletes or override.parsed.is_sweep_override() or override.value is None:
+        return []
+    return [str(name) for name in (override.value if isinstance(override.value, list) else [override.value])]
+
+
+def renamed(job: str, word: str, groups: Collection[str]) -> str:
+    """A word with the key it has now, where it is typed by an older name that means nothing else in this job."""
+    sign, key, equals, value = re.fullmatch(r"(\+{0,2}|~?)([^=]*)(=?)(.*)", word, flags=re.S).groups()  # type: ignore[union-attr]
+    new = RENAMED.get(key)
+    if new is None or key in groups:
+        return word
+    keys = {*groups, *(name for path in catalogue.chain(job) for name in content(path))}
+    return f"{sign}{new}{equals}{value}" if new in keys and key not in keys else word
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read(word: str, groups: Collection[str], *, sweep: bool) -> Word:
+def parse_override(word: str, groups: Collection[str], *, sweep: bool) -> Override:
     """A word as Hydra reads it, paths and names as they are typed.
 
     Raises:
@@ -86,15 +246,15 @@ def read(word: str, groups: Collection[str], *, sweep: bool) -> Word:
     if key.lstrip("+") in LITERAL and key not in groups:
         word = key + equals + literal(key, value, sweep=sweep)
     try:
-        override = OverridesParser.create().parse_override(word)
+        parsed = OverridesParser.create().parse_override(word)
     except HydraException:
         if not equals:
             raise UserError(f"'{word}' is not of the form key=value.", status=USAGE) from None
         mended = shlex.quote(f'{key}=["…","…"]' if value.startswith("[") else f"{key}={quoted(value)}")
         raise UserError(f"the value of '{word}' cannot be read; put text in quotes: {mended}.", status=USAGE) from None
-    if override.is_sweep_override() and not sweep:
+    if parsed.is_sweep_override() and not sweep:
         raise UserError(f"'{word}' names several values; -m runs every combination.", status=USAGE)
-    return Word(word, override)
+    return Override(word, parsed)
 
 
 def literal(key: str, value: str, *, sweep: bool) -> str:
@@ -116,15 +276,15 @@ def quoted(text: str) -> str:
     return QuotedString(text, Quote.double).with_quotes()
 
 
-def refuse_beside_resume(typed: Sequence[str], words: Sequence[Word]) -> None:
+def refuse_beside_resume(typed: Sequence[str], overrides: Sequence[Override]) -> None:
     """
     Raises:
         UserError: a run is to go on with its own configuration, and with other values.
     """
-    if not any(word.key == "resume" and word.override.value() is not None for word in words):
+    if not any(override.key == "resume" and override.value is not None for override in overrides):
         return
-    for text, word in zip(typed, words, strict=True):
-        if word.key != "resume" and not word.override.is_hydra_override():
+    for text, override in zip(typed, overrides, strict=True):
+        if override.key != "resume" and not override.parsed.is_hydra_override():
             raise UserError(
                 f"resume= goes on with the run's own configuration and takes nothing beside it: leave out {text}, or "
                 "begin a new run.",
@@ -132,39 +292,125 @@ def refuse_beside_resume(typed: Sequence[str], words: Sequence[Word]) -> None:
             )
 
 
+# --- what is meant for Hydra itself ----------------------------------------------------------------------------------
+
+
+def hydra_words(job: str, words: Sequence[str], *, many: bool, run: bool) -> tuple[bool, list[str], list[str]]:
+    """What words on Hydra itself come to here, where a run has its folder by ``runs`` and ``name``.
+
+    Args:
+        many: every combination is asked for. run: the job is to run, not only to be shown.
+
+    Returns:
+        Whether it is a sweep, further folders of the search path, and the words that are left or stand for others.
+
+    Raises:
+        UserError: one that would be without effect.
+    """
+    parsed = {word: _hydra_override(word) for word in words}
+    mode = next((p.value() for p in parsed.values() if p is not None and p.key_or_group == "hydra.mode"), None)
+    many = many or mode == "MULTIRUN"
+    keys = {name for path in catalogue.chain(job) for name in content(path)}
+    typed = {word.partition("=")[0] for word in words}
+    places: list[str] = []
+    left: list[str] = []
+    for word, override in parsed.items():
+        if override is None:
+            left.append(word)
+            continue
+        key, value = override.key_or_group, word.partition("=")[2].strip("'\"")
+        if key == "hydra.searchpath":
+            found = override.value()
+            places.extend(map(str, found if isinstance(found, list) else [found]))
+        elif key == "hydra.mode" or not run:
+            left.extend([] if key == "hydra.mode" else [word])
+        elif key == "hydra.run.dir" and not many and {"runs", "name"} <= keys:
+            parent, _, name = value.rstrip("/").rpartition("/")
+            left.extend([f"runs={parent or '.'}", f"name={name}"])
+        elif many and key == "hydra.sweep.dir":
+            left.extend([word] if "runs" in typed or "runs" not in keys else [word, f"runs={value}"])
+        elif not many or key in ("hydra.run.dir", "hydra.sweep.subdir"):
+            raise UserError(f"'{word}' would have no effect: {_in_place_of(key, many)}.", status=USAGE)
+        else:
+            left.append(word)
+    return many, places, left
+
+
+def _hydra_override(word: str) -> Any:
+    """A word on Hydra itself as Hydra reads it; None for another one."""
+    if not word.lstrip("+~").startswith(("hydra.", "hydra/")):
+        return None
+    return parse_override(word, (), sweep=True).parsed
+
+
+def _in_place_of(key: str, many: bool) -> str:
+    if key in ("hydra.run.dir", "hydra.sweep.subdir"):
+        return "a run's folder is runs=DIR and name=NAME" + (
+            ", and all of a sweep are in hydra.sweep.dir" if many else ""
+        )
+    if key.startswith(("hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweeper", "hydra.sweep")):
+        return "it is for sweeps; add -m"
+    return "Hydra follows it in sweeps (-m); a single run keeps all it writes in its own folder"
+
+
 # --- groups ----------------------------------------------------------------------------------------------------------
 
 
-def group_choice(group: str, word: str, override: Any, job: str = "pretrain") -> list[str]:
+def group_choice(group: str, word: str, parsed: Any, job: str = "pretrain") -> list[str]:
     """The words that choose what ``group=…`` names.
 
     Raises:
         UserError: there is no such choice, it is made for another job, or one is needed and null was given.
     """
     known = choices(group, job)
-    names = [str(v) for v in override.sweep_string_iterator()] if override.is_sweep_override() else [override.value()]
-    if override.is_delete() or names == [None] or names == ["null"]:
+    override = Override(word, parsed)
+    if parsed.is_delete() or override.bare in (f"{group}=null", f"{group}=[]"):
         return left_out(job, group)
-    unknown = [str(name) for name in names if str(name) not in known]
-    if not unknown:
-        return [word]
-    if group == "backbone":
-        return timm_choice([str(name) for name in names], unknown, known)
-    if group == "recipe" and unknown[0] in choices(group):
+    names = chosen_names(group, override, known)
+    unknown = [name for name in names if name not in known and name != "null"]
+    if unknown and group == "backbone":
+        return timm_choice(names, unknown, known)
+    if unknown and group == "recipe" and unknown[0] in choices(group):
         raise UserError(f"recipe={unknown[0]} is one for `selfsight {recipe_job(unknown[0])}`.", status=USAGE)
-    raise UserError(
-        f"there is no {group} '{unknown[0]}'{' for ' + job if unknown[0] in choices(group) else ''}; "
-        f"choose from {', '.join(known)}.{nearest(unknown[0], known)}",
-        status=USAGE,
-    )
+    if unknown:
+        raise UserError(
+            f"there is no {group} '{unknown[0]}'{' for ' + job if unknown[0] in choices(group) else ''}; "
+            f"choose from {', '.join(known)}.{nearest(unknown[0], known)}",
+            status=USAGE,
+        )
+    for name in names:
+        if name != "null":
+            file(group, name)
+    return [f"{group}={','.join(names)}" if parsed.is_sweep_override() else override.bare]
+
+
+def chosen_names(group: str, override: Override, known: Sequence[str]) -> list[str]:
+    """The choices that a word names, those of a sweep and of a pattern included.
+
+    Raises:
+        UserError: several at once where one is expected, or a pattern that fits none.
+    """
+    parsed = override.parsed
+    if parsed.value_type is not None and parsed.value_type.name == "GLOB_CHOICE_SWEEP":
+        found = [str(name) for name in override.value.filter(list(known))]
+        if not found:
+            raise UserError(f"'{override.text}' fits none of {', '.join(known)}.", status=USAGE)
+        return found
+    if parsed.is_interval_sweep():
+        raise UserError(
+            f"'{override.text}' gives numbers; the choices of {group} are {', '.join(known)}.", status=USAGE
+        )
+    if isinstance(override.value, list) and group not in SEVERAL:
+        raise UserError(f"'{override.text}' makes several choices of {group} at once; one was expected.", status=USAGE)
+    return [str(v) for v in parsed.sweep_string_iterator()] if parsed.is_sweep_override() else _names(override)
 
 
 def left_out(job: str, group: str) -> list[str]:
     """The words that leave a group without a choice, if the job can do without."""
-    if job_groups(job)[group] == "null":
+    if group in ("logger", "presets"):
+        return [f"~{group}"]
+    if job_groups(job)[group] is None:
         return []
-    if group == "logger":
-        return ["~logger"]
     raise UserError(
         f"`selfsight {job}` cannot do without a choice of {group}; choose from {', '.join(choices(group, job))}.",
         status=USAGE,
@@ -195,7 +441,7 @@ def timm_choice(names: Sequence[str], unknown: Sequence[str], known: Sequence[st
 def own_values(job: str, words: list[str], given: Collection[str]) -> list[str]:
     """Words that give an optimiser chosen by name the values of its own file.
 
-    Without them it would be left with those that method, tuned values or recipe name for another optimiser.
+    Without them it would be left with those that method, presets or recipe name for another optimiser.
 
     Args:
         words: the groups chosen. given: keys that the user sets.
@@ -205,8 +451,8 @@ def own_values(job: str, words: list[str], given: Collection[str]) -> list[str]:
     name = next((word.split("=")[1] for word in words if word.startswith("optimizer=")), None)
     if name is None:
         return []
-    own: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "optimizer" / f"{name}.yaml"))
-    found: Any = OmegaConf.to_container(compose(job, words).optimizer)
-    wanted = {**dict.fromkeys(found), **own}
-    changed = {f"optimizer.{key}": value for key, value in wanted.items() if found.get(key) != value}
-    return [f"{key}={json.dumps(value)}" for key, value in changed.items() if key not in given]
+    own: Any = OmegaConf.to_container(OmegaConf.load(file("optimizer", name)))
+    found: Any = OmegaConf.to_container(load(job, words).cfg.optimizer)
+    if all(found.get(key, ...) == own.get(key, ...) for key in {*found, *own}):
+        return []
+    return [f"optimizer.{key}={json.dumps(value)}" for key, value in own.items() if f"optimizer.{key}" not in given]

@@ -35,7 +35,7 @@ def run(cfg: DictConfig) -> None:
     quiet()
     console = make_console()
     out = place(cfg)
-    source = Path(cfg.backbone).expanduser() if cfg.run is None else RunFolder.open(cfg.run).path
+    source = Path(cfg.weights).expanduser() if cfg.run is None else RunFolder.open(cfg.run).path
     backbone = selfsight.load(source)
     mean, std = described(backbone, "mean"), described(backbone, "std")
     data = build.build(cfg.dataset)
@@ -72,8 +72,8 @@ def place(cfg: DictConfig) -> Path:
     Raises:
         UserError: not exactly one of ``run`` and ``backbone`` is given, or a backbone without ``out``.
     """
-    if (cfg.run is None) == (cfg.backbone is None):
-        raise UserError("give either a run folder (run=runs/NAME) or an exported backbone (backbone=DIR).", status=2)
+    if (cfg.run is None) == (cfg.weights is None):
+        raise UserError("give either a run folder (run=runs/NAME) or an exported backbone (weights=DIR).", status=2)
     if cfg.out is not None:
         return Path(cfg.out).expanduser()
     if cfg.run is None:

@@ -159,22 +159,22 @@ def evaluate(evaluator: Evaluator, of: Subject, stage: str, *, cache: bool) -> d
 
 
 def subject(cfg: DictConfig) -> Subject:
-    """What is measured, on which images: from ``run``, or from ``backbone`` and a ``dataset``.
+    """What is measured, on which images: from ``run``, or from ``weights`` and a ``dataset``.
 
     Values of ``dataset`` alone are those of the run's data set with these in their place.
 
     Raises:
         UserError: neither or both are given, or a backbone comes without a data set.
     """
-    if (cfg.run is None) == (cfg.backbone is None):
-        raise UserError("give either a run folder (run=runs/NAME) or an exported backbone (backbone=DIR).", status=2)
+    if (cfg.run is None) == (cfg.weights is None):
+        raise UserError("give either a run folder (run=runs/NAME) or an exported backbone (weights=DIR).", status=2)
     folder = RunFolder.open(cfg.run) if cfg.run is not None else None
     given = cfg.get("dataset")
     if folder is None and not names_something(given):
         raise UserError("an exported backbone carries no images; add dataset=NAME.", status=2)
     of_run = given if folder is None else folder.config().dataset
     dataset = of_run if given is None else chosen_or_inherited(given, of_run)
-    backbone = selfsight.load(folder.path if folder is not None else cfg.backbone).to(device(cfg.accelerator))
+    backbone = selfsight.load(folder.path if folder is not None else cfg.weights).to(device(cfg.accelerator))
     data = eval_datamodule(build.build(dataset), backbone, cfg.batch_size, cfg.num_workers)
     return Subject(backbone, data, folder, dataset if given is not None else None)
 

@@ -36,12 +36,12 @@ def run(cfg: DictConfig) -> None:
             f"there is no format '{cfg.format}'; choose from {', '.join(FILES)}.{nearest(str(cfg.format), FILES)}",
             status=2,
         )
-    if (cfg.run is None) == (cfg.backbone is None):
-        raise UserError("give either a run folder (run=runs/NAME) or an exported backbone (backbone=DIR).", status=2)
+    if (cfg.run is None) == (cfg.weights is None):
+        raise UserError("give either a run folder (run=runs/NAME) or an exported backbone (weights=DIR).", status=2)
     folder = RunFolder.open(cfg.run).path if cfg.run is not None else None
     if cfg.out is None and (folder is None or cfg.format == "safetensors"):
         raise UserError("say where the file goes: out=PATH.", status=2)
-    backbone = selfsight.load(cfg.backbone if folder is None else folder)
+    backbone = selfsight.load(cfg.weights if folder is None else folder)
     out = Path(cfg.out).expanduser() if folder is None or cfg.out is not None else folder / FILES[cfg.format]
     if not out.parent.is_dir():
         raise UserError(f"there is no folder '{out.parent}' to write '{out.name}' into; make it first.")

@@ -8,19 +8,23 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from selfsight.composition.catalogue import GROUPS, JOBS, ON_FEATURES, WHOLE_EVALUATION, conf_dir, job_groups
-from selfsight.composition.keys import ASIDE, flat_keys
+from selfsight import plugins
+from selfsight.composition.catalogue import JOBS
+from selfsight.composition.keys import flat_keys
 from selfsight.engine import options
 from selfsight.engine.options import TrainerOptions
 from selfsight.errors import USAGE, UserError
+from selfsight.files import write_text
 from selfsight.runs.folder import RunFolder
-from selfsight.runs.processes import INTERRUPTED, RUN_VARIABLE, SPREAD_VARIABLES, TASK_VARIABLE
+from selfsight.runs.processes import INTERRUPTED, RUN_VARIABLE, SPREAD_VARIABLES, TASK_VARIABLE, on_first_process
 
 if TYPE_CHECKING:
     from selfsight.engine.measure import Outcome
@@ -32,17 +36,13 @@ SOURCES = ("run", "start", "teacher", "resume")
 def start(job: str, cfg: DictConfig) -> Outcome | None:
     """Run a job with its configuration; what can be refused without data is refused here.
 
+    Returns:
+        Its headline figures, of a job that has some.
+
     Raises:
         UserError: a value is missing or cannot be meant, or a run of another job is to go on.
     """
-    with open_dict(cfg):
-        for key in [key for key in GROUPS if f"{ASIDE}{key}" in cfg]:
-            cfg[key] = cfg.pop(f"{ASIDE}{key}")
-        cfg.job = job  # a run folder tells by it how to go on
-        for key in SOURCES:  # the run itself may be the last one by the time that this is read again
-            if OmegaConf.select(cfg, key, throw_on_missing=False) == "last":
-                cfg[key] = str(RunFolder.open("last").path)
-        alone_as_whole(job, cfg)
+    cfg = with_last_run(cfg)
     try:
         if cfg.get("resume") is None:
             check_given(cfg)
@@ -52,10 +52,21 @@ def start(job: str, cfg: DictConfig) -> Outcome | None:
                 f"'{folder.path}' is a run of {folder.job}; go on with it: selfsight {folder.job} resume={folder.path}",
                 status=USAGE,
             )
+        plugins.load()
         outcome: Outcome | None = importlib.import_module(f"selfsight.jobs.{JOBS[job][0]}").run(cfg)
         return outcome
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration is not complete: {' '.join(str(error).split())}.", status=USAGE) from error
+
+
+def with_last_run(cfg: DictConfig) -> DictConfig:
+    """A configuration in which `last` is a path: it may be another run by the time that this is read again."""
+    named = [key for key in SOURCES if OmegaConf.select(cfg, key, throw_on_missing=False) == "last"]
+    if named:
+        cfg = cfg.copy()
+        for key in named:
+            cfg[key] = str(RunFolder.open("last").path)
+    return cfg
 
 
 def check_given(cfg: DictConfig) -> None:
@@ -72,19 +83,6 @@ def check_given(cfg: DictConfig) -> None:
         raise UserError(f"{missing[0]} has to be given: {missing[0]}=VALUE.", status=USAGE)
 
 
-def alone_as_whole(job: str, cfg: DictConfig) -> None:
-    """``evaluator=knn`` for a job that evaluates while training and at the end: this one alone, both times."""
-    if job_groups(job).get("evaluator") != WHOLE_EVALUATION or "_target_" not in cfg.evaluator:
-        return
-    files: dict[str, Any] = {name: OmegaConf.load(conf_dir() / "evaluator" / f"{name}.yaml") for name in ON_FEATURES}
-    name = next((name for name, file in files.items() if file._target_ == cfg.evaluator._target_), "chosen")
-    online: Any = OmegaConf.load(conf_dir() / "evaluator" / f"{WHOLE_EVALUATION}.yaml")
-    cfg.evaluator = {
-        "online": {**online.online, "evaluators": {name: cfg.evaluator}},
-        "final": {name: cfg.evaluator},
-    }
-
-
 # --- a job inside another command ------------------------------------------------------------------------------------
 
 
@@ -96,6 +94,9 @@ def run_nested_job(job: str, cfg: DictConfig, words: Sequence[str] | None = None
 
     Args:
         words: its own words, which the run keeps as its command; None: those of the command it is part of.
+
+    Returns:
+        Its headline figures.
     """
     import torch.distributed as dist
 
@@ -109,8 +110,7 @@ def run_nested_job(job: str, cfg: DictConfig, words: Sequence[str] | None = None
         spread = devices.processes(trainer, devices.device(trainer.accelerator, strict=False)) > 1
     argv = sys.argv if words is None else [sys.argv[0], job, *words]
     if spread or dist.is_initialized():
-        run_in_subprocess(job, cfg, argv[1:])
-        return None
+        return run_in_subprocess(job, cfg, argv[1:])
     with as_command(argv):
         return start(job, cfg)
 
@@ -129,30 +129,36 @@ def as_command(argv: list[str]) -> Iterator[None]:
             os.environ[RUN_VARIABLE] = folder
 
 
-def run_in_subprocess(job: str, cfg: DictConfig, words: Sequence[str]) -> None:
+def run_in_subprocess(job: str, cfg: DictConfig, words: Sequence[str]) -> Outcome | None:
     """Run a job in a process of its own.
+
+    Returns:
+        Its headline figures.
 
     Raises:
         UserError: it did not come to its end; it has said why. SystemExit: it was stopped.
     """
-    task = json.dumps([job, OmegaConf.to_container(cfg)])
     environment = {name: value for name, value in os.environ.items() if name not in SPREAD_VARIABLES}
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "selfsight.cli", *words],
-        env={**environment, TASK_VARIABLE: task},
-        stdout=written_to(sys.stdout),
-        stderr=written_to(sys.stderr),
-    )
-    try:
-        status = process.wait()
-    except KeyboardInterrupt:  # it has heard the same Ctrl-C, and saves
-        status = process.wait()
-    if status == INTERRUPTED:
-        sys.exit(INTERRUPTED)
-    if status:
-        raise UserError(f"`selfsight {job}` on its devices ended with status {status} and has said why.")
+    with tempfile.TemporaryDirectory() as place:
+        answer = Path(place) / "figures.json"
+        task = json.dumps([job, OmegaConf.to_container(cfg), str(answer)])
+        process = subprocess.Popen(
+            [sys.executable, "-m", "selfsight.cli", *words],
+            env={**environment, TASK_VARIABLE: task},
+            stdout=written_to(sys.stdout),
+            stderr=written_to(sys.stderr),
+        )
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:  # it has heard the same Ctrl-C, and saves
+            status = process.wait()
+        if status == INTERRUPTED:
+            sys.exit(INTERRUPTED)
+        if status:
+            raise UserError(f"`selfsight {job}` on its devices ended with status {status} and has said why.")
+        return _read_outcome(answer)
 
 
 def written_to(stream: Any) -> Any:
@@ -164,9 +170,23 @@ def written_to(stream: Any) -> Any:
     return stream
 
 
-def given_task() -> tuple[str, DictConfig]:
+def do_given_task() -> Outcome | None:
     """What `run_in_subprocess` has left for this process and those that Lightning starts beside it."""
-    job, content = json.loads(os.environ[TASK_VARIABLE])
+    job, content, answer = json.loads(os.environ[TASK_VARIABLE])
     cfg = OmegaConf.create(content)
     OmegaConf.set_struct(cfg, True)
-    return job, cfg
+    outcome = start(job, cfg)
+    if outcome is not None and on_first_process() and Path(answer).parent.is_dir():  # whoever asked for it is there
+        folder = getattr(outcome, "folder", None)
+        told = {"figures": dict(outcome), "folder": None if folder is None else str(folder.path)}
+        write_text(Path(answer), json.dumps(told, default=str))
+    return outcome
+
+
+def _read_outcome(answer: Path) -> Outcome | None:
+    from selfsight.engine.measure import Outcome
+
+    if not answer.is_file():
+        return None
+    told = json.loads(answer.read_text(encoding="utf-8"))
+    return Outcome(told["figures"], None if told["folder"] is None else RunFolder(Path(told["folder"])))

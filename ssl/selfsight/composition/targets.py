@@ -1,0 +1,87 @@
+"""What a ``_target_`` names, and which arguments that takes."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from selfsight.errors import USAGE, UserError, nearest
+
+
+def locate(target: Any, key: str = "_target_") -> Callable[..., Any]:
+    """The class or function with this dotted path; one that has moved, where it stands now.
+
+    Args:
+        key: where the path stands in a configuration, for the sentence that refuses it.
+
+    Raises:
+        UserError: there is no such thing, or its module does not import; names the nearest one.
+    """
+    path = str(target)
+    first, *rest = path.split(".")
+    if not isinstance(target, str) or not rest or not all(part.isidentifier() for part in path.split(".")):
+        raise UserError(f"{key} is '{target}'; a dotted path such as package.module.Name was expected.", status=USAGE)
+    found, name = _module(first, key, path), first
+    for part in rest:
+        if not hasattr(found, part) and inspect.ismodule(found) and _is_module(f"{name}.{part}"):
+            found = _module(f"{name}.{part}", key, path)
+        elif hasattr(found, part):
+            found = getattr(found, part)
+        else:
+            raise UserError(
+                f"{key} is '{path}', and there is no '{part}' in {name}.{nearest(part, _names(found))}", status=USAGE
+            )
+        name = f"{name}.{part}"
+    if not callable(found):
+        raise UserError(f"{key} is '{path}', which is no class and no function.", status=USAGE)
+    return found  # type: ignore[no-any-return]
+
+
+def parameters(target: Any, key: str = "_target_") -> Mapping[str, inspect.Parameter]:
+    """The arguments that a target takes by name, in their order. One called like ``**kwargs`` takes any further ones.
+
+    Raises:
+        UserError: see `locate`.
+    """
+    found = locate(target, key)
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):  # of C, without a signature: it may take anything
+        return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}
+    hidden = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
+    return {name: argument for name, argument in signature.parameters.items() if argument.kind not in hidden}
+
+
+def takes_any(arguments: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether arguments that are not named are taken, too."""
+    return any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, AttributeError, ValueError):
+        return False
+
+
+def _module(name: str, key: str, path: str) -> Any:
+    if not _is_module(name):
+        tops = [*sys.stdlib_module_names, *(found.name for found in pkgutil.iter_modules())]
+        raise UserError(f"{key} is '{path}', and there is no module '{name}'.{nearest(name, tops)}", status=USAGE)
+    try:
+        return importlib.import_module(name)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+        raise UserError(f"{key} is '{path}', and '{name}' does not import: {reason}.", status=USAGE) from error
+
+
+def _names(found: Any) -> list[str]:
+    """What a module or class holds, for the nearest of it."""
+    inner = [module.name for module in pkgutil.iter_modules(getattr(found, "__path__", []))]
+    return [*(name for name in dir(found) if not name.startswith("_")), *inner]
