@@ -35,12 +35,13 @@ def hydra_engine(job: str, folders: Sequence[tuple[str, str]]) -> Any:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_config_search_path
+    from hydra.core.config_search_path import SearchPathQuery
 
     version.setbase("1.3")
     (_, first), *others = folders
     path = create_config_search_path(first)
     for provider, folder in reversed(others):
-        path.append(provider, f"file://{folder}", anchor="main")
+        path.append(provider, f"file://{folder}", anchor=SearchPathQuery(provider="main"))
     return Hydra(job, ConfigLoaderImpl(path))
 
 

@@ -109,7 +109,10 @@ def test_processes_stop_at_the_same_step() -> None:
         return len(asked) == 2
 
     trainer: Any = SimpleNamespace(
-        world_size=2, strategy=SimpleNamespace(reduce_boolean_decision=reduce), save_checkpoint=saved.append
+        world_size=2,
+        accumulate_grad_batches=1,
+        strategy=SimpleNamespace(reduce_boolean_decision=reduce),
+        save_checkpoint=saved.append,
     )
     stop: Any = GracefulInterrupt("there")  # type: ignore[arg-type]
     for batch in range(GracefulInterrupt.ASKED_EVERY):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 import pkgutil
 import sys
@@ -38,7 +38,7 @@ def locate(target: Any, key: str = "_target_") -> Callable[..., Any]:
         name = f"{name}.{part}"
     if not callable(found):
         raise UserError(f"{key} is '{path}', which is no class and no function.", status=USAGE)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def parameters(target: Any, key: str = "_target_") -> Mapping[str, inspect.Parameter]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import threading
+import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -16,6 +19,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import CheckpointIO
+from torch import nn
 
 from selfsight.errors import UserError
 from selfsight.files import replace
@@ -36,6 +40,7 @@ class AtomicCheckpoints(CheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
+            keep_previous(target)
 
         try:
             replace(target, write)
@@ -55,19 +60,77 @@ class AtomicCheckpoints(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
+def keep_previous(path: Path) -> None:
+    """Keep the checkpoint at ``path`` as the one before, while another one is written; there always is a whole one.
+
+    A second name for the same bytes, or a copy where the file system knows no second names.
+    """
+    if not path.is_file():
+        return
+
+    def link(beside: Path) -> None:
+        try:
+            os.link(path, beside)
+        except OSError:
+            shutil.copyfile(path, beside)
+
+    replace(previous(path), link)
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint's content, on the CPU.
+    """A checkpoint's content, on the CPU. Every byte of it is held against its checksum first.
 
     Raises:
-        UserError: it is missing, cut off, or holds more than tensors and numbers.
+        UserError: it is missing, cut off or damaged, or holds more than tensors and numbers.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint '{path}'; a run writes its first one after its first epoch.")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch writes checksums into its archives, and does not look at them
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of its part {damaged} does not match")
         content: Checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"'{path}' cannot be read as a checkpoint ({str(error).splitlines()[0][:120]}).") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(f"'{path}' cannot be read as a checkpoint ({reason}).") from None
     return content
+
+
+def training_checkpoint(path: Path) -> Checkpoint:
+    """The content of a checkpoint that a training has left.
+
+    Raises:
+        UserError: see `read_checkpoint`, or it is a file of something else.
+    """
+    content = read_checkpoint(path)
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise UserError(f"'{path}' cannot be read as a checkpoint (it holds no training's state).")
+    return content
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the one at ``path`` is kept."""
+    return path.with_name(f"previous{path.suffix}")
+
+
+def usable_checkpoint(path: Path) -> tuple[Path, str]:
+    """The last checkpoint that is whole, and a sentence where it is not the one at ``path``.
+
+    Raises:
+        UserError: neither that one nor the one before can be read.
+    """
+    try:
+        training_checkpoint(path)
+    except UserError as error:
+        try:
+            content = training_checkpoint(previous(path))
+        except UserError:
+            raise error from None
+        return previous(path), (
+            f"{error} The one before it is used: '{previous(path)}', of epoch {int(content['epoch']) + 1}, step "
+            f"{content['global_step']}."
+        )
+    return path, ""
 
 
 def checkpointing(path: Path, every: int) -> ModelCheckpoint:
@@ -104,46 +167,116 @@ class StepSeeds(Callback):
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and its checkpoint is written."""
+    """The run was asked to stop, and its checkpoint is written.
+
+    Attributes:
+        signal: number of the signal that asked.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__(number)
+        self.signal = number
 
 
-class GracefulInterrupt(Callback):
-    """First Ctrl-C (or SIGTERM): finish the step, write the checkpoint, stop. A second Ctrl-C stops at once.
+class BetweenSteps(Callback):
+    """What is done before a step's first batch, on all processes at the same one.
 
-    Several processes, which may be told at different steps, agree on one every `ASKED_EVERY` batches.
+    Several processes may want it at different steps; they agree on one every `ASKED_EVERY` batches.
     """
 
     ASKED_EVERY = 20
 
+    def wanted(self) -> bool:
+        """Whether this process wants it done."""
+        raise NotImplementedError
+
+    def do(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do it."""
+        raise NotImplementedError
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches:  # gradients that wait for more are in no checkpoint
+            return
+        wanted = self.wanted()
+        if trainer.world_size > 1:
+            steps = batch_idx // trainer.accumulate_grad_batches
+            asking = steps % self.ASKED_EVERY == 0
+            wanted = asking and trainer.strategy.reduce_boolean_decision(wanted, all=False)
+        if wanted:
+            self.do(trainer, pl_module)
+
+
+class TimedCheckpoints(BetweenSteps):
+    """A checkpoint every so many minutes, inside an epoch, too. Weights that are no numbers replace no good ones."""
+
+    def __init__(self, path: Path, minutes: float) -> None:
+        self.path, self.seconds = path, 60 * minutes
+        self.last = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.last = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.last = time.monotonic()  # one is written now
+
+    def wanted(self) -> bool:
+        return time.monotonic() - self.last >= self.seconds
+
+    def do(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if all_finite(pl_module):
+            trainer.save_checkpoint(self.path)
+        self.last = time.monotonic()
+
+
+class GracefulInterrupt(BetweenSteps):
+    """Ctrl-C, or a signal by which systems end or move a run: finish the step, write the checkpoint, stop.
+
+    A second one stops at once, and the checkpoint before is kept.
+    """
+
+    SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.asked = False
+        self.asked: int | None = None
         self.before: dict[int, Callable | int | None] = {}
 
     def handler(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked is not None:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked = number
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def listen(self) -> None:
+        """Hear the signals from now on. Lightning puts itself before us, and gives way when training starts."""
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self.handler) for number in (signal.SIGINT, signal.SIGTERM)}
+            numbers = [getattr(signal, name) for name in self.SIGNALS if hasattr(signal, name)]
+            found = {number: signal.signal(number, self.handler) for number in numbers}
+            self.before = self.before or found
 
     def restore(self) -> None:
+        """Leave the signals to whoever heard them before."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
         self.before = {}
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        asked = self.asked
-        if trainer.world_size > 1:
-            asked = batch_idx % self.ASKED_EVERY == 0 and trainer.strategy.reduce_boolean_decision(asked, all=False)
-        if asked:
-            trainer.save_checkpoint(self.path)
-            raise Interrupted
+    def wanted(self) -> bool:
+        return self.asked is not None
+
+    def do(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+        raise Interrupted(self.asked or signal.SIGTERM)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.listen()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.restore()
+
+
+def all_finite(module: nn.Module) -> bool:
+    """Whether all parameters and running statistics are numbers."""
+    statistics = (value for name, value in module.named_buffers() if name.rpartition(".")[2].startswith("running_"))
+    return all(bool(torch.isfinite(value).all()) for value in (*module.parameters(), *statistics))

@@ -12,7 +12,7 @@ from torch import nn
 
 from selfsight.checkpoints.load import load
 from selfsight.engine import build
-from selfsight.engine.checkpointing import read_checkpoint
+from selfsight.engine.checkpointing import training_checkpoint
 from selfsight.engine.reload import classifier_of, projection_head
 from selfsight.errors import UserError, nearest
 from selfsight.nn.simclr_head import ProjectionHead
@@ -21,11 +21,16 @@ from selfsight.runs.folder import RunFolder
 SELF = "self"  #: a student like its teacher
 
 
-def completed_for_finetuning(cfg: DictConfig) -> tuple[DictConfig, nn.Module, ProjectionHead | None]:
+def completed_for_finetuning(
+    cfg: DictConfig, *, again: bool = False
+) -> tuple[DictConfig, nn.Module, ProjectionHead | None]:
     """A fine-tuning's configuration with what it leaves open filled in, its backbone and its projection head.
 
     From the run ``cfg.run``: ``dataset`` and ``backbone`` (values given for them alone stay) and, where null, the
     crop's scale and the flip of the views: what was the same image to pretraining is the same image here.
+
+    Args:
+        again: it has been completed before, by a run that was stopped at its very beginning.
 
     Raises:
         UserError: neither a run nor a network with a data set is named, or both.
@@ -39,7 +44,7 @@ def completed_for_finetuning(cfg: DictConfig) -> tuple[DictConfig, nn.Module, Pr
     else:
         source = RunFolder.open(cfg.run)
         trained = load(source.path)
-        if names_something(cfg.get("backbone")):
+        if names_something(cfg.get("backbone")) and not again:
             raise UserError(
                 f"the network is that of '{source.path}': leave out backbone=, or run= to start from scratch."
             )
@@ -50,7 +55,7 @@ def completed_for_finetuning(cfg: DictConfig) -> tuple[DictConfig, nn.Module, Pr
         fill_views(cfg, source.config().views)
         backbone = build.build(cfg.backbone)
         backbone.load_state_dict(trained.state_dict())
-        state = read_checkpoint(source.checkpoint)["state_dict"] if source.checkpoint.is_file() else {}
+        state = training_checkpoint(source.checkpoint)["state_dict"] if source.checkpoint.is_file() else {}
         projector = projection_head(state)
     if cfg.method.layer == "auto":
         cfg.method.layer = 1 if projector is not None else 0

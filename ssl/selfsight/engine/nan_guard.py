@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from selfsight.engine.checkpointing import all_finite
 from selfsight.errors import UserError
 from selfsight.runs.folder import RunFolder
 
@@ -43,11 +44,20 @@ class NanGuard(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.look(trainer, pl_module)
+        if not all_finite(pl_module):  # the last update broke what no loss has been computed from yet
+            self.stop(trainer, "the weights became no numbers", weights=False)
 
     def look(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.total is None or math.isfinite(self.total.item()):
             return
         weights = all(bool(torch.isfinite(p).all()) for p in pl_module.parameters())
+        self.stop(trainer, f"the loss became {self.total.item()}", weights)
+
+    def stop(self, trainer: Trainer, what: str, weights: bool) -> None:
+        """
+        Raises:
+            UserError: always; naming place, cause and remedy.
+        """
         cause = (
             "the weights are finite, so the loss overflowed: raise the temperature or use trainer.precision=32-true"
             if weights
@@ -56,7 +66,4 @@ class NanGuard(Callback):
         kept = (
             f" The last good checkpoint is kept: {self.folder.checkpoint}." if self.folder.checkpoint.exists() else ""
         )
-        raise UserError(
-            f"the loss became {self.total.item()} in epoch {trainer.current_epoch + 1} "
-            f"(step {trainer.global_step}); {cause}.{kept}"
-        )
+        raise UserError(f"{what} in epoch {trainer.current_epoch + 1} (step {trainer.global_step}); {cause}.{kept}")

@@ -86,6 +86,7 @@ class TrainerOptions(Options):
         sync_batchnorm: ``auto``: with more than one process.
         limit_batches: batches an epoch, for tries.
         checkpoint_every: epochs between checkpoints; the last one is always kept.
+        checkpoint_minutes: minutes between further ones, inside an epoch, too.
         deterministic: the same numbers each time.
     """
 
@@ -106,6 +107,7 @@ class TrainerOptions(Options):
     sync_batchnorm: Annotated[bool | str, AUTO_SWITCH] = "auto"
     limit_batches: Annotated[int | None, NULL | whole(1)] = None
     checkpoint_every: Annotated[int, whole(1)] = 1
+    checkpoint_minutes: Annotated[float, above(0)] = 10.0
     deterministic: Annotated[bool, SWITCH] = True
 
     def __post_init__(self) -> None:

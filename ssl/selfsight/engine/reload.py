@@ -12,7 +12,7 @@ from selfsight.datamodules import DataModule, ImageData, ImageDataModule
 from selfsight.datamodules.views.view import View
 from selfsight.engine import build
 from selfsight.engine.build import Description
-from selfsight.engine.checkpointing import read_checkpoint
+from selfsight.engine.checkpointing import training_checkpoint
 from selfsight.engine.devices import device
 from selfsight.errors import UserError
 from selfsight.evaluation.features import PROJECTION
@@ -55,7 +55,7 @@ def loaded_run(folder: RunFolder, accelerator: str = "auto") -> LoadedRun:
 def trained_method(folder: RunFolder, data: DataModule) -> Method:
     """The method of a run as its last checkpoint has it, on the CPU; of a distilled student without its teacher."""
     cfg = folder.config()
-    state = read_checkpoint(folder.checkpoint)["state_dict"]
+    state = training_checkpoint(folder.checkpoint)["state_dict"]
     parts: dict[str, nn.Module | None] = {}
     if "run" in cfg:  # a fine-tuning: it goes on from the head of another run
         parts["projector"] = projection_head(state)
@@ -108,7 +108,7 @@ def classifier_of(folder: RunFolder) -> tuple[nn.Module, list[str]]:
             f"'{folder.path}' holds no finished fine-tuning to learn from: `selfsight finetune run=... labels...=...` "
             "makes one."
         )
-    cfg, state = folder.config(), read_checkpoint(folder.checkpoint)["state_dict"]
+    cfg, state = folder.config(), training_checkpoint(folder.checkpoint)["state_dict"]
     backbone, classes = build.build(cfg.backbone), list(summary["classes"])
     if "teacher" in cfg:  # a distilled student
         network: nn.Module = nn.Sequential(backbone, nn.Linear(backbone.num_features, len(classes)))

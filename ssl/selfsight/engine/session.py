@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 
 from selfsight.checkpoints.export import export_backbone
 from selfsight.datamodules import DataModule, LabelSplit
@@ -19,8 +20,9 @@ from selfsight.engine.checkpointing import (
     GracefulInterrupt,
     Interrupted,
     StepSeeds,
+    TimedCheckpoints,
     checkpointing,
-    read_checkpoint,
+    usable_checkpoint,
 )
 from selfsight.engine.devices import device, spread
 from selfsight.engine.monitor import Monitor
@@ -36,13 +38,16 @@ from selfsight.runs.folder import RunFolder
 def reopen(cfg: DictConfig) -> tuple[DictConfig, RunFolder | None]:
     """The configuration of a training, and the folder to go on in: those of ``cfg.resume`` where that names a run.
 
+    A run that was stopped before its first checkpoint begins anew in its folder.
+
     Raises:
         UserError: there is no such run, or its checkpoint cannot be read.
     """
     if cfg.resume is None:
         return cfg, None
     folder = RunFolder.open(cfg.resume)
-    read_checkpoint(folder.checkpoint)
+    if folder.began:
+        usable_checkpoint(folder.checkpoint)
     return folder.config_to_resume(), folder
 
 
@@ -65,7 +70,10 @@ class Session:
     @classmethod
     def begin(cls, job: str, cfg: DictConfig, parts: Parts, folder: RunFolder | None, stem: str) -> Session:
         """A session in a new folder, or in that of the run that goes on."""
-        return cls(job, parts, folder or RunFolder.create(cfg, stem), resumed=folder is not None)
+        resumed = folder is not None and folder.began
+        if folder is not None:
+            folder.tidy()
+        return cls(job, parts, folder or RunFolder.create(cfg, stem), resumed)
 
     def fit(self) -> bool:
         """Train to the end, or to a Ctrl-C; checkpoints, metrics and the labels used stay in the folder.
@@ -82,21 +90,37 @@ class Session:
                 write_text(folder.path / "prepared.json", json.dumps(data.data.prepared, indent=2) + "\n")
             monitor = Monitor(folder, self.console, parts.online)
             interrupt, guard, bar = GracefulInterrupt(folder.checkpoint), NanGuard(folder), ProgressBar(self.console)
-            trainer = make_trainer(parts, folder, [interrupt, guard, parts.online, monitor, bar])
+            timed = TimedCheckpoints(folder.checkpoint, parts.trainer.checkpoint_minutes)
+            trainer = make_trainer(parts, folder, [interrupt, timed, guard, parts.online, monitor, bar])
+            interrupt.listen()
             if trainer.is_global_zero:
                 if (split := labels_used(data)) is not None:
                     split.write(folder.labels)
                 self.print_header(trainer.world_size)
-            resumed = str(folder.checkpoint) if self.resumed else None
-            trainer.fit(parts.method, datamodule=data, ckpt_path=resumed, weights_only=True)
-        except Interrupted:
+            trainer.fit(parts.method, datamodule=data, ckpt_path=self.checkpoint_to_resume(), weights_only=True)
+        except Interrupted as stop:
             self.console.print(f"stopped, state saved; go on with: selfsight {self.job} resume={folder.path}")
-            raise SystemExit(130) from None
+            raise SystemExit(128 + stop.signal) from None
+        except KeyboardInterrupt:
+            if folder.checkpoint.is_file():
+                self.console.print(
+                    f"stopped at once; the last checkpoint is kept: selfsight {self.job} resume={folder.path}"
+                )
+            raise
         except Exception:
             folder.drop_unused()
             raise
         self.seconds = monitor.seconds
         return trainer.is_global_zero
+
+    def checkpoint_to_resume(self) -> str | None:
+        """The file that the training goes on from: the last checkpoint, or the one before where that is damaged."""
+        if not self.resumed:
+            return None
+        path, sentence = usable_checkpoint(self.folder.checkpoint)
+        if sentence:
+            self.console.print(f"[yellow]warning[/yellow] {escape(sentence)}")
+        return str(path)
 
     def print_header(self, processes: int) -> None:
         """What is going to happen, in three lines; a fourth says where a folder's labels are from."""

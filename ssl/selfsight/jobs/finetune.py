@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from selfsight.engine import build, inherit, measure
-from selfsight.engine.checkpointing import read_checkpoint
+from selfsight.engine.checkpointing import training_checkpoint
 from selfsight.engine.measure import Outcome
 from selfsight.engine.reload import projection_head
 from selfsight.engine.session import Session, labels_used, reopen
@@ -19,10 +19,10 @@ def run(cfg: DictConfig) -> Outcome:
     """Fine-tune, measure, export. The run folder names the run it started from in its configuration."""
     quiet()
     cfg, folder = reopen(cfg)
-    if folder is None:
-        cfg, backbone, projector = inherit.completed_for_finetuning(cfg)
+    if folder is None or not folder.began:
+        cfg, backbone, projector = inherit.completed_for_finetuning(cfg, again=folder is not None)
     else:
-        backbone, projector = None, projection_head(read_checkpoint(folder.checkpoint)["state_dict"])
+        backbone, projector = None, projection_head(training_checkpoint(folder.checkpoint)["state_dict"])
     parts = build.parts(cfg, backbone=backbone, projector=projector)
     session = Session.begin("finetune", cfg, parts, folder, stem=f"finetune-{parts.description.dataset}")
     return measure.outcome(session.folder, conclude(session)) if session.fit() else Outcome({})

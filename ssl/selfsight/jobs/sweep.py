@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -49,7 +49,7 @@ class Tried:
         """
         if self.error is not None:
             raise UserError(self.error)
-        if self.objective not in self.figures:
+        if self.objective is None or self.objective not in self.figures:
             known = [name for name, value in self.figures.items() if isinstance(value, (int, float))]
             raise UserError(
                 f"objective is '{self.objective}', and the job ends with {', '.join(known) or 'no figures'}."
@@ -78,7 +78,7 @@ class Task:
             sys.path.append(self.place)
         try:
             with searching(self.folders):
-                final = finish(self.name, Composed(cfg, hydra, choices), words)
+                final = finish(self.name, Composed(cfg, cast("DictConfig", hydra), choices), words)
                 figures = run_nested_job(str(final.job), final, [*self.flags(), *words])
         except UserError as error:
             print(f"selfsight: {error}", file=sys.stderr)

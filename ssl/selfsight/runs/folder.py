@@ -87,6 +87,17 @@ class RunFolder:
             )
         return run
 
+    @property
+    def began(self) -> bool:
+        """Whether there is something to go on from: a checkpoint, or the one before it."""
+        return any(self.checkpoint.parent.glob("*.ckpt"))
+
+    def tidy(self) -> None:
+        """Remove what a run that was killed while it wrote a checkpoint has left of it."""
+        if on_first_process():
+            for part in self.checkpoint.parent.glob(".*.ckpt.*"):
+                part.unlink(missing_ok=True)
+
     def drop_unused(self) -> None:
         """Remove the folder of a run that was refused before its first epoch ended; the first process does it."""
         if on_first_process() and not self.checkpoint.exists() and not self.metrics.exists():
