@@ -115,8 +115,11 @@ def finish(job: str, composed: Composed, overrides: Sequence[str]) -> DictConfig
     """
     from omegaconf import OmegaConf, open_dict
 
+    from selfsight.composition.defaults import complete
+
     cfg = composed.cfg
-    made = {group: choice for group, choice in composed.choices.items() if not group.startswith("hydra/")}
+    order = dict.fromkeys([*job_groups(job), *composed.choices])
+    made = {group: composed.choices[group] for group in order if group in composed.choices and "hydra/" not in group}
     with open_dict(cfg):
         for key in WITHOUT.get(job_of(job), ()):
             cfg.pop(key, None)
@@ -124,6 +127,7 @@ def finish(job: str, composed: Composed, overrides: Sequence[str]) -> DictConfig
         expand_single_evaluator(job, cfg, str(made.get("evaluator")))
         cfg.job = job_of(job)
         cfg.choices = made
+        complete(cfg, job)
     OmegaConf.set_struct(cfg, True)
     return cfg
 

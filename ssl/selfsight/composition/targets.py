@@ -11,6 +11,16 @@ from typing import Any
 
 from selfsight.errors import USAGE, UserError, nearest
 
+#: group: the class that all its classes descend from, by the top of its package
+KINDS = {
+    "method": "selfsight.Method",
+    "callbacks": "lightning.Callback",
+    "logger": "lightning.Logger",
+    "optimizer": "torch.Optimizer",
+    "backbone": "torch.Module",
+    "datamodule": "lightning.LightningDataModule",
+}
+
 
 def locate(target: Any, key: str = "_target_") -> Callable[..., Any]:
     """The class or function with this dotted path; one that has moved, where it stands now.
@@ -59,6 +69,29 @@ def parameters(target: Any, key: str = "_target_") -> Mapping[str, inspect.Param
 def takes_any(arguments: Mapping[str, inspect.Parameter]) -> bool:
     """Whether arguments that are not named are taken, too."""
     return any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())
+
+
+def check_kind_of(group: str, target: Any, key: str) -> None:
+    """Refuse a class that is no part of this kind, as far as a class tells; what a function makes is seen later.
+
+    Args:
+        group: of the configuration: ``method``, ``callbacks`` and so on. key: where the target stands.
+
+    Raises:
+        UserError: a method that cannot learn, a callback, logger, optimizer or network that is none.
+    """
+    found = locate(target, f"{key}._target_")
+    if not inspect.isclass(found):
+        return
+    bases = {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in found.__mro__}
+    expected = KINDS.get(group)
+    if expected is not None and key.count(".") <= 1 and expected not in bases:
+        raise UserError(
+            f"{key}._target_ is '{target}', which is no {expected.rpartition('.')[2]} of {expected.partition('.')[0]}.",
+            status=USAGE,
+        )
+    if group == "method" and getattr(found.training_step, "__qualname__", "").startswith("LightningModule."):
+        raise UserError(f"{key}._target_ is '{target}', which has no training_step: it cannot learn.", status=USAGE)
 
 
 def _is_module(name: str) -> bool:

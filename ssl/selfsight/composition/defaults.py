@@ -1,0 +1,167 @@
+"""What a configuration leaves to the signatures of the things it names: filled in, so that every key can be seen.
+
+A default has one home, the signature. A file states what its name makes different.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
+
+from selfsight.composition.catalogue import chain, content, files, job_groups
+from selfsight.composition.keys import did_you_mean, flat_keys, is_plain, plain
+from selfsight.composition.targets import check_kind_of, locate, parameters, takes_any
+from selfsight.errors import USAGE, UserError
+
+#: arguments that a run gives itself, by the part they belong to: nobody has to, and nothing stands for them
+GIVEN: Mapping[str, tuple[str, ...]] = {
+    "method": (
+        "backbone", "projector", "teacher", "num_classes", "num_images", "num_unlabelled", "labels", "batch_size",
+    ),
+    "datamodule": ("data", "views", "compile", "channels_last", "device", "worker_share"),
+    "optimizer": ("params",),
+    "logger": ("save_dir",),
+    "evaluator": ("head",),
+}  # fmt: skip
+
+#: keys that a job reads where they are there
+READ_IF_THERE = ("job", "choices", "then", "steps", "labels", "mu", "steps_per_epoch", "debug", "hydra")
+
+NOTHING = object()
+
+
+def complete(cfg: DictConfig, job: str) -> None:
+    """Fill in what the signatures say and the configuration does not; what they leave open, too, is to be given.
+
+    Raises:
+        UserError: a key that nothing reads, or a target that there is not or that is no part of this kind.
+    """
+    for key in cfg:
+        if str(key) not in _keys_of(job, cfg):
+            _refuse(job, cfg, str(key))
+    with flag_override(cfg, "struct", False):
+        for key, node in _parts(cfg):
+            _complete(job, cfg, key, node)
+
+
+def stated(node: DictConfig) -> DictConfig:
+    """A part without what its signature says anyway."""
+    found: DictConfig = OmegaConf.create(OmegaConf.to_container(node))
+    found._set_parent(node._get_parent())
+    OmegaConf.set_struct(found, False)
+    for key, part in _parts(found):
+        arguments = parameters(part._target_, f"{key}._target_")
+        for name in [str(name) for name in part]:
+            value = part._get_node(name)
+            default = arguments[name].default if name in arguments else NOTHING
+            given = OmegaConf.to_container(value) if isinstance(value, (DictConfig, ListConfig)) else value._value()
+            if is_plain(default) and given == plain(default):
+                del part[name]
+    return found
+
+
+def presets_line(cfg: DictConfig) -> str | None:
+    """``values for digits: 30 prototypes, …``: what was chosen in silence, for a data set and a method; None if nothing.
+
+    A value that something else has set differently is left out, and so are the many numbers of views.
+    """
+    name = (cfg.get("choices") or {}).get("presets")
+    if name is None:
+        return None
+    now = dict(_flat(OmegaConf.to_container(cfg)))
+    told = []
+    for _, path in files("presets", str(name)):
+        values = dict(_flat(OmegaConf.to_container(OmegaConf.load(path))))
+        kept = {key: value for key, value in values.items() if value is not None and now.get(key, NOTHING) == value}
+        first = [key for key in kept if key.startswith("method.")]
+        rest = [key for key in kept if not key.startswith(("method.", "views.", "evaluator."))]
+        told += [_told(key, kept[key]) for key in [*first, *rest]]
+        told += ["views of its own"] if any(key.startswith("views.") for key in kept) else []
+    where = str(name).rpartition("/")[0] or str(name)
+    return f"values for {where}: {', '.join(told)} (presets=null: without them)" if told else None
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+def _told(key: str, value: Any) -> str:
+    parent, _, leaf = key.rpartition(".")
+    if leaf == "_target_":
+        return f"{parent} {str(value).rpartition('.')[2]}"
+    if leaf.startswith("num_"):
+        return f"{value} {leaf.removeprefix('num_')}"
+    return f"{key.removeprefix('schedule.') if parent.startswith('schedule') else leaf} {value}"
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _parts(node: Any, prefix: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """Every part with a ``_target_``, the outer ones first."""
+    if isinstance(node, ListConfig):
+        for i in range(len(node)):
+            yield from _parts(node._get_node(i), f"{prefix}[{i}]")
+    if not isinstance(node, DictConfig) or node._is_none() or node._is_missing() or node._is_interpolation():
+        return
+    if "_target_" in node:
+        yield prefix, node
+    for key in list(node):
+        yield from _parts(node._get_node(key), f"{prefix}.{key}" if prefix else str(key))
+
+
+def _complete(job: str, cfg: DictConfig, key: str, node: DictConfig) -> None:
+    group = key.partition(".")[0]
+    check_kind_of(group, node._target_, key)
+    arguments = parameters(node._target_, f"{key}._target_")
+    given = {*GIVEN.get(group, ()), *getattr(locate(node._target_), "needs", ())}
+    for name in [str(name) for name in node if not str(name).startswith("_")]:
+        if name not in arguments and node._get_node(name)._is_none():  # an option of another choice, taken away
+            del node[name]
+        elif name not in arguments and not takes_any(arguments):
+            _refuse(job, cfg, f"{key}.{name}", list(arguments))
+    for name, argument in arguments.items():
+        if name in node or name in given or argument.kind is argument.VAR_KEYWORD:
+            continue
+        if argument.default is argument.empty:
+            if not node.get("_partial_", False):
+                node[name] = "???"
+        elif is_plain(argument.default):
+            node[name] = plain(argument.default)
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+def _keys_of(job: str, cfg: DictConfig) -> set[str]:
+    own = {key for path in chain(job) for key in content(path)}
+    return {*own, *job_groups(job), *READ_IF_THERE, *(group for group in cfg.get("choices") or {})}
+
+
+def _refuse(job: str, cfg: DictConfig, key: str, arguments: list[str] | None = None) -> None:
+    """
+    Raises:
+        UserError: nothing reads this key; names the file that has it, where that is known, and the nearest key.
+    """
+    parent = key.rpartition(".")[0]
+    keys = [*(each for each in flat_keys(cfg) if each != key), *(f"{parent}.{name}" for name in arguments or ())]
+    place = next((f" ({path})" for path in _files_of(cfg) if _states(path, key)), "")
+    raise UserError(f"there is no key '{key}'{place}.{did_you_mean(job, key, keys)}", status=USAGE)
+
+
+def _files_of(cfg: DictConfig) -> Iterator[Any]:
+    for group, choice in (cfg.get("choices") or {}).items():
+        for name in choice if isinstance(choice, ListConfig) else [choice]:
+            for _, path in files(str(group), str(name)):
+                yield path
+
+
+def _states(path: Any, key: str) -> bool:
+    found = set(flat_keys(OmegaConf.create(content(path))))
+    return key in found or key.partition(".")[2] in found
