@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from selfsight.checkpoints.load import start_from
+from selfsight.datamodules.datasets.manifest import Manifest
 from selfsight.engine.checkpointing import AtomicCheckpoints, StepSeeds, checkpointing
 from selfsight.engine.devices import spread
 from selfsight.engine.performance import GraphSteps, wanted
@@ -72,18 +73,44 @@ def views(cfg: DictConfig) -> dict[str, Any]:
     return {str(name): build(node) for name, node in cfg.views.items() if name != "engine"}
 
 
-def datamodule(cfg: DictConfig) -> Any:
-    """The LightningDataModule of a run: data set and views, batched."""
+def datamodule(cfg: DictConfig, of: RunFolder | None = None) -> Any:
+    """The LightningDataModule of a run: data set and views, batched; ``of`` a run that has begun, see `images`."""
     here = device(cfg.trainer.accelerator, strict=False)
     asked = inspect.signature(get_class(cfg.datamodule._target_)).parameters
     fast = {name: wanted(cfg.trainer[name], here) for name in ("compile", "channels_last") if name in asked}
-    return build(cfg.datamodule, data=images(cfg), views=views(cfg), **fast)
+    return build(cfg.datamodule, data=images(cfg, of), views=views(cfg), **fast)
 
 
-def images(cfg: DictConfig) -> Any:
-    """The data set, or a small part of it where the configuration limits it."""
+def images(cfg: DictConfig, of: RunFolder | None = None) -> Any:
+    """The data set, or a small part of it where the configuration limits it.
+
+    With ``of``, a run that has begun or ended, it is the one of then, see `of_run`.
+    """
     data = build(cfg.dataset)
+    data = data if of is None else of_run(data, cfg.dataset, of)
     return data if cfg.get("limit_images") is None else data.limited(cfg.limit_images)
+
+
+#: values of a data set that do not say which images there are
+PRESENTATION = ("name", "image_size", "eval_resize", "mean", "std", "resident", "max_unreadable", "max_pixels")
+
+
+def of_run(data: Any, node: DictConfig, folder: RunFolder) -> Any:
+    """The data set of a run as it was when the run began: its images, their split, classes and labels.
+
+    Another data set, or another split of it, stays as it is; what of its test images the run has learned from is told.
+    """
+
+    def choice(dataset: DictConfig) -> dict[str, Any]:
+        return {key: value for key, value in resolved(dataset).items() if key not in PRESENTATION}
+
+    recorded = Manifest.read(folder.data)
+    if recorded is None:
+        return data
+    if choice(node) == choice(folder.config().dataset):
+        return data.as_recorded(recorded)
+    data.warn_of_trained(recorded)
+    return data
 
 
 def recipe(cfg: DictConfig) -> OptimizationRecipe:

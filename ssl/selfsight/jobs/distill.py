@@ -30,8 +30,9 @@ def run(cfg: DictConfig) -> None:
         resumed, cfg, _ = reopened(cfg.resume)
     build.device(cfg.trainer.accelerator)
     seed_everything(cfg.seed, workers=True, verbose=False)
-    teacher, classes = taught_by(RunFolder.open(cfg.teacher), cfg)
-    data = build.datamodule(cfg)
+    source = RunFolder.open(cfg.teacher)
+    teacher, classes = taught_by(source, cfg)
+    data = build.datamodule(cfg, resumed or source)
     check_classes(classes, data.data.classes, cfg.teacher)
     method = build.build(
         cfg.method, backbone=build.build(cfg.backbone), teacher=teacher, num_classes=data.data.num_classes

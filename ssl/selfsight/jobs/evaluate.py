@@ -167,7 +167,9 @@ def subject(cfg: DictConfig) -> tuple[nn.Module, Any, RunFolder | None]:
         dataset = cfg.get("dataset") or of_run
     where = build.device(cfg.accelerator)
     backbone = selfsight.load(folder.path if folder is not None else cfg.backbone).to(where)
-    return backbone, plain_data(build.build(dataset), backbone, cfg.batch_size, cfg.num_workers), folder
+    images = build.build(dataset)
+    images = images if folder is None else build.of_run(images, dataset, folder)
+    return backbone, plain_data(images, backbone, cfg.batch_size, cfg.num_workers), folder
 
 
 def plain_data(images: Any, backbone: nn.Module, batch_size: int = 256, num_workers: int | str = "auto") -> Any:
@@ -211,7 +213,7 @@ def head_of(stage: str, folder: RunFolder | None, backbone: nn.Module) -> nn.Mod
 def projector(folder: RunFolder) -> nn.Module | None:
     """The projection head of a run with its trained weights; None where its method has none, or one of maps."""
     cfg = folder.config()
-    method = trained_method(folder, cfg, build.datamodule(cfg))
+    method = trained_method(folder, cfg, build.datamodule(cfg, folder))
     head = getattr(method, "projector", None)
     on_maps = isinstance(head, nn.Module) and any(isinstance(part, nn.Conv2d) for part in head.modules())  # PixPro's
     return head if isinstance(head, nn.Module) and not on_maps else None

@@ -39,7 +39,7 @@ def run(cfg: DictConfig) -> None:
         raise UserError("the explorer needs a package: pip install 'selfsight[web]'.") from None
     folder = RunFolder.open(cfg.run)
     backbone = selfsight.load(folder.path).to(build.device(cfg.accelerator))
-    data = plain_data(build.images(folder.config()), backbone)
+    data = plain_data(build.images(folder.config(), folder), backbone)
     if cfg.split not in measure.parts(data):
         raise UserError(f"data set '{data.data.name}' has no {cfg.split} images; leave out split={cfg.split}.")
     cache = folder.path / "features"

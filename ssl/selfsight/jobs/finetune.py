@@ -44,7 +44,7 @@ def run(cfg: DictConfig) -> None:
             raise UserError("give a run to fine-tune (run=runs/NAME), or backbone= and dataset= to start from scratch.")
         fill_views(cfg, OmegaConf.create({}))
         backbone, projector = build.build(cfg.backbone), None
-    data = build.datamodule(cfg)
+    data = build.datamodule(cfg, resumed or (None if cfg.run is None else RunFolder.open(cfg.run)))
     if cfg.method.layer == "auto":
         cfg.method.layer = 1 if projector is not None else 0
     method: Method = build.build(cfg.method, backbone=backbone, projector=projector, num_classes=data.data.num_classes)

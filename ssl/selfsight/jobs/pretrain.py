@@ -41,7 +41,7 @@ def run(cfg: DictConfig) -> None:
             return follow(cfg, resumed)
     build.device(cfg.trainer.accelerator)
     seed_everything(cfg.seed, workers=True, verbose=False)
-    data = build.datamodule(cfg)
+    data = build.datamodule(cfg, resumed)
     method = build.method(cfg, data)
     check_views(method, data)
     check_sizes(method, data)
@@ -84,6 +84,8 @@ def fit(
         if trainer.is_global_zero:
             if hasattr(data, "split"):
                 data.split.write(folder.labels)
+            if not folder.data.is_file():  # what it goes on with, whatever becomes of the images
+                write_atomically(folder.data, json.dumps(data.dataset.manifest()) + "\n")
             introduce(console, cfg, folder, method, data, clock, trainer.world_size)
         trainer.fit(method, datamodule=data, ckpt_path=str(folder.checkpoint) if resumed else None, weights_only=True)
     except Interrupted:
@@ -149,8 +151,8 @@ def introduce(
         f"lr {cfg.optimizer.lr:g} → {peak:.4g} ({cfg.schedule.scaling} scaling)\n"
         f"{folder.path}"
     )
-    if data.data.about_labels:
-        console.print(data.data.about_labels, style="dim", markup=False)
+    for line in filter(None, (data.data.about_labels, *data.data.about)):
+        console.print(line, style="dim", markup=False)
 
 
 def carry_away(cfg: DictConfig, folder: RunFolder, method: Method, data: Any) -> None:

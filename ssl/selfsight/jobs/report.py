@@ -252,5 +252,5 @@ def run(cfg: DictConfig) -> None:
     folder = RunFolder.open(cfg.run)
     of_run = folder.config()
     backbone = selfsight.load(folder.path).to(build.device(cfg.accelerator))
-    data = build.datamodule(of_run)
+    data = build.datamodule(of_run, folder)
     make_console().print(f"report: {write(folder, of_run, data, *measure.features(backbone, data), cfg.projection)}")

@@ -19,6 +19,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from selfsight.compat import as_it_was
 from selfsight.errors import USAGE, UserError, nearest
 from selfsight.runs.processes import RUN_VARIABLE, on_first_process
 
@@ -104,6 +105,7 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.report = path / "report.html"
         self.labels = path / "labels.json"
+        self.data = path / "data.json"
 
     @classmethod
     def create(cls, cfg: DictConfig, stem: str) -> RunFolder:
@@ -185,6 +187,7 @@ class RunFolder:
             raise UserError(f"'{path}' cannot be read as a configuration ({' '.join(str(error).split())}).") from None
         if not isinstance(cfg, DictConfig):
             raise UserError(f"'{path}' is no configuration of a run.")
+        as_it_was(cfg.get("dataset"))
         return cfg
 
     def write_config(self, cfg: DictConfig) -> None:
