@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterable
 from numbers import Integral
 from pathlib import Path
@@ -40,6 +41,22 @@ def path(key: str, value: Any) -> Path:
 def data_folder(root: Any, *inside: str) -> Path:
     """``root``; None: the folder (``inside`` it) that the environment variable SELFSIGHT_DATA names, else ``data``."""
     return Path(os.environ.get("SELFSIGHT_DATA", "data"), *inside) if root is None else path("dataset.root", root)
+
+
+def composed(name: str) -> str:
+    """A name as most systems store it, accents and letters in one character; what looks the same is then the same."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def spellings(name: str) -> list[str]:
+    """The ways in which a name may be stored, as it is given first."""
+    return [name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
+
+
+def shown(name: str) -> str:
+    """The name of a file in a sentence: bytes that are no text, and characters that move the cursor, are marked."""
+    text = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def read_text(file: Path) -> str:

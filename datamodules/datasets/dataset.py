@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import logging
 import os
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
-from selfsight.datamodules.datasets.checks import channels
+from selfsight.datamodules.datasets.checks import channels, shown
+from selfsight.datamodules.datasets.copies import Tails, copies
+from selfsight.datamodules.datasets.manifest import PARTS, Changes, Manifest, Part
 from selfsight.datamodules.images.decode import Unreadable
 from selfsight.datamodules.images.memory import fits_in_memory
 from selfsight.datamodules.images.prepared import ShardImages
-from selfsight.datamodules.images.sets import ArrayImages, DecodedImages, FileImages, ImageSet, join, taken
+from selfsight.datamodules.images.sets import (
+    GONE,
+    ArrayImages,
+    DecodedImages,
+    FileImages,
+    GoneImages,
+    ImageSet,
+    JoinedImages,
+    join,
+    taken,
+)
 from selfsight.errors import UserError, nearest
 from selfsight.validation import AUTO_SWITCH, SHARE, expect, whole
 
 log = logging.getLogger("selfsight")
 
-T = TypeVar("T")
-
 
 class UnreadableFiles:
-    """Files that turned out to be no images: counted, named in a file, tolerated up to a share of all files."""
+    """Files that turned out to be no images: counted by kind, named in a file, tolerated up to a share of all files."""
 
     def __init__(self, share: float, files: int = 0) -> None:
         self.share, self.files = expect("dataset.max_unreadable", share, SHARE), files
         self.reasons: dict[str, str] = {}
         self.report: Path | None = None
+        self._warned = 0
 
     def __len__(self) -> int:
         return len(self.reasons)
@@ -45,6 +55,21 @@ class UnreadableFiles:
         self.report = report
         self._write(self.reasons.items())
 
+    def kinds(self) -> Counter[str]:
+        """How many there are of each reason; what a reason says of a single file after a colon is left aside."""
+        return Counter(reason.partition(":")[0] for reason in self.reasons.values())
+
+    def __str__(self) -> str:
+        """``12 unreadable files: 8 incomplete image, 4 empty file``; an empty string where there are none."""
+        told = ", ".join(f"{number:,} {kind}" for kind, number in self.kinds().most_common())
+        return f"{len(self):,} unreadable file{'s' * (len(self) > 1)}: {told}" if told else ""
+
+    def expect(self, found: Iterable[tuple[str, str]]) -> None:
+        """Note files that a run has known of from its start: they are named, and count for nothing."""
+        new = {name: reason for name, reason in found if name not in self.reasons}
+        self.reasons |= new
+        self._write(new.items())
+
     def add(self, found: Iterable[tuple[str, str]]) -> None:
         """Note files by name and reason; raises `UserError` when there are now more than the tolerated share."""
         new = {name: reason for name, reason in found if name not in self.reasons}
@@ -52,6 +77,13 @@ class UnreadableFiles:
             return
         self.reasons |= new
         self._write(new.items())
+        if self.report is not None and self._warned < WARNED:  # a run has begun, and had seen them whole
+            self._warned += 1
+            name, reason = next(iter(new.items()))
+            log.warning(
+                f"'{shown(name)}' cannot be read any more ({reason}) and is passed over; {self.report} names all such "
+                "files."
+            )
         if len(self) > self.share * self.files or len(self) == self.files:
             raise self._refusal(f"{len(self)} of {self.files}", new)
 
@@ -64,21 +96,34 @@ class UnreadableFiles:
     def _refusal(self, count: str, found: Mapping[str, str]) -> UserError:
         name, reason = next(iter(found.items()))
         where = f" (all are named in {self.report})" if self.report is not None else ""
+        kinds = self.kinds().most_common()
+        by_kind = f"; by kind: {', '.join(f'{n:,} {kind}' for kind, n in kinds)}" if len(kinds) > 1 else ""
         return UserError(
-            f"{count} files cannot be read as images, such as '{name}' ({reason}){where}: "
-            f"remove them, or tolerate a larger share with dataset.max_unreadable (now {self.share:g})."
+            f"{count} files cannot be read as images, such as '{shown(name)}' ({reason}){where}: "
+            f"remove them, or tolerate a larger share with dataset.max_unreadable (now {self.share:g}){by_kind}."
         )
 
     def _write(self, found: Iterable[tuple[str, str]]) -> None:
         if self.report is None:
             return
         # Earlier processes of a resumed run, and the other processes of this one, may have named them already. Names
-        # are written as the bytes that they are: not all are text.
-        known = self.report.read_bytes().splitlines() if self.report.exists() else []
-        lines = [line for name, reason in found if (line := os.fsencode(name) + f"\t{reason}".encode()) not in known]
+        # are written as the bytes that they are: not all are text. One line each, whatever is in them.
+        known = set(self.report.read_bytes().split(b"\n")) if self.report.exists() else set()
+        named = (_one_line(os.fsencode(name)) + f"\t{reason}".encode() for name, reason in found)
+        lines = [line for line in named if line not in known]
         if lines:
             with self.report.open("ab") as file:
                 file.writelines(line + b"\n" for line in lines)
+
+
+#: files that go bad while a run reads them and are told one by one
+WARNED = 3
+
+
+def _one_line(name: bytes) -> bytes:
+    for character, mark in ((b"\n", b"\\n"), (b"\r", b"\\r"), (b"\t", b"\\t")):
+        name = name.replace(character, mark)
+    return name
 
 
 @dataclass
@@ -98,6 +143,9 @@ class ImageData:
         unreadable: files that cannot be read, which are skipped.
         prepared: how the folder was re-encoded, where it was (see `prepared.record`).
         about_labels: where the labels of a folder are from, or why there are none.
+        about: further lines that a run begins with: what was left out, which files cannot be read.
+        root: folder of the data set; None for one that lies in no folder of the user's.
+        found: the data set as it was found, before labels were hidden or a part of it was taken.
 
     Raises:
         UserError: a value that cannot be worked with, or a single class.
@@ -115,9 +163,12 @@ class ImageData:
     unreadable: UnreadableFiles = field(default_factory=lambda: UnreadableFiles(0.0))
     prepared: dict[str, Any] | None = None
     about_labels: str = ""
+    about: tuple[str, ...] = ()
+    root: Path | None = None
+    found: Manifest | None = None
 
     def __post_init__(self) -> None:
-        self._leaks: int | None = None
+        self._copies: dict[str, dict[int, int]] = {}
         self._joined: tuple[ImageSet, ImageSet | None, weakref.ref[ImageSet]] | None = None
         self.classes = tuple(self.classes)
         self.image_size = expect("dataset.image_size", self.image_size, whole(1))
@@ -129,6 +180,14 @@ class ImageData:
                 "choose at least that."
             )
         check_classes(self.name, self.classes)
+        if self.found is None:
+            parts = {name: Part.of_set(images) for name, images in self.parts().items()}
+            self.found = Manifest(self.name, self.classes, tuple(self.mean), tuple(self.std), parts)
+
+    def parts(self) -> dict[str, ImageSet]:
+        """``train``, ``test`` and ``unlabelled``, as far as there are such images."""
+        every = dict(zip(PARTS, (self.train, self.test, self.unlabelled), strict=True))
+        return {name: images for name, images in every.items() if images is not None}
 
     @property
     def num_classes(self) -> int:
@@ -198,18 +257,146 @@ class ImageData:
             self._joined = self.train, self.unlabelled, weakref.ref(images)
         return images
 
-    def warn_of_leaks(self) -> int:
-        """Number of unlabelled images that are test images too, by content; a warning names it when there are any."""
-        if self._leaks is not None:
-            return self._leaks
-        count = 0 if self.unlabelled is None or self.test is None else duplicates(self.unlabelled, self.test)
-        self._leaks = count
-        if self.unlabelled is not None and count:
+    # --- copies of test images -----------------------------------------------------------------------------------
+
+    def copies_of_test(self, part: str, tails: Tails | None = None) -> dict[int, int]:
+        """The images of ``train`` or ``unlabelled`` that are test images too, with the position of the test image.
+
+        Args:
+            tails: see `copies`.
+        """
+        if part not in self._copies:
+            images = self.parts().get(part)
+            self._copies[part] = {} if images is None or self.test is None else copies(images, self.test, tails)
+        return self._copies[part]
+
+    def without_copies(self) -> ImageData:
+        """The same without the images to learn from that are test images too.
+
+        Raises:
+            UserError: fewer than two images are left.
+        """
+        found = {part: self.copies_of_test(part) for part in ("train", "unlabelled")}
+        total = sum(map(len, found.values()))
+        if not total:
+            return self
+
+        def others(images: ImageSet | None, copied: Mapping[int, int]) -> ImageSet | None:
+            if images is None or not copied:
+                return images
+            return images.select([i for i in range(len(images)) if i not in copied])
+
+        train, unlabelled = others(self.train, found["train"]), others(self.unlabelled, found["unlabelled"])
+        if train is None or len(train) < 2:
+            raise UserError(
+                f"{len(found['train']):,} of the {len(self.train):,} training images of '{self.name}' are copies of "
+                "test images, and without them fewer than two are left: name a folder of others, dataset.root=DIR."
+            )
+        line = f"{total:,} cop{'ies' if total > 1 else 'y'} of test images left out of training"
+        return replace(self, train=train, unlabelled=unlabelled or None, about=(*self.about, line))
+
+    def warn_of_leaks(self, *parts: str) -> int:
+        """Number of images of these parts (``unlabelled``) that are test images too; a warning names some of each."""
+        count = 0
+        for part in parts or ("unlabelled",):
+            pairs = self.copies_of_test(part)
+            count += len(pairs)
+            if not pairs:
+                continue
+            images, test = self.split(part), self.split("test")
+            one, other = next(iter(pairs.items()))
+            kind = {"train": "training"}.get(part, part)
             log.warning(
-                f"{count} of the {len(self.unlabelled)} unlabelled images of '{self.name}' are test images too: "
-                "figures on the test images will flatter."
+                f"{len(pairs):,} of the {len(images):,} {kind} images of '{self.name}' are test images too, such as "
+                f"'{shown(images.name(one))}' ('{shown(test.name(other))}'): figures on the test images will flatter"
+                + ("." if self.root is None else "; dataset.drop_copies=true leaves them out.")
             )
         return count
+
+    # --- a run's own images --------------------------------------------------------------------------------------
+
+    def manifest(self) -> dict[str, Any]:
+        """A record of the data set as it was found, of plain containers: what `compare` and `as_recorded` take."""
+        assert self.found is not None
+        return self.found.to_json()
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that differ where images, split, classes or statistics do."""
+        assert self.found is not None
+        return self.found.digest
+
+    def compare(self, manifest: Manifest | Mapping[str, Any]) -> Changes:
+        """What has changed since ``manifest`` was made."""
+        assert self.found is not None
+        return Manifest.of(manifest).compare(self.found)
+
+    def warn_of_trained(self, manifest: Manifest | Mapping[str, Any]) -> int:
+        """Number of test images that a run with ``manifest`` has learned from, by their files; a warning names one."""
+        assert self.found is not None
+        then = [image for image in Manifest.of(manifest).images().values() if image.part != "test" and image.print]
+        learned = {image.print for image in then}
+        both = [p for p, image in self.found.images().items() if image.part == "test" and image.print in learned]
+        if both:
+            log.warning(
+                f"{len(both):,} test images of '{self.name}', such as '{shown(both[0])}', were trained on: figures on "
+                "them will flatter."
+            )
+        return len(both)
+
+    def as_recorded(self, manifest: Manifest | Mapping[str, Any]) -> ImageData:
+        """The data set as it was when ``manifest`` was made, of the images that are there now.
+
+        Parts, order, labels and classes are those of then; mean and std are those of now. New images are left out;
+        those that are gone keep their places and cannot be read. A warning tells what has changed.
+
+        Raises:
+            UserError: images that are not known one by one have changed: test images may have been learned from.
+        """
+        then = Manifest.of(manifest)
+        changes = replace(self.compare(then), colours=False)
+        if not changes:
+            return self
+        beginning = f"the images of '{self.name}' have changed since the run began: {changes}"
+        if any(part.paths is None for part in then.parts.values()) or changes.parts:
+            if changes.classes or not then.fixed or self.root is None:
+                raise UserError(
+                    f"{beginning}. Put back those the run was made with, or name a data set to work with what is there."
+                )
+            log.warning(f"{beginning}. Test images are those that were held out then.")
+            return self
+        log.warning(f"{beginning}. The run's own images, their split and their labels are used; new ones are left out.")
+        assert self.root is not None
+        sets = list(self.parts().values())
+        there = {path: i for i, path in enumerate(path for images in sets for path in images.addresses(self.root))}
+        gone = [(path, part.above) for part in then.parts.values() for path in part.paths or [] if path not in there]
+        self.unreadable.expect((path, GONE) for path, _ in gone)
+        sets.append(GoneImages([path.removeprefix(above) for path, above in gone]))
+        places = there | {path: len(there) + i for i, (path, _) in enumerate(gone)}
+        made = {
+            name: _picked(sets, [places[path] for path in part.paths or []], part.labels)
+            for name, part in then.parts.items()
+        }
+        return replace(
+            self,
+            train=made["train"],
+            test=made.get("test"),
+            unlabelled=made.get("unlabelled"),
+            classes=then.classes,
+            found=then,
+        )
+
+
+def _picked(sets: Sequence[ImageSet], places: Sequence[int], labels: Sequence[int] | None) -> ImageSet:
+    """The images at ``places`` in the sets one after the other, with these labels."""
+    ends = np.cumsum([len(images) for images in sets])
+    of = np.searchsorted(ends, places, side="right")
+    if len(set(of.tolist())) == 1:
+        which = int(of[0])
+        picked = sets[which].select((np.asarray(places) - (ends[which] - len(sets[which]))).tolist())
+    else:
+        picked = JoinedImages(sets).select(list(places))
+    picked.labels = None if labels is None else torch.tensor(labels, dtype=torch.int64)
+    return picked
 
 
 def check_classes(name: str, classes: Sequence[str]) -> None:
@@ -219,40 +406,6 @@ def check_classes(name: str, classes: Sequence[str]) -> None:
             f"all images of '{name}' that have a label are of one class, '{classes[0]}', and telling classes apart "
             "takes two: label images of another one, or set dataset.labels=none."
         )
-
-
-def duplicates(first: ImageSet, second: ImageSet) -> int:
-    """How many images of ``first`` are in ``second`` too, by a hash of their content.
-
-    Where all of them lie in files, or were decoded from some, the files are compared, else the pixels.
-    """
-    files = [[images.file(i) for i in range(len(images))] for images in (first, second)]
-    ones, others = ([file for file in part if file is not None] for part in files)
-    if len(ones) == len(first) and len(others) == len(second):
-        return _shared(ones, others, lambda file: file.stat().st_size, lambda file: _digest(file.read_bytes()))
-    left, right = ([(images, i) for i in range(len(images))] for images in (first, second))
-    return _shared(left, right, lambda one: one[0].glimpse(one[1]), lambda one: ImageSet.digest(*one))
-
-
-def _shared(
-    ones: Sequence[T], others: Sequence[T], glimpse: Callable[[T], Hashable], digest: Callable[[T], Hashable]
-) -> int:
-    """How many of ``ones`` are among ``others``. Only those that agree at a glance are looked at closely."""
-
-    def looked_at(items: Iterable[T], look: Callable[[T], Hashable]) -> Iterator[tuple[T, Hashable]]:
-        for item in items:
-            with contextlib.suppress(Unreadable, OSError):
-                yield item, look(item)
-
-    glimpses = [list(looked_at(items, glimpse)) for items in (ones, others)]
-    common = {seen for _, seen in glimpses[0]} & {seen for _, seen in glimpses[1]}
-    left, right = ([item for item, seen in part if seen in common] for part in glimpses)
-    known = {seen for _, seen in looked_at(right, digest)}
-    return sum(seen in known for _, seen in looked_at(left, digest))
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def keep_in_memory(images: FileImages | ShardImages, resident: bool | str, bad: UnreadableFiles) -> ImageSet:

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 from torch import Tensor
 
-from selfsight.datamodules.datasets import checks
+from selfsight.datamodules.datasets import checks, manifest
 from selfsight.datamodules.datasets.dataset import ImageData, UnreadableFiles, check_classes, keep_in_memory
 from selfsight.datamodules.datasets.labels import Labeller
-from selfsight.datamodules.datasets.splits import hold_out
-from selfsight.datamodules.images.decode import EXTENSIONS, Unreadable, looks_whole, read_image
+from selfsight.datamodules.datasets.manifest import Manifest
+from selfsight.datamodules.datasets.search import Found, closed, find_images, left_out, search, told
+from selfsight.datamodules.datasets.splits import hold_out, hold_out_by_name
+from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, read_image
+from selfsight.datamodules.images.formats import Look, look
 from selfsight.datamodules.images.prepared import Shards, record
 from selfsight.datamodules.images.sets import FileImages, ImageSet, join
 from selfsight.errors import UserError
+from selfsight.validation import SWITCH, expect, one_of, whole
+
+__all__ = ["find_images", "folder"]
 
 log = logging.getLogger("selfsight")
 
 #: names of folders, in any case, that hold the images to learn from and those held out
 TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
+#: what decides which images are held out
+SPLITS = ("hash", "draw")
 
 
 def folder(
@@ -36,9 +44,12 @@ def folder(
     labels: str = "auto",
     test: str | Path | None = None,
     test_fraction: float = 0.1,
+    split: str = "hash",
     unlabelled: str | Path | None = None,
+    drop_copies: bool = False,
     resident: bool | str = "auto",
     max_unreadable: float = 0.01,
+    max_pixels: int = MAX_PIXELS,
     seed: int = 0,
     eval_resize: int | None = None,
     name: str = "folder",
@@ -55,11 +66,16 @@ def folder(
             one in the root, or, with paths relative to it, in the folder of the part; folders, if there are at least
             two and no image lies outside them; else none.
         test: a folder of held-out images (relative to the root, or absolute), labelled by the same rule.
-        test_fraction: without a test folder, the share of the images held out, by ``seed``, in every class; 0: none.
+        test_fraction: without a test folder, the share of the images held out, by ``seed``; 0: none.
+        split: which images these are. ``hash``: each by its name alone (`splits.hold_out_by_name`), so that a folder
+            that grows keeps its test images. ``draw``: drawn from the list of all (`splits.hold_out`), as many of every
+            class in proportion, as version 0.1 did; one image more, and others are held out.
         unlabelled: a folder of further images without labels.
+        drop_copies: leave out of training what is a copy of a test image; otherwise they are counted and named alone.
         resident: keep the decoded images in memory: True, False, or ``auto`` (when they are small).
         max_unreadable: share of the files that may be no readable images; they are skipped, and a run names them in
             ``unreadable.txt``.
+        max_pixels: of the largest image that is read: a file of a few bytes may claim any number.
         seed: of what is held out.
         image_size, eval_resize, mean, std, name: see `ImageData`. 224 suits large photographs and a large backbone;
             mean and std are ImageNet's.
@@ -69,15 +85,20 @@ def folder(
     """
     if root is None or root == "":
         raise UserError("dataset=folder has to know where the images are: add dataset.root=DIR.")
+    expect("dataset.split", split, one_of(*SPLITS))
+    expect("dataset.drop_copies", drop_copies, SWITCH)
+    expect("dataset.max_pixels", max_pixels, whole(1))
     top = _existing("dataset.root", checks.path("dataset.root", root))
     bad, shards = UnreadableFiles(max_unreadable), Shards.of(top)
     labeller = Labeller(top, labels, Path.is_file if shards is None else shards.holds)
-    train, test_part, extra = _find_parts(top, test, unlabelled, find_images if shards is None else shards.below)
+    train, test_part, extra = _find_parts(top, test, unlabelled, _finder(shards))
     parts = [part for part in (train, test_part, extra) if part is not None]
-    bad.files = sum(len(part.paths) for part in parts)
-    if shards is None and bad.files <= CHECKED:
-        for part in parts:
-            part.paths = _without_damaged(part, bad)
+    bad.files = sum(len(part.paths) + len(part.found.broken) for part in parts)
+    looks: dict[str, Look] = {}  # at every file, by its path seen from the top
+    for part in parts:
+        bad.add(part.found.broken.items())
+        if shards is None and bad.files <= CHECKED:
+            part.paths = _without_damaged(part, bad, looks, top, max_pixels)
     if len(train.paths) < 2:
         raise UserError(f"'{train.place}' holds {len(train.paths)} image; there has to be more than one to learn from.")
 
@@ -89,8 +110,9 @@ def folder(
     check_classes(name, known.classes)
 
     def read(part: Part, labels: Tensor | None = None) -> ImageSet:
-        images = (FileImages if shards is None else shards.images)(part.place, part.paths, labels)
-        return keep_in_memory(images, resident, bad)
+        if shards is not None:
+            return keep_in_memory(shards.images(part.place, part.paths, labels), resident, bad)
+        return keep_in_memory(FileImages(part.place, part.paths, labels, max_pixels), resident, bad)
 
     images, further = read(train, known.labels), list[ImageSet]()
     if images.labels is not None and bool((images.labels < 0).any()):
@@ -102,8 +124,12 @@ def folder(
     held: ImageSet | None = None
     if test_part is not None:
         held = read(test_part, test_labels)
-    elif test_fraction:
+    elif test_fraction and split == "draw":
         kept, chosen = hold_out(images.labels, len(images), test_fraction, seed)
+        images, held = images.select(kept), images.select(chosen)
+    elif test_fraction:
+        names = [images.name(i) for i in range(len(images))]
+        kept, chosen = hold_out_by_name(names, images.labels, test_fraction, seed)
         images, held = images.select(kept), images.select(chosen)
 
     more = join(*further) if further else None
@@ -122,9 +148,18 @@ def folder(
         unreadable=bad,
         prepared=record(top),
         about_labels=f"labels from {known.origin}" if known.classes else f"no labels: {known.origin}",
+        about=tuple(filter(None, (told([part.found for part in parts]), str(bad)))),
+        root=top,
     )
-    data.warn_of_leaks()
-    return data
+    copied = _copies(data, looks)
+    if drop_copies:
+        data = data.without_copies()
+    else:
+        data.warn_of_leaks("train", "unlabelled")
+    rule = {"split": split, "test_fraction": test_fraction, "seed": seed, "drop_copies": drop_copies}
+    fixed = test_part is not None or held is None or split == "hash"
+    above = {"train": _above(train, top), "test": _above(test_part or train, top), "unlabelled": ""}
+    return replace(data, found=_found(data, looks, above, rule, fixed, copied))
 
 
 #: up to this many files are looked at before training: their first and last bytes tell most damaged ones
@@ -133,55 +168,64 @@ CHECKED = 100_000
 SAMPLE = 8
 
 
-def find_images(root: Path, aside: Sequence[Path] = ()) -> list[str]:
-    """Paths of all images below ``root``, relative to it, sorted; hidden files and the folders ``aside`` are left out.
-
-    Linked folders are followed, each once.
-
-    Raises:
-        UserError: a folder cannot be read.
-    """
-    return sorted(
-        above + name
-        for above, files in walk(root, aside)
-        for name in files
-        if os.path.splitext(name)[1].lower() in EXTENSIONS
-    )
-
-
-def walk(root: Path, aside: Sequence[Path] = ()) -> Iterator[tuple[str, list[str]]]:
-    """Every folder that `find_images` looks at: what stands before the names in it, and the names of its files."""
-    seen = {place.resolve() for place in aside}
-    for place, folders, files in os.walk(root, followlinks=True, onerror=_closed):
-        real = Path(place).resolve()
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        inside = os.path.relpath(place, root)
-        yield (
-            "" if inside == os.curdir else inside + os.sep,
-            [name for name in files if not name.startswith(".")],
-        )
-
-
-def _closed(error: OSError) -> NoReturn:
-    raise UserError(
-        f"the folder '{error.filename}' cannot be read ({error.strerror}): make it readable, or move it elsewhere."
-    ) from None
-
-
 @dataclass
 class Part:
-    """A folder and the paths of the images below it."""
+    """A folder and the paths of the images below it, and what a search of it came upon."""
 
     place: Path
     paths: list[str]
+    found: Found
+
+
+def _finder(shards: Shards | None) -> Callable[[Path, Sequence[Path]], Found]:
+    return search if shards is None else lambda place, aside: Found(shards.below(place, aside))
+
+
+def _above(part: Part, top: Path) -> str:
+    """What stands before the paths of a part, seen from the top."""
+    inside = os.path.relpath(part.place, top)
+    return "" if inside == os.curdir else inside + os.sep
+
+
+# --- the record ------------------------------------------------------------------------------------------------------
+
+
+def _copies(data: ImageData, looks: Mapping[str, Look]) -> dict[str, list[tuple[str, str]]]:
+    """By part, the paths of the images that are test images too, each with that of the test image."""
+    top = data.root
+    assert top is not None
+
+    def tails(images: ImageSet) -> list[bytes]:
+        return [looks[path].tail if path in looks else b"" for path in images.addresses(top)]
+
+    found = {part: data.copies_of_test(part, tails if looks else None) for part in ("train", "unlabelled")}
+    copied = {part: pairs for part, pairs in found.items() if pairs}
+    paths = {part: data.split(part).addresses(top) for part in (*copied, "test") if copied}
+    return {part: [(paths[part][a], paths["test"][b]) for a, b in pairs.items()] for part, pairs in copied.items()}
+
+
+def _found(
+    data: ImageData,
+    looks: Mapping[str, Look],
+    above: Mapping[str, str],
+    rule: dict[str, Any],
+    fixed: bool,
+    copied: dict[str, list[tuple[str, str]]],
+) -> Manifest:
+    """What is kept of the folder in a run; see `Manifest`."""
+    parts = {}
+    for part, images in data.parts().items():
+        paths = images.addresses(data.root or Path())
+        prints = [looks[path].print if path in looks else "" for path in paths] if looks else None
+        parts[part] = manifest.Part.of_files(paths, images.labels, prints, above[part])
+    return Manifest(data.name, data.classes, tuple(data.mean), tuple(data.std), parts, rule, fixed, copied)
+
+
+# --- the parts -------------------------------------------------------------------------------------------------------
 
 
 def _find_parts(
-    top: Path, test: str | Path | None, unlabelled: str | Path | None, find: Callable[[Path, Sequence[Path]], list[str]]
+    top: Path, test: str | Path | None, unlabelled: str | Path | None, find: Callable[[Path, Sequence[Path]], Found]
 ) -> tuple[Part, Part | None, Part | None]:
     """What is to be learned from, tested on, and learned from without labels (see `folder`)."""
     given = {"dataset.test": test, "dataset.unlabelled": unlabelled}
@@ -189,16 +233,22 @@ def _find_parts(
     train_top, split = _split_folders(top)
     test_top, extra_top = named.get("dataset.test", split), named.get("dataset.unlabelled")
     aside = [place for place in (test_top, extra_top) if place is not None]
-    train = _without_train(Part(train_top, find(train_top, aside)))
+
+    def part(place: Path, aside: Sequence[Path] = ()) -> Part:
+        found = find(place, aside)
+        return Part(place, found.paths, found)
+
+    train = _without_train(part(train_top, aside))
     for key, place in named.items():
         if train.place.resolve().is_relative_to(place.resolve()):
             raise UserError(f"{key} is '{place}', where the images to learn from are; name a folder of other images.")
-    parts = [train, *(None if place is None else Part(place, find(place, ())) for place in (test_top, extra_top))]
-    for part in parts:
-        if part is not None and not part.paths:
-            others = "".join(f", '{place}' left aside" for place in aside if part is train)
-            endings = ", ".join(sorted(EXTENSIONS))
-            raise UserError(f"'{part.place}' holds no image: none of its files ends in {endings}{others}.")
+    parts = [train, *(None if place is None else part(place) for place in (test_top, extra_top))]
+    for each in parts:
+        if each is not None and not each.paths and not each.found.broken:
+            others = "".join(f"; '{place}' is left aside" for place in aside if each is train)
+            there = left_out([each.found])
+            none = f": none of its files is one ({there})" if there else ""
+            raise UserError(f"'{each.place}' holds no image{none}{others}.")
     return train, parts[1], parts[2]
 
 
@@ -216,7 +266,7 @@ def _split_folders(top: Path) -> tuple[Path, Path | None]:
             # in small letters last, so that they win over the same name in capitals
             there = {name.lower(): top / name for name in sorted(each.name for each in entries if each.is_dir())}
     except OSError as error:
-        _closed(error)
+        closed(error)
     train, test = (
         next((there[name] for name in names if name in there), None) for names in (TRAIN_FOLDERS, TEST_FOLDERS)
     )
@@ -227,7 +277,7 @@ def _without_train(part: Part) -> Part:
     """The folder ``train`` in a part, where it holds all images."""
     first = part.paths[0].split(os.sep)[0] if part.paths else ""
     if first.lower() in TRAIN_FOLDERS and all(path.startswith(first + os.sep) for path in part.paths):
-        return Part(part.place / first, [path.removeprefix(first + os.sep) for path in part.paths])
+        return Part(part.place / first, [path.removeprefix(first + os.sep) for path in part.paths], part.found)
     return part
 
 
@@ -248,23 +298,26 @@ def _label_test(part: Part, labeller: Labeller, classes: Sequence[str]) -> Tenso
     return found.labels[known]
 
 
-def _without_damaged(part: Part, bad: UnreadableFiles) -> list[str]:
+def _without_damaged(part: Part, bad: UnreadableFiles, looks: dict[str, Look], top: Path, max_pixels: int) -> list[str]:
     """The paths without the files that give themselves away or do so in a sample, which are noted in ``bad``."""
 
     def damages(paths: Sequence[str]) -> dict[str, str]:
-        return {path: reason for path in paths if (reason := _damage(part.place / path)) is not None}
+        return {path: reason for path in paths if (reason := _damage(part.place / path, max_pixels)) is not None}
 
     sample = part.paths[:: len(part.paths) // SAMPLE] if len(part.paths) > SAMPLE else []
     broken = damages(sample)
     bad.add_sample(broken, len(sample))
-    broken |= damages([path for path in part.paths if not looks_whole(part.place / path)])
+    seen = {path: look(part.place / path) for path in part.paths}
+    broken |= damages([path for path, each in seen.items() if not each.whole])
     bad.add(broken.items())
+    above = _above(part, top)
+    looks.update((above + path, each) for path, each in seen.items())
     return [path for path in part.paths if path not in broken]
 
 
-def _damage(path: Path) -> str | None:
+def _damage(path: Path, max_pixels: int) -> str | None:
     try:
-        read_image(path)
+        read_image(path, max_pixels)
     except Unreadable as reason:
         return str(reason)
     return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,16 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from selfsight.datamodules.datasets.checks import read_text
-from selfsight.datamodules.images.decode import EXTENSIONS
+from selfsight.datamodules.datasets.checks import composed
+from selfsight.datamodules.datasets.search import TABLE
+from selfsight.datamodules.datasets.tables import RULE, RULES, Table, missing_table
 from selfsight.datamodules.images.prepared import TABLE as TABLE_OF_SHARDS
-from selfsight.errors import UserError, nearest
-from selfsight.validation import Kind, expect
-
-RULES = ("auto", "folders", "none")
-RULE = Kind(f"{', '.join(RULES)} or the path of a CSV file", lambda v: isinstance(v, (str, Path)))
-#: what ``auto`` looks for
-TABLE = "labels.csv"
+from selfsight.errors import UserError
+from selfsight.validation import expect
 
 
 @dataclass(frozen=True)
@@ -89,7 +83,7 @@ class Labeller:
         A table may name images that are not used: damaged ones, or those of a further test folder.
         """
         for table in self._tables.values():
-            table.check_rest(self.exists)
+            table.check_rest()
 
     def _table(self, part: Path) -> Table | None:
         """The table of ``rule``, which lies in the part's own folder or in the root."""
@@ -99,96 +93,27 @@ class Labeller:
         for place in (self.root,) if os.path.isabs(name) else (part, self.root):
             file = place / name
             if file not in self._tables and file.is_file():
-                self._tables[file] = Table(file, place)
+                self._tables[file] = Table(file, place, self.exists)
             if file in self._tables:
                 return self._tables[file]
         if self.rule == "auto":
             return None
-        raise UserError(
-            f"dataset.labels names the file '{self.root / name}', which does not exist.{nearest(name, RULES)}"
-        )
-
-
-class Table:
-    """A CSV file of ``path,label``; the paths are relative to the folder ``base``.
-
-    A first line whose path does not end as an image's is a heading. An empty label or -1 is none.
-
-    Raises:
-        UserError: it cannot be read, is malformed, names an image twice, or gives none a label.
-    """
-
-    def __init__(self, file: Path, base: Path) -> None:
-        self.file, self.base = file, base
-        self._rows: dict[str, tuple[int, str]] = {}
-        for position, (number, row) in enumerate(read_rows(file)):
-            if len(row) != 2:
-                columns = f"{len(row)} column{'s' * (len(row) > 1)}"
-                raise UserError(
-                    f"line {number} of '{file}' has {columns}; path,label are expected, with a comma between."
-                )
-            path, name = row
-            if position == 0 and not _like_an_image(path):
-                continue
-            place = relative(path, base)
-            if place in self._rows:
-                raise UserError(f"'{file}' names '{path}' twice (line {number}); keep one of the lines.")
-            if name.startswith("-") and name != "-1":
-                raise UserError(f"line {number} of '{file}' has the label {name}; only -1 (no label) may be negative.")
-            self._rows[place] = number, "" if name == "-1" else name
-        if not any(name for _, name in self._rows.values()):
-            raise UserError(f"'{file}' gives no image a label.")
-        self._rest = set(self._rows)
-
-    def names(self, part: Path, paths: Sequence[str]) -> list[str]:
-        """The label of each of ``paths`` below ``part``; an empty string where there is none."""
-        inside = os.path.relpath(part, self.base)
-        places = paths if inside == os.curdir else [os.path.join(inside, path) for path in paths]
-        self._rest.difference_update(places)
-        return [self._rows[place][1] if place in self._rows else "" for place in places]
-
-    def check_rest(self, exists: Callable[[Path], bool]) -> None:
-        """Refuse a path that nobody has asked for and that is none of an image."""
-        for number, path in sorted((self._rows[path][0], path) for path in self._rest):
-            if not exists(self.base / path):
-                raise UserError(
-                    f"line {number} of '{self.file}' names '{path}', which does not exist in '{self.base}'."
-                )
-            if not _like_an_image(path):
-                raise UserError(f"line {number} of '{self.file}' names '{path}', which is no image.")
-
-
-def read_rows(file: Path) -> list[tuple[int, list[str]]]:
-    """Line and columns of every row of a CSV file that is not empty.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    reader = csv.reader(io.StringIO(read_text(file), newline=""))
-    try:
-        return [(reader.line_num, [column.strip() for column in row]) for row in reader if row]
-    except csv.Error as error:
-        raise UserError(f"line {reader.line_num} of '{file}' is no row of a table: {error}.") from None
-
-
-def relative(path: str, base: Path) -> str:
-    """A path in a table, as seen from the folder ``base``."""
-    return os.path.relpath(path, base) if os.path.isabs(path) else os.path.normpath(path)
-
-
-def _like_an_image(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in EXTENSIONS
+        raise missing_table(self.root, name)
 
 
 def _numbered(names: Sequence[str], classes: Sequence[str] | None, origin: str, part: Path) -> Labels:
-    """Names as numbers: their place in ``classes``, by default in the sorted names, numbers sorted as such."""
+    """Names as numbers: their place in ``classes``, by default in the sorted names, numbers sorted as such.
+
+    Names that look the same are the same, however their accents are stored.
+    """
+    names = list(map(composed, names))
     given = {name for name in names if name}
     if classes is None:
         classes = sorted(given, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name))
-    unknown = sorted(given - set(classes))
+    number = {composed(name): i for i, name in enumerate(classes)} | {"": -1}
+    unknown = sorted(given - set(number))
     if unknown:
         raise UserError(f"'{part}' has the class '{unknown[0]}', which the images to learn from do not have.")
-    number = {name: i for i, name in enumerate(classes)} | {"": -1}
     return Labels(torch.tensor([number[name] for name in names], dtype=torch.int64), tuple(classes), origin)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from selfsight.datamodules.datasets.checks import read_text
+from selfsight.datamodules.datasets.checks import composed, read_text
 from selfsight.datamodules.images.sets import ImageSet
 from selfsight.errors import UserError
 
@@ -26,7 +26,8 @@ PUBLISHED_LISTS = {
 def listed(images: ImageSet, file: Path, sha256: str | None = None) -> Tensor:
     """Positions of the images a file names, ascending: one name or path a line, a label after it is passed over.
 
-    A path may have more or fewer folders above than ours (``train/n01440764/x.JPEG``); those that both have are equal.
+    A path may have more or fewer folders above than ours (``train/n01440764/x.JPEG``); those that both have are equal,
+    however their accents are stored.
 
     Raises:
         UserError: no such file, a hash that differs, names that are not in the set, stand there twice, or fit several
@@ -39,7 +40,7 @@ def listed(images: ImageSet, file: Path, sha256: str | None = None) -> Tensor:
         raise UserError(f"the list '{file}' names no image.")
     by_name: dict[str, list[int]] = {}
     for index in range(len(images)):
-        by_name.setdefault(re.split(r"[\\/]", images.name(index))[-1], []).append(index)
+        by_name.setdefault(re.split(r"[\\/]", composed(images.name(index)))[-1], []).append(index)
 
     def find(line: str) -> list[int]:
         for entry in _without_label(line):
@@ -78,7 +79,7 @@ def _without_label(line: str) -> list[str]:
 
 
 def _parts(path: str) -> list[str]:
-    return [part for part in path.strip().replace("\\", "/").split("/") if part not in ("", ".")]
+    return [part for part in composed(path).strip().replace("\\", "/").split("/") if part not in ("", ".")]
 
 
 def _same_place(one: Sequence[str], other: Sequence[str]) -> bool:

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selfsight.datamodules.datasets.folders import find_images, walk
-from selfsight.datamodules.datasets.labels import TABLE as LABELS
-from selfsight.datamodules.datasets.labels import read_rows, relative
-from selfsight.datamodules.images.decode import Unreadable, read_image
+from selfsight.datamodules.datasets.checks import composed
+from selfsight.datamodules.datasets.search import TABLE as LABELS
+from selfsight.datamodules.datasets.search import left_out, search, walk
+from selfsight.datamodules.datasets.tables import read_rows, relative
+from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, read_image
 from selfsight.datamodules.images.prepared import RECORD, SOURCES, TABLE, begun, encode_jpeg, resized, shard_name
 from selfsight.errors import UserError
 
@@ -27,28 +28,32 @@ class Preparation:
 
     Args:
         settings: ``encode``, ``shortest``, ``quality`` and ``per_shard``, see ``conf/prepare.yaml``.
+        max_pixels: of the largest image that is read.
 
     Attributes:
         parts: paths of the images that are made at a time.
         bytes: size of the source's images.
+        left_out: what lies in the source and is no image, in words.
 
     Raises:
         UserError: no images, or a ``labels.csv`` that cannot be read.
     """
 
-    def __init__(self, source: Path, out: Path, settings: dict[str, Any]) -> None:
-        self.source, self.out, self.settings = source, out, settings
+    def __init__(self, source: Path, out: Path, settings: dict[str, Any], max_pixels: int = MAX_PIXELS) -> None:
+        self.source, self.out, self.settings, self.max_pixels = source, out, settings, max_pixels
         self.about = {**settings, "source": str(source.resolve())}
         self.raw = settings["encode"] == "raw"
-        self.paths = find_images(source)
+        found = search(source)
+        self.paths = sorted([*found.paths, *found.broken])
+        self.left_out = left_out([found])
         if not self.paths:
-            raise UserError(f"'{source}' holds no images.")
+            raise UserError(f"'{source}' holds no images" + (f": {self.left_out}." if self.left_out else "."))
         self.names = self._named(self.paths)
         self.parts = self._cut(self.paths)
         self.labels = {
-            above: [row for _, row in read_rows(source / above / LABELS)]
-            for above, files in walk(source)
-            if LABELS in files
+            place.above: [row for _, row in read_rows(source / place.above / LABELS)]
+            for place in walk(source)
+            if LABELS in place.files
         }
         self.sources = {path: _size_and_time(source / path) for path in self.paths}
         self.bytes = sum(size for size, _ in self.sources.values())
@@ -147,7 +152,7 @@ class Preparation:
             if target.is_file():
                 continue
             try:
-                image = read_image(self.source / path)
+                image = read_image(self.source / path, self.max_pixels)
             except Unreadable as reason:
                 unreadable[path] = str(reason)
                 continue
@@ -166,7 +171,7 @@ class Preparation:
         with beside.open("wb") as shard_file:
             for path in self.parts[number]:
                 try:
-                    image = resized(read_image(self.source / path), self.settings["shortest"])
+                    image = resized(read_image(self.source / path, self.max_pixels), self.settings["shortest"])
                 except Unreadable as reason:
                     unreadable[path] = str(reason)
                     continue
@@ -184,9 +189,11 @@ class Preparation:
         """Every ``labels.csv`` of the source, with the new names and without the images that are not here."""
         for place in list(self.out.rglob(LABELS)):
             place.unlink()
+        ours = {composed(path): path for path in self.names}  # a table may store accents in another way
         for above, rows in self.labels.items():
             base = self.source / above
             places = [os.path.normpath(above + relative(row[0], base)) for row in rows]
+            places = [ours.get(composed(place), place) for place in places]
             copied = [
                 [os.path.relpath(self.names[place], above or os.curdir) if place in self.names else row[0], *row[1:]]
                 for place, row in zip(places, rows, strict=True)

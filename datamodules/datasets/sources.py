@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import io
+import os
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from torch import Tensor
 
 from selfsight.datamodules.datasets import checks
 from selfsight.datamodules.datasets.dataset import ImageData, UnreadableFiles, keep_in_memory
-from selfsight.datamodules.datasets.folders import find_images
+from selfsight.datamodules.datasets.manifest import Manifest, Part
+from selfsight.datamodules.datasets.search import Found, search, told
 from selfsight.datamodules.datasets.splits import hold_out
 from selfsight.datamodules.datasets.synthetic_shapes import draw
 from selfsight.datamodules.images.sets import ArrayImages, FileImages, ImageSet, join
@@ -398,6 +401,7 @@ def _tree(
     """``train/class/image`` and ``val/class/image``; labels number the class folders in alphabetical order."""
     chosen = classes or sorted(p.name for p in (top / "train").iterdir() if p.is_dir() and not p.name.startswith("."))
     number = {folder: i for i, folder in enumerate(chosen)}
+    found: list[Found] = []
 
     def files(part: str) -> FileImages:
         missing = [folder for folder in chosen if not (top / part / folder).is_dir()]
@@ -408,7 +412,9 @@ def _tree(
                 else "class folders"
             )
             raise UserError(f"'{top / part}' lacks {what}: sort its images into one folder a class.")
-        paths = [f"{folder}/{path}" for folder in chosen for path in find_images(top / part / folder)]
+        below = {folder: search(top / part / folder) for folder in chosen}
+        found.extend(below.values())
+        paths = [f"{folder}/{path}" for folder, each in below.items() for path in (*each.paths, *each.broken)]
         if not paths:
             raise UserError(f"'{top / part}' holds no image in its class folders.")
         return FileImages(top / part, paths, torch.tensor([number[path.split("/", 1)[0]] for path in paths]))
@@ -416,7 +422,15 @@ def _tree(
     train, test = files("train"), files("val")
     bad = UnreadableFiles(max_unreadable, len(train) + len(test))
     kept: list[ImageSet] = [keep_in_memory(images, resident, bad) for images in (train, test)]
-    return ImageData(name, kept[0], kept[1], tuple(chosen), image_size, mean, std, None, eval_resize, unreadable=bad)
+    data = ImageData(
+        name, kept[0], kept[1], tuple(chosen), image_size, mean, std, None, eval_resize, bad,
+        about=tuple(filter(None, [told(found)])), root=top,
+    )  # fmt: skip
+    parts = {
+        part: Part.of_files(images.addresses(top), images.labels, above=f"{folder}{os.sep}")
+        for (part, images), folder in zip(data.parts().items(), ("train", "val"), strict=True)
+    }
+    return replace(data, found=Manifest(name, data.classes, tuple(data.mean), tuple(data.std), parts))
 
 
 def _obtain(

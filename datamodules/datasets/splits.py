@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from selfsight.datamodules.datasets import checks
+from selfsight.datamodules.datasets.checks import composed
 from selfsight.datamodules.datasets.dataset import ImageData
 from selfsight.datamodules.datasets.lists import listed
 from selfsight.datamodules.images.sets import ImageSet, join
@@ -224,12 +226,7 @@ def hold_out(labels: Tensor | None, images: int, fraction: float, seed: int) -> 
     Raises:
         UserError: a fraction that leaves nothing on one side, or no class of two images.
     """
-    fraction = expect("dataset.test_fraction", fraction, SHARE)
-    total = -int(-fraction * images // 1)
-    if not 0 < fraction < 1 or not 0 < total < images:
-        raise UserError(
-            f"test_fraction is {fraction} of {images} images; between 0 and 1, it has to leave some on both sides."
-        )
+    total = _check_fraction(fraction, images)
     generator = torch.Generator().manual_seed(expect("dataset.seed", seed, whole(0)))
     classes = torch.zeros(images, dtype=torch.int64) if labels is None else labels
     names, counts = classes.unique(return_counts=True)
@@ -239,13 +236,62 @@ def hold_out(labels: Tensor | None, images: int, fraction: float, seed: int) -> 
         held.append(members[torch.randperm(len(members), generator=generator)[:share]])
     test = torch.cat(held).sort().values
     if not len(test):
-        raise UserError(
-            f"none of the {images} images can be held out, since each is the only one of its class: set "
-            "dataset.labels=none, or name a folder of test images, dataset.test=DIR."
-        )
+        raise _each_alone(images)
     kept = torch.ones(images, dtype=torch.bool)
     kept[test] = False
     return kept.nonzero().flatten(), test
+
+
+def hold_out_by_name(names: Sequence[str], labels: Tensor | None, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the kept and of the held-out images, ascending: about ``fraction`` of them, each by its name alone.
+
+    A name is turned into a number from 0 to 1 by a hash with ``seed`` as its key, and held out below ``fraction``: an
+    image stays on its side whatever is added to the others or taken away. Two exceptions for few images: of a class
+    that would be held out as a whole the image with the largest number is kept, and where no image would be held out,
+    the one with the smallest number is.
+
+    Raises:
+        UserError: a fraction that leaves nothing on one side, or no class of two images.
+    """
+    _check_fraction(fraction, len(names))
+    key = str(expect("dataset.seed", seed, whole(0))).encode()
+    number = torch.tensor([_share(name, key) for name in names], dtype=torch.float64)
+    classes = torch.zeros(len(names), dtype=torch.int64) if labels is None else labels
+    held = number < fraction
+    for name, count in zip(*classes.unique(return_counts=True), strict=True):
+        members = (classes == name).nonzero().flatten()
+        if int(held[members].sum()) == int(count):
+            held[members[number[members].argmax()]] = False
+    if not held.any():
+        several = torch.bincount(classes - classes.min())[classes - classes.min()] > 1
+        if not several.any():
+            raise _each_alone(len(names))
+        held[torch.where(several, number, torch.inf).argmin()] = True
+    return (~held).nonzero().flatten(), held.nonzero().flatten()
+
+
+def _share(name: str, key: bytes) -> float:
+    """A number from 0 to 1 by a name, the same on every system."""
+    text = composed(name).replace(os.sep, "/").encode(errors="surrogateescape")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=7, key=key).digest(), "big") / 2**56
+
+
+def _check_fraction(fraction: float, images: int) -> int:
+    """Number of images that a share comes to."""
+    fraction = expect("dataset.test_fraction", fraction, SHARE)
+    total = -int(-fraction * images // 1)
+    if not 0 < fraction < 1 or not 0 < total < images:
+        raise UserError(
+            f"test_fraction is {fraction} of {images} images; between 0 and 1, it has to leave some on both sides."
+        )
+    return total
+
+
+def _each_alone(images: int) -> UserError:
+    return UserError(
+        f"none of the {images} images can be held out, since each is the only one of its class: set "
+        "dataset.labels=none, or name a folder of test images, dataset.test=DIR."
+    )
 
 
 def seeded(labels: Tensor, counts: Sequence[int], seed: int) -> Tensor:

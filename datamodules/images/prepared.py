@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfsight.datamodules.images.sets import ImageSet, taken
+from selfsight.datamodules.images.sets import ImageSet, below, taken
 from selfsight.errors import UserError
 
 RECORD = "prepared.json"
@@ -79,13 +79,18 @@ class ShardImages(ImageSet):
 
     Args:
         root: the prepared folder. rows: of its table, in the order of the images.
+        above: what stands before the paths in ``rows``, seen from ``root``.
     """
 
     def __init__(
-        self, root: Path, rows: Sequence[tuple[str, int, int, int, int]], labels: Tensor | None = None
+        self,
+        root: Path,
+        rows: Sequence[tuple[str, int, int, int, int]],
+        labels: Tensor | None = None,
+        above: str = "",
     ) -> None:
         assert labels is None or len(labels) == len(rows)
-        self.root, self.labels = root, labels
+        self.root, self.labels, self.above = root, labels, above
         self._names = np.array([os.fsencode(row[0]) for row in rows], dtype=np.bytes_)
         self._places = np.array([row[1:] for row in rows], dtype=np.int64).reshape(-1, 4)
         self._maps: dict[int, np.ndarray] = {}
@@ -114,9 +119,12 @@ class ShardImages(ImageSet):
     def name(self, index: int) -> str:
         return os.fsdecode(bytes(self._names[index]))
 
+    def addresses(self, top: Path) -> list[str]:
+        return below(top, self.root, [self.above + self.name(index) for index in range(len(self))])
+
     def select(self, indices: Tensor | Sequence[int]) -> ShardImages:
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        some = ShardImages(self.root, [], None)
+        some = ShardImages(self.root, [], None, self.above)
         some._names, some._places = self._names[chosen.numpy()], self._places[chosen.numpy()]
         some.labels = taken(self.labels, chosen)
         return some
@@ -147,7 +155,7 @@ class Shards:
         return cls(root, made["unreadable"]) if made is not None and made["encode"] == "raw" else None
 
     def below(self, place: Path, aside: Sequence[Path] = ()) -> list[str]:
-        """Paths of all images below ``place``, relative to it; the folders ``aside`` are left out."""
+        """Paths of all images below ``place``, relative to it, sorted; the folders ``aside`` are left out."""
         inside, others = self._prefix(place), [self._prefix(other) for other in aside]
         return [
             path.removeprefix(inside)
@@ -159,7 +167,7 @@ class Shards:
         """The images ``paths`` below ``place``."""
         inside = self._prefix(place)
         rows = [(path, *self._rows[inside + path][1:]) for path in paths]
-        return ShardImages(self.root, rows, labels)
+        return ShardImages(self.root, rows, labels, inside)
 
     def holds(self, path: Path) -> bool:
         """Whether there is such an image, or was one that could not be read."""

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfsight.datamodules.images.decode import read_image
+from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, read_image
+from selfsight.datamodules.images.formats import read_file
 from selfsight.datamodules.images.memory import fits_in_memory
 
 
@@ -43,6 +44,10 @@ class ImageSet:
         """The file that image ``index`` is, or was decoded from, where it is one of its own."""
         return None
 
+    def addresses(self, top: Path) -> list[str]:
+        """Where the images are from: the paths of their files as seen from ``top``, or their names."""
+        return [self.name(index) for index in range(len(self))]
+
     def select(self, indices: Tensor | Sequence[int]) -> ImageSet:
         """The images at ``indices``, in that order."""
         return SomeImages(self, torch.as_tensor(indices, dtype=torch.int64))
@@ -54,6 +59,10 @@ class ImageSet:
 
     def digest(self, index: int) -> bytes:
         """Hash of the pixels; for a set of files, of the file."""
+        return self.digest_of_pixels(index)
+
+    def digest_of_pixels(self, index: int) -> bytes:
+        """Hash of the decoded image."""
         image = self.read(index)
         return hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=16).digest()
 
@@ -94,6 +103,9 @@ class ArrayImages(ImageSet):
     def file(self, index: int) -> Path | None:
         return None if self.root is None else self.root / self.name(index)
 
+    def addresses(self, top: Path) -> list[str]:
+        return below(top, self.root, super().addresses(top))
+
     def select(self, indices: Tensor | Sequence[int]) -> ArrayImages:
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         names = None if self.names is None else [self.names[i] for i in chosen.tolist()]
@@ -101,13 +113,15 @@ class ArrayImages(ImageSet):
 
 
 class FileImages(ImageSet):
-    """Images in files below ``root``, decoded when read."""
+    """Images in files below ``root``, decoded when read; none of more than ``max_pixels``."""
 
     in_memory = False
 
-    def __init__(self, root: Path, paths: Sequence[str], labels: Tensor | None = None) -> None:
+    def __init__(
+        self, root: Path, paths: Sequence[str], labels: Tensor | None = None, max_pixels: int = MAX_PIXELS
+    ) -> None:
         assert labels is None or len(labels) == len(paths)
-        self.root = root
+        self.root, self.max_pixels = root, max_pixels
         # One array of bytes: worker processes then share a million names instead of copying them one by one.
         self._paths = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
         self.labels = labels
@@ -125,14 +139,18 @@ class FileImages(ImageSet):
         return self.path(index)
 
     def read(self, index: int) -> np.ndarray:
-        return read_image(self.path(index))
+        return read_image(self.path(index), self.max_pixels)
 
     def digest(self, index: int) -> bytes:
-        return hashlib.blake2b(self.path(index).read_bytes(), digest_size=16).digest()
+        return hashlib.blake2b(read_file(self.path(index)), digest_size=16).digest()
+
+    def addresses(self, top: Path) -> list[str]:
+        return below(top, self.root, super().addresses(top))
 
     def select(self, indices: Tensor | Sequence[int]) -> FileImages:
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        return FileImages(self.root, [self.name(i) for i in chosen.tolist()], taken(self.labels, chosen))
+        names = [self.name(i) for i in chosen.tolist()]
+        return FileImages(self.root, names, taken(self.labels, chosen), self.max_pixels)
 
 
 class DecodedImages(ImageSet):
@@ -161,6 +179,30 @@ class DecodedImages(ImageSet):
     def file(self, index: int) -> Path | None:
         return None if self.root is None else self.root / self.name(index)
 
+    def addresses(self, top: Path) -> list[str]:
+        return below(top, self.root, super().addresses(top))
+
+
+class GoneImages(ImageSet):
+    """Images that were there when a run began and are no more: they keep their places, and cannot be read."""
+
+    in_memory = False
+
+    def __init__(self, names: Sequence[str], labels: Tensor | None = None) -> None:
+        self.names, self.labels = names, labels
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> np.ndarray:
+        raise Unreadable(GONE)
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+
+GONE = "gone since the run began"
+
 
 class SomeImages(ImageSet):
     """Images ``indices`` of another set."""
@@ -181,6 +223,10 @@ class SomeImages(ImageSet):
 
     def file(self, index: int) -> Path | None:
         return self.images.file(int(self.indices[index]))
+
+    def addresses(self, top: Path) -> list[str]:
+        every = self.images.addresses(top)
+        return [every[index] for index in self.indices.tolist()]
 
 
 class JoinedImages(ImageSet):
@@ -213,6 +259,15 @@ class JoinedImages(ImageSet):
     def file(self, index: int) -> Path | None:
         part, inside = self._at(index)
         return part.file(inside)
+
+    def addresses(self, top: Path) -> list[str]:
+        return [address for part in self.parts for address in part.addresses(top)]
+
+
+def below(top: Path, root: Path | None, names: list[str]) -> list[str]:
+    """Names below ``root`` as paths seen from ``top``; without ``root`` as they are."""
+    above = os.curdir if root is None else os.path.relpath(root, top)
+    return names if above == os.curdir else [above + os.sep + name for name in names]
 
 
 def taken(labels: Tensor | None, indices: Tensor) -> Tensor | None:

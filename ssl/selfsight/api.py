@@ -184,7 +184,7 @@ class Run:
     @cached_property
     def data(self) -> DataModule:
         """Its images, as evaluation sees them."""
-        return eval_datamodule(build.dataset(self.config), self.backbone)
+        return eval_datamodule(build.dataset(self.config, self.folder), self.backbone)
 
     # --- what can be asked of it -------------------------------------------------------------------------------------
 

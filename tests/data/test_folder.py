@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from selfsight.datamodules import ArrayImages, FileImages, ImageData, folder, join
-from selfsight.datamodules.datasets import dataset, folders
-from selfsight.datamodules.datasets.dataset import UnreadableFiles, duplicates
-from selfsight.datamodules.datasets.folders import find_images
+from selfsight.datamodules.datasets import copies, dataset, folders
+from selfsight.datamodules.datasets.copies import duplicates
+from selfsight.datamodules.datasets.dataset import UnreadableFiles
+from selfsight.datamodules.datasets.search import find_images
 from selfsight.datamodules.images import memory
 from selfsight.datamodules.images.decode import read_image
 from selfsight.datamodules.images.sets import SomeImages
@@ -149,7 +150,7 @@ def test_own_test_folder_inside_the_root_is_not_learned_from(tmp_path: Path) -> 
 
 def test_held_out_by_seed_in_every_class(tmp_path: Path) -> None:
     write_pictures(tmp_path, [f"{c}/{i:02}.png" for c in "ab" for i in range(10)], height=4, width=4)
-    first, again, other = (make(tmp_path, test_fraction=0.2, seed=seed) for seed in (0, 0, 3))
+    first, again, other = (make(tmp_path, test_fraction=0.2, split="draw", seed=seed) for seed in (0, 0, 3))
     assert names(first, "test") == names(again, "test") != names(other, "test")
     assert first.test.labels.bincount().tolist() == [2, 2]
     assert set(names(first)).isdisjoint(names(first, "test"))
@@ -159,7 +160,7 @@ def test_held_out_by_seed_in_every_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "changes", "sentence"),
     [
-        ([], {}, "holds no image: none of its files ends in"),
+        ([], {}, "holds no image"),
         (["1.png"], {}, "holds 1 image; there has to be more than one"),
         (["1.png", "2.png"], {"test": "held"}, "dataset.test is '.*held', which does not exist"),
         (["a/1.png", "b/2.png", "3.png"], {"labels": "folders"}, "1 images lie directly in"),
@@ -235,9 +236,9 @@ def test_names_that_are_no_text_are_reported_as_they_are(tmp_path: Path) -> None
 def test_a_start_decodes_a_sample_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[Path] = []
 
-    def counted(path: Path) -> np.ndarray:
+    def counted(path: Path, max_pixels: int) -> np.ndarray:
         decoded.append(path)
-        return read_image(path)
+        return read_image(path, max_pixels)
 
     monkeypatch.setattr(folders, "read_image", counted)
     trailing = encoded(picture(), quality=95) + b"trailing bytes"
@@ -342,7 +343,7 @@ def test_only_files_of_equal_length_are_compared(tmp_path: Path, monkeypatch: py
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     read: list[bytes] = []
-    monkeypatch.setattr(dataset, "_digest", lambda content: read.append(content) or content)
+    monkeypatch.setattr(copies, "_digest", lambda content: read.append(content) or content)
     assert duplicates(*(FileImages(tmp_path / part, ["1.png", "2.png"]) for part in "ab")) == 0
     assert sorted(read) == [b"one", b"two"]
 

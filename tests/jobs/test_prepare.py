@@ -14,7 +14,7 @@ from PIL import Image
 
 from selfsight import cli
 from selfsight.datamodules import ImageData, folder
-from selfsight.datamodules.datasets.dataset import duplicates
+from selfsight.datamodules.datasets.copies import duplicates
 from selfsight.datamodules.images.decode import read_image
 from selfsight.datamodules.images.prepared import resized
 

@@ -57,7 +57,7 @@ def test_a_run_leaves_everything_behind(tmp_path: Path, capsys: pytest.CaptureFi
     folder = tmp_path / "simclrv2-digits-1"
     made = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert made == {
-        "config.yaml", "environment.json", "metrics.csv", "summary.json", "report.html",
+        "config.yaml", "data.json", "environment.json", "metrics.csv", "summary.json", "report.html",
         "backbone.json", "backbone.safetensors", "checkpoints/last.ckpt",
     }  # fmt: skip
     summary = json.loads((folder / "summary.json").read_text())

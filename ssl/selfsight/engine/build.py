@@ -24,6 +24,7 @@ from torch import nn
 
 from selfsight.checkpoints.load import start_from
 from selfsight.datamodules import DataModule, ImageData
+from selfsight.datamodules.datasets.manifest import Manifest
 from selfsight.datamodules.views.view import View
 from selfsight.engine import options
 from selfsight.engine.devices import device, resolve_auto, spread
@@ -34,6 +35,7 @@ from selfsight.evaluation.base import Evaluator
 from selfsight.methods.base import Method
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Clock
+from selfsight.runs.folder import RunFolder
 
 #: how constructors refuse arguments
 REFUSALS = (TypeError, ValueError, AssertionError, MisconfigurationException)
@@ -86,10 +88,11 @@ class Parts:
     untrained: Callable[[], nn.Module]
 
 
-def parts(cfg: DictConfig, **inherited: nn.Module | None) -> Parts:
+def parts(cfg: DictConfig, of: RunFolder | None = None, **inherited: nn.Module | None) -> Parts:
     """The parts of a training, from a seed that its configuration names.
 
     Args:
+        of: the run whose images these are, where one has begun with them, see `dataset`.
         inherited: arguments of the method that come from another run: a trained ``backbone``, a ``projector``, a
             ``teacher``.
 
@@ -100,7 +103,7 @@ def parts(cfg: DictConfig, **inherited: nn.Module | None) -> Parts:
     where = device(trainer.accelerator)
     spread(trainer, where, run.batch_size)
     seed_everything(run.seed, workers=True, verbose=False)
-    data = datamodule(cfg)
+    data = datamodule(cfg, of)
     learner = method(cfg, data, **inherited)
     check_views(learner, data)
     check_sizes(learner, data)
@@ -133,21 +136,47 @@ def views(cfg: DictConfig) -> dict[str, View]:
     return {str(name): build(node) for name, node in cfg.views.items() if name != "engine"}
 
 
-def datamodule(cfg: DictConfig) -> DataModule:
-    """The LightningDataModule of a run: data set and views, batched."""
+def datamodule(cfg: DictConfig, of: RunFolder | None = None) -> DataModule:
+    """The LightningDataModule of a run: data set and views, batched; ``of`` a run that has begun, see `dataset`."""
     trainer = TrainerOptions.read(cfg.trainer)
     here = device(trainer.accelerator, strict=False)
     asked = inspect.signature(get_class(cfg.datamodule._target_)).parameters
     switches = {"compile": trainer.compile, "channels_last": trainer.channels_last}
     fast = {name: resolve_auto(choice, here) for name, choice in switches.items() if name in asked}
-    made: DataModule = build(cfg.datamodule, data=dataset(cfg), views=views(cfg), **fast)
+    made: DataModule = build(cfg.datamodule, data=dataset(cfg, of), views=views(cfg), **fast)
     return made
 
 
-def dataset(cfg: DictConfig) -> ImageData:
-    """The data set, or a small part of it where the configuration limits it."""
+def dataset(cfg: DictConfig, of: RunFolder | None = None) -> ImageData:
+    """The data set, or a small part of it where the configuration limits it.
+
+    With ``of``, a run that has begun or ended, it is the one of then, see `as_of_run`.
+    """
     data: ImageData = build(cfg.dataset)
+    data = data if of is None else as_of_run(data, cfg.dataset, of)
     return data if cfg.get("limit_images") is None else data.limited(cfg.limit_images)
+
+
+#: values of a data set that do not say which images there are
+PRESENTATION = ("name", "image_size", "eval_resize", "mean", "std", "resident", "max_unreadable", "max_pixels")
+
+
+def as_of_run(data: ImageData, node: DictConfig, folder: RunFolder) -> ImageData:
+    """The data set of a run as it was when the run began: its images, their split, classes and labels.
+
+    Another data set, or another split of it, stays as it is; what of its test images the run has learned from is told.
+    """
+
+    def choice(chosen: DictConfig) -> dict[str, object]:
+        return {key: value for key, value in resolved(chosen).items() if key not in PRESENTATION}
+
+    recorded = Manifest.read(folder.data)
+    if recorded is None:
+        return data
+    if choice(node) == choice(folder.config().dataset):
+        return data.as_recorded(recorded)
+    data.warn_of_trained(recorded)
+    return data
 
 
 def recipe(cfg: DictConfig) -> OptimizationRecipe:

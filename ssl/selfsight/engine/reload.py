@@ -47,7 +47,7 @@ def loaded_run(folder: RunFolder, accelerator: str = "auto") -> LoadedRun:
     """
     cfg = folder.config()
     backbone = load(folder.path).to(device(accelerator))
-    data = build.datamodule(cfg)
+    data = build.datamodule(cfg, folder)
     method = trained_method(folder, data) if folder.checkpoint.is_file() else None
     return LoadedRun(folder, build.describe(cfg), data, backbone, method)
 
@@ -74,7 +74,7 @@ def projection_head(state: dict[str, Tensor]) -> ProjectionHead | None:
 
 def projector(folder: RunFolder) -> nn.Module | None:
     """The projection head of a run with its trained weights; None where its method has none, or one of maps."""
-    head = getattr(trained_method(folder, build.datamodule(folder.config())), "projector", None)
+    head = getattr(trained_method(folder, build.datamodule(folder.config(), folder)), "projector", None)
     on_maps = isinstance(head, nn.Module) and any(isinstance(part, nn.Conv2d) for part in head.modules())  # PixPro's
     return head if isinstance(head, nn.Module) and not on_maps else None
 

@@ -96,6 +96,8 @@ class Session:
             if trainer.is_global_zero:
                 if (split := labels_used(data)) is not None:
                     split.write(folder.labels)
+                if not folder.data.is_file():  # what it goes on with, whatever becomes of the images
+                    write_text(folder.data, json.dumps(data.dataset.manifest()) + "\n")
                 self.print_header(trainer.world_size)
             trainer.fit(parts.method, datamodule=data, ckpt_path=self.checkpoint_to_resume(), weights_only=True)
         except Interrupted as stop:
@@ -135,8 +137,8 @@ class Session:
             f"lr {recipe.lr:g} → {recipe.peak_lr(length.batch_size):.4g} ({recipe.scaling} scaling)\n"
             f"{self.folder.path}"
         )
-        if data.about_labels:
-            self.console.print(data.about_labels, style="dim", markup=False)
+        for line in filter(None, (data.about_labels, *data.about)):
+            self.console.print(line, style="dim", markup=False)
 
     def export_backbone(self) -> None:
         """The backbone as a plain file, with what has to be known to use it."""

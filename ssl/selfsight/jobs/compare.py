@@ -235,7 +235,7 @@ def probe(source: Path, labels: int, seed: int) -> float:
     They are the images that all other approaches with this seed are given.
     """
     cfg = RunFolder(source).config()
-    data = build.datamodule(cfg)
+    data = build.datamodule(cfg, RunFolder(source))
     backbone = selfsight.load(source).to(device(cfg.trainer.accelerator))
     split = select_labels(data.data.train, per_class=labels, seed=seed, classes=data.data.classes)
     train, test = measure.features(backbone, data)

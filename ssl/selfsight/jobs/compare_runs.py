@@ -221,7 +221,7 @@ def alike(folders: Sequence[RunFolder], accelerator: str) -> list[list[str]]:
     features = []
     for folder in folders:
         backbone = selfsight.load(folder.path).to(device(accelerator))
-        train, test = measure.features(backbone, eval_datamodule(build.dataset(folder.config()), backbone))
+        train, test = measure.features(backbone, eval_datamodule(build.dataset(folder.config(), folder), backbone))
         features.append(train if test is None else test)
     rows = []
     for (a, x), (b, y) in combinations(zip(titles_of(folders), features, strict=True), 2):

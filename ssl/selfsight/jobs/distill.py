@@ -11,6 +11,7 @@ from selfsight.engine.measure import Outcome
 from selfsight.engine.session import Session, reopen
 from selfsight.jobs.finetune import conclude
 from selfsight.runs.console import quiet
+from selfsight.runs.folder import RunFolder
 
 
 def run(cfg: DictConfig) -> Outcome:
@@ -19,7 +20,7 @@ def run(cfg: DictConfig) -> Outcome:
     cfg, folder = reopen(cfg)
     student = None if cfg.student == inherit.SELF else student_backbone(str(cfg.student))
     cfg, teacher, classes = inherit.completed_for_distillation(cfg, student)
-    parts = build.parts(cfg, teacher=teacher)
+    parts = build.parts(cfg, folder or RunFolder.open(cfg.teacher), teacher=teacher)
     inherit.check_classes(classes, parts.datamodule.data.classes, cfg.teacher)
     session = Session.begin("distill", cfg, parts, folder, stem=f"distill-{parts.description.dataset}")
     return measure.outcome(session.folder, conclude(session)) if session.fit() else Outcome({})

@@ -175,7 +175,9 @@ def subject(cfg: DictConfig) -> Subject:
     of_run = given if folder is None else folder.config().dataset
     dataset = of_run if given is None else chosen_or_inherited(given, of_run)
     backbone = selfsight.load(folder.path if folder is not None else cfg.weights).to(device(cfg.accelerator))
-    data = eval_datamodule(build.build(dataset), backbone, cfg.batch_size, cfg.num_workers)
+    images = build.build(dataset)
+    images = images if folder is None else build.as_of_run(images, dataset, folder)
+    data = eval_datamodule(images, backbone, cfg.batch_size, cfg.num_workers)
     return Subject(backbone, data, folder, dataset if given is not None else None)
 
 

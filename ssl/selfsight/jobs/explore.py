@@ -43,7 +43,7 @@ def run(cfg: DictConfig) -> None:
         raise UserError("the explorer needs a package: pip install 'selfsight[web]'.") from None
     folder = RunFolder.open(cfg.run)
     backbone = selfsight.load(folder.path).to(device(cfg.accelerator))
-    data = eval_datamodule(build.dataset(folder.config()), backbone)
+    data = eval_datamodule(build.dataset(folder.config(), folder), backbone)
     if cfg.split not in measure.available_splits(data):
         raise UserError(f"data set '{data.data.name}' has no {cfg.split} images; leave out split={cfg.split}.")
     cache = folder.path / "features"

@@ -13,6 +13,7 @@ from selfsight.evaluation.base import Figures
 from selfsight.reporting import report
 from selfsight.reporting.classification import show_classifiers
 from selfsight.runs.console import clock_text, quiet
+from selfsight.runs.folder import RunFolder
 
 
 def run(cfg: DictConfig) -> Outcome:
@@ -23,7 +24,8 @@ def run(cfg: DictConfig) -> Outcome:
         cfg, backbone, projector = inherit.completed_for_finetuning(cfg, again=folder is not None)
     else:
         backbone, projector = None, projection_head(training_checkpoint(folder.checkpoint)["state_dict"])
-    parts = build.parts(cfg, backbone=backbone, projector=projector)
+    source = None if cfg.run is None else RunFolder.open(cfg.run)
+    parts = build.parts(cfg, folder or source, backbone=backbone, projector=projector)
     session = Session.begin("finetune", cfg, parts, folder, stem=f"finetune-{parts.description.dataset}")
     return measure.outcome(session.folder, conclude(session)) if session.fit() else Outcome({})
 

@@ -31,7 +31,7 @@ def run(cfg: DictConfig) -> None:
     source, out = path("source", cfg.source), path("out", cfg.out)
     settings, tolerated = checked(cfg, source, out), expect("max_unreadable", cfg.max_unreadable, SHARE)
     workers = expect("workers", cfg.workers, AUTO | whole(1))
-    preparation = Preparation(source, out, settings)
+    preparation = Preparation(source, out, settings, expect("max_pixels", cfg.max_pixels, whole(1)))
     try:
         preparation.begin()
     except OSError as error:
@@ -49,6 +49,8 @@ def run(cfg: DictConfig) -> None:
         size = preparation.finish(unreadable)
     except OSError as error:
         raise UserError(f"'{out}' cannot be written ({error.strerror}); repeat the command with more space.") from None
+    if preparation.left_out:
+        console.print(f"left out: {preparation.left_out}", style="dim", markup=False)
     console.print(
         f"{images - len(unreadable):,} images, {preparation.bytes / 2**20:,.1f} → {size / 2**20:,.1f} MiB: "
         f"selfsight pretrain dataset=folder dataset.root={out}"

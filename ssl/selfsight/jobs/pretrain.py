@@ -25,7 +25,7 @@ def run(cfg: DictConfig) -> Outcome:
     cfg, folder = reopen(cfg)
     if folder is not None and folder.summary.is_file() and "then" in cfg:  # the first of its jobs is done
         return pipeline.follow(cfg, folder)
-    parts = build.parts(cfg)
+    parts = build.parts(cfg, folder)
     pipeline.check(cfg, parts.datamodule)
     names = parts.description
     session = Session.begin("pretrain", cfg, parts, folder, stem=f"{names.method}-{names.dataset}")

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from selfsight.compat import as_it_was
 from selfsight.errors import USAGE, UserError, nearest
 from selfsight.files import write_text
 from selfsight.runs.environment import environment
@@ -34,6 +35,7 @@ class RunFolder:
         self.report = path / "report.html"
         self.labels = path / "labels.json"
         self.classification = path / "classification.json"
+        self.data = path / "data.json"
 
     @classmethod
     def create(cls, cfg: DictConfig, stem: str) -> RunFolder:
@@ -126,6 +128,7 @@ class RunFolder:
             raise UserError(f"'{path}' cannot be read as a configuration ({' '.join(str(error).split())}).") from None
         if not isinstance(cfg, DictConfig):
             raise UserError(f"'{path}' is no configuration of a run.")
+        as_it_was(cfg.get("dataset"))
         return cfg
 
     def config_to_resume(self) -> DictConfig:
