@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,6 +67,8 @@ class Features:
 def checked(train: Features, test: Features, *, labels: bool = True) -> tuple[Features, Features]:
     """Features an evaluator can use; where labels matter, those of the labelled images (label -1 means none).
 
+    Features so large or small that their squares overflow or vanish come back in another unit.
+
     Raises:
         UserError: no images, not finite, two widths, no labels, a single class.
     """
@@ -75,7 +77,7 @@ def checked(train: Features, test: Features, *, labels: bool = True) -> tuple[Fe
     for name, features in (("training", train), ("test", test)):
         if len(features) == 0:
             raise UserError(f"The {name} set has no{' labelled' * labels} images: check dataset.root.")
-        if not bool(features.x.sum(dim=1).isfinite().all()):  # one pass and no copy, where all is well
+        if not all(bound.isfinite() for bound in features.x.aminmax()):  # one pass and no copy, where all is well
             bad = int((~torch.isfinite(features.x)).any(dim=1).sum())
             raise UserError(
                 f"{bad} of {len(features)} {name} features are NaN or infinite, so the backbone has diverged: take an "
@@ -91,7 +93,18 @@ def checked(train: Features, test: Features, *, labels: bool = True) -> tuple[Fe
             f"All {len(train)} training images carry one label, and telling classes apart takes two: check the class "
             "folders."
         )
-    return train, test
+    return _squarable(train, test)
+
+
+def _squarable(train: Features, test: Features) -> tuple[Features, Features]:
+    """Both divided by the largest training entry, where squares of such entries are no numbers of float32 any more.
+
+    No evaluator asks for the unit of the features.
+    """
+    largest = float(max(bound.abs() for bound in train.x.aminmax()))
+    if largest == 0 or 1e-15 < largest < 1e15:
+        return train, test
+    return replace(train, x=train.x / largest), replace(test, x=test.x / largest)
 
 
 def _labelled(features: Features) -> Features:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsight.contracts import Batch
 from selfsight.evaluation.features import Device, frozen, home
 from selfsight.evaluation.probes.diagnostics import lidar, view_figures
+from selfsight.nn.sphere import directions
 from selfsight.validation import one_of, takes, whole
 
 #: the same for every method, so that their figures compare
@@ -92,7 +92,7 @@ class Invariance:
         plain = plain_view(datamodule)
         changed = [replace(plain, **OPERATIONS[name]) for name in names]
         split = "train" if datamodule.data.test is None else "test"
-        x = F.normalize(
+        x = directions(
             view_features(backbone, datamodule, [plain, *changed], split, self.images, self.seed, device), dim=2
         )
         others = mean_cosine_of_others(x[:, 0])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsight.errors import UserError
@@ -13,6 +12,7 @@ from selfsight.evaluation.features import FINAL, Device, home, staged
 from selfsight.evaluation.views import STANDARD, plain_view, view_batches
 from selfsight.losses.pixpro import positives
 from selfsight.nn.boxes import corners
+from selfsight.nn.sphere import directions
 from selfsight.validation import above, takes, whole
 
 
@@ -67,7 +67,7 @@ def correspondence(q: Tensor, k: Tensor, pairs: Tensor) -> tuple[float, float, f
     Args:
         q, k: ``[B, D, H, W]``. pairs: ``[B, HW, HW]`` bool, rows the cells of ``q``.
     """
-    similarity = F.normalize(q.flatten(2), dim=1).transpose(1, 2) @ F.normalize(k.flatten(2), dim=1)  # [B, HW, HW]
+    similarity = directions(q.flatten(2)).transpose(1, 2) @ directions(k.flatten(2))  # [B, HW, HW]
     nearest = similarity.argmax(dim=2, keepdim=True)
     asked = pairs.any(dim=2)
     hits = (pairs.gather(2, nearest)[..., 0] & asked).sum()

@@ -16,6 +16,7 @@ from selfsight.evaluation.dense.dilation import dilated
 from selfsight.evaluation.dense.segmentation import Masked, SegmentationData
 from selfsight.evaluation.features import FINAL, Device, home, staged
 from selfsight.evaluation.probes.knn import neighbours
+from selfsight.nn.sphere import directions
 from selfsight.validation import above, takes, whole
 
 LABEL_SIDE = 100  # masks in training, as Leopart's linear probe has them
@@ -154,10 +155,10 @@ class DenseKNN:
         soft = torch.stack([cell_labels(mask, classes, h, w) for mask in train.masks])  # [N, C, h, w]
         soft = soft.flatten(2).transpose(1, 2)  # [N, cells, C]
         kept = self._kept(soft)
-        bank = F.normalize(_cells(train.x)[kept], dim=1)
+        bank = directions(_cells(train.x)[kept])
         labels = soft.flatten(0, 1)[kept]
         k = min(self.k, len(bank))
-        similarity, index = neighbours(F.normalize(_cells(test.x), dim=1), bank, k)
+        similarity, index = neighbours(directions(_cells(test.x)), bank, k)
         weight = (similarity / self.temperature).softmax(dim=1)
         votes = torch.zeros(len(weight), classes)
         for place in range(k):  # one neighbour at a time: [cells, k, C] at once would be large

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from selfsight.errors import UserError
 from selfsight.evaluation.features import Features, checked
+from selfsight.nn.sphere import directions
 from selfsight.validation import takes, whole
 
 
@@ -64,7 +64,7 @@ def kmeans(
     """Clusters of the training and of the test rows ``[N, D]``, centres fitted on the former, all on the sphere."""
     import faiss
 
-    x, other = (F.normalize(rows.cpu(), dim=1).contiguous() for rows in (train, test))
+    x, other = (directions(rows.cpu()).contiguous() for rows in (train, test))
     best: tuple[float, Any] = (-1.0, None)
     for restart in range(restarts):
         # faiss starts from random images, which often puts two centres in one cloud; it keeps every image for training

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from selfsight.errors import UserError
 from selfsight.evaluation.features import Features
 from selfsight.evaluation.probes.knn import other_neighbours
+from selfsight.nn.sphere import directions
 
 
 def compare(a: Features, b: Features, k: int = 10) -> dict[str, float]:
@@ -48,6 +48,6 @@ def neighbour_overlap(a: Tensor, b: Tensor, k: int) -> float:
     """Mean share of an image's ``k`` nearest others by cosine that are the same in both embeddings."""
     lists = []
     for x in (a, b):
-        unit = F.normalize(x.float(), dim=1)
+        unit = directions(x.float())
         lists.append(other_neighbours(unit, unit, k)[1])
     return float((lists[0][:, :, None] == lists[1][:, None, :]).any(dim=2).double().mean())

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from selfsight.evaluation.features import Features, checked
+from selfsight.nn.sphere import directions
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def feature_std(x: Tensor) -> float:
     0 for one point, 1 for directions uniform on the sphere (Chen & He, *Exploring Simple Siamese Representation
     Learning*, section 4.1, compares it with 1 / sqrt(D)).
     """
-    x = F.normalize(x.double(), dim=1)
+    x = directions(x.double())
     return float(x.std(dim=0, correction=0).mean() * math.sqrt(x.shape[1]))
 
 
@@ -223,12 +223,12 @@ def lidar(x: Tensor, delta: float = 1e-4, epsilon: float = 1e-7) -> float:
 
 def alignment(a: Tensor, b: Tensor) -> float:
     """Mean squared distance of two views' L2-normalised features ``[N, D]`` (Wang & Isola 2020, alpha = 2)."""
-    return float((F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(dim=1).mean())
+    return float((directions(a) - directions(b)).square().sum(dim=1).mean())
 
 
 def uniformity(x: Tensor, t: float = 2.0) -> float:
     """log mean exp(-t d^2) over the pairs i < j of L2-normalised features ``[N, D]`` (Wang & Isola 2020)."""
-    x = F.normalize(x.double(), dim=1)
+    x = directions(x.double())
     n = len(x)
     if n < 2:
         return math.nan
@@ -254,7 +254,7 @@ def view_knn_top1(a: Tensor, b: Tensor) -> float:
 
     An image counts only if no other is as near: a collapsed embedding scores 0, guessing 1 / N.
     """
-    similarity = F.normalize(a.double(), dim=1) @ F.normalize(b.double(), dim=1).T
+    similarity = directions(a.double()) @ directions(b.double()).T
     own = similarity.diagonal()[:, None] - 1e-9  # rounding must not make a tie a victory
     return float((similarity >= own).sum(dim=1).eq(1).double().mean())
 

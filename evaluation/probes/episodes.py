@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from selfsight.errors import UserError
 from selfsight.evaluation.features import Features, checked
 from selfsight.evaluation.probes.linear import per_class
+from selfsight.nn.sphere import directions
 from selfsight.validation import takes, whole
 
 
@@ -41,7 +41,7 @@ class Episodes:
     def __call__(self, train: Features, test: Features) -> dict[str, dict[str, float]]:
         """``{"episodes_<ways>way_<shots>shot": {"mean", "std", "interval"}}``."""
         _, test = checked(train, test)
-        x, labels = F.normalize(test.x, dim=1), test.known_labels
+        x, labels = directions(test.x), test.known_labels
         sizes = torch.bincount(labels)
         usable = (sizes >= self.shots + self.queries).nonzero()[:, 0]
         if len(usable) < self.ways:
@@ -62,6 +62,6 @@ class Episodes:
         rows = (renamed[labels] >= 0).nonzero()[:, 0]
         rows = rows[per_class(renamed[labels[rows]], self.shots + self.queries, seed)]  # grouped by class
         drawn = x[rows].view(self.ways, self.shots + self.queries, -1)
-        means = F.normalize(drawn[:, : self.shots].mean(dim=1), dim=1)
+        means = directions(drawn[:, : self.shots].mean(dim=1))
         guessed = (drawn[:, self.shots :] @ means.T).argmax(dim=2)  # [ways, queries]
         return float((guessed == torch.arange(self.ways, device=x.device)[:, None]).double().mean())

@@ -10,17 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from selfsight.errors import UserError
 from selfsight.evaluation.features import Features, checked
+from selfsight.nn.sphere import directions
 from selfsight.validation import SWITCH, above, one_of, takes, whole
 
 STANDARD_K = (1, 5, 20, 200)
 REPORTED_K = 20
 VOTE_BLOCK = 5_000_000  # votes (images x classes) kept at a time
 BACKENDS = ("auto", "torch", "faiss")
+# What a product of float32 matrices may be wrong by, for unit rows; neighbours nearer to each other are put in order by
+# their exact similarity.
+NEAR = 2.0**-18
+SPARE = 16  # neighbours sought beyond k, so that those as near as the k-th are mostly among them
 
 
 @takes(k=whole(1), temperature=above(0), backend=one_of(*BACKENDS), bf16=SWITCH)
@@ -36,7 +40,7 @@ class KNN:
             the results show. A k given explicitly and larger than the bank is an error.
         temperature: T of the vote.
         backend: ``torch`` (on the device), ``faiss`` (on the CPU), or ``auto``: torch on a GPU, else faiss. Both search
-            exactly and give the same answer.
+            exactly and give the same answer; of equally near images the one that comes first in the bank is nearer.
         device: where to search; None: the GPU where there is one.
         bf16: similarities in bfloat16 (torch only): about twice as fast, up to 1 % of the predictions change.
     """
@@ -59,7 +63,7 @@ class KNN:
         train, test = checked(train, test)
         ks = usable_k(self.k, len(train))
         train, test = train.to(self.device), test.to(self.device)
-        bank, queries = (F.normalize(features.x, dim=1) for features in (train, test))
+        bank, queries = (directions(features.x) for features in (train, test))
         similarity, index = neighbours(queries, bank, ks[-1], backend=self.backend, bf16=self.bf16)
         voters = train.known_labels[index]
         ranks = true_class_ranks(similarity, voters, test.known_labels, ks, self.temperature, train.classes)
@@ -87,15 +91,29 @@ def usable_k(k: Sequence[int] | None, bank: int) -> list[int]:
 def neighbours(
     queries: Tensor, bank: Tensor, k: int, *, backend: str = "auto", bf16: bool = False, chunk_bytes: int = 100_000_000
 ) -> tuple[Tensor, Tensor]:
-    """The k rows of the bank with the largest inner product, exactly.
+    """The k rows of the bank with the largest inner product, exactly; of equal ones those with the smallest index.
 
     Args:
-        queries: ``[M, D]`` float32. bank: ``[N, D]`` float32, on the same device.
+        queries: ``[M, D]`` float32. bank: ``[N, D]`` float32, on the same device. Rows of length 1.
+        bf16: bfloat16 products, which is what similarities and their order then are.
         chunk_bytes: the block of similarities kept at a time.
 
     Returns:
         similarity ``[M, k]``, falling, and index ``[M, k]`` into the bank.
     """
+    sought = min(k if bf16 else k + SPARE, len(bank))
+    similarity, index = _search(queries, bank, sought, backend, bf16, chunk_bytes)
+    if not bf16:
+        incomplete = (similarity[:, k - 1] - similarity[:, -1] < NEAR) & (sought < len(bank))
+        queries, bank = _rounded(queries), _rounded(bank)
+        similarity, index = _in_exact_order(queries, bank, similarity, index)
+        for rows in incomplete.nonzero()[:, 0].split(max(1, chunk_bytes // (8 * len(bank)))):
+            similarity[rows, :k], index[rows, :k] = _first_of_all(queries[rows], bank, k)
+    return similarity[:, :k], index[:, :k]
+
+
+def _search(queries: Tensor, bank: Tensor, k: int, backend: str, bf16: bool, chunk_bytes: int) -> tuple[Tensor, Tensor]:
+    """`neighbours` up to what the products are wrong by."""
     if backend == "auto":
         backend = "faiss" if bank.device.type == "cpu" and not bf16 else "torch"
     if backend == "faiss":
@@ -117,6 +135,46 @@ def neighbours(
         values, order = values.float().sort(dim=1, descending=True, stable=True)  # sorting k beats topk's sorting
         similarity[block], index[block] = values, columns.gather(1, order)
     return similarity, index
+
+
+def _in_exact_order(queries: Tensor, bank: Tensor, similarity: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Neighbours that are nearly as near as the next, compared exactly; equal ones by index."""
+    close = similarity[:, :-1] - similarity[:, 1:] < NEAR
+    edge = close.new_zeros(len(close), 1)
+    doubtful = torch.cat([close, edge], dim=1) | torch.cat([edge, close], dim=1)
+    if not bool(doubtful.any()):
+        return similarity, index
+    wide = similarity.double()
+    query, place = doubtful.nonzero(as_tuple=True)
+    for q, p in zip(*(part.split(max(1, VOTE_BLOCK // bank.shape[1])) for part in (query, place)), strict=True):
+        wide[q, p] = (queries[q].double() * bank[index[q, p]].double()).sum(dim=1)
+    order = index.argsort(dim=1)
+    order = order.gather(1, wide.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    return wide.gather(1, order).float(), index.gather(1, order)
+
+
+def _first_of_all(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`neighbours` by exact products with the whole bank."""
+    wide = queries.double()
+    product = torch.cat([wide @ part.double().T for part in bank.split(10_000)], dim=1)  # [r, N]
+    values, index = product.topk(k, dim=1, sorted=False)
+    kth = values.amin(dim=1, keepdim=True)
+    tied = ((product >= kth).sum(dim=1) > k).nonzero()[:, 0]  # rows beyond the k are as near as the k-th
+    part, missing = product[tied], k - (values[tied] > kth[tied]).sum(dim=1, keepdim=True)
+    equal = part == kth[tied]
+    chosen = (part > kth[tied]) | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= missing))
+    index[tied] = chosen.nonzero()[:, 1].view(len(tied), k)
+    index = index.sort(dim=1).values
+    values, order = product.gather(1, index).sort(dim=1, descending=True, stable=True)
+    return values.float(), index.gather(1, order)
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """Multiples of 2^-24: inner products of unit rows of such are exact in float64, whatever the order of the sums.
+
+    So copies of an image are equally near, on every device and wherever they stand in the bank.
+    """
+    return (x * 2.0**24).round_().mul_(2.0**-24)
 
 
 def other_neighbours(queries: Tensor, bank: Tensor, k: int, own: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from selfsight.errors import UserError
 from selfsight.evaluation.features import Features, checked
 from selfsight.evaluation.probes.knn import neighbours, other_neighbours
+from selfsight.nn.sphere import directions
 from selfsight.validation import one_of, takes, whole
 
 GALLERIES = ("train", "test")
@@ -50,7 +50,7 @@ class Retrieval:
             raise UserError(
                 f"recall at {max(self.k)} was asked for, and the gallery holds {available} images: take less."
             )
-        bank, queries = F.normalize(gallery.x, dim=1), F.normalize(test.x, dim=1)
+        bank, queries = directions(gallery.x), directions(test.x)
         _, index = (other_neighbours if inside else neighbours)(queries, bank, max(depth, *self.k))
         labels = test.known_labels
         right = gallery.known_labels[index] == labels[:, None]  # [M, depth]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,12 @@ import torch.nn.functional as F
 
 from selfsight.errors import UserError
 from selfsight.evaluation.features import Features
+from selfsight.evaluation.probes.clustering import Clustering
+from selfsight.evaluation.probes.diagnostics import Diagnostics
+from selfsight.evaluation.probes.episodes import Episodes
 from selfsight.evaluation.probes.knn import KNN, neighbours, true_class_ranks
+from selfsight.evaluation.probes.linear import FewShot, LinearProbe, SGDProbe
+from selfsight.evaluation.probes.retrieval import Retrieval
 
 from .conftest import clusters
 
@@ -56,6 +63,69 @@ def test_the_scale_of_the_features_does_not_matter() -> None:
     train, test = clusters(120, 6, 4, spread=1.0), clusters(50, 6, 4, spread=1.0, seed=1)
     scaled = Features(train.x * torch.linspace(0.1, 50, 120)[:, None], train.labels, train.indices)
     assert KNN()(train, test) == KNN()(scaled, test)
+
+
+@pytest.mark.parametrize("backend", ["torch", "faiss"])
+@pytest.mark.parametrize("k", [1, 5, 40, 90, 120])
+def test_of_equally_near_images_the_first_counts(backend: str, k: int) -> None:
+    """Copies in the bank, more of them than are sought, wherever they stand; and all images one and the same."""
+    generator = torch.Generator().manual_seed(0)
+    distinct = F.normalize(torch.randn(6, 37, generator=generator), dim=1)
+    bank = distinct[torch.randint(0, 6, (120,), generator=generator)]
+    queries = F.normalize(distinct + 0.1 * torch.randn(6, 37, generator=generator), dim=1)
+    exact = torch.stack([(bank.double() * query).sum(dim=1) for query in queries.double()])  # copies are equal
+    expected = exact.sort(dim=1, descending=True, stable=True)
+    similarity, index = neighbours(queries, bank, k, backend=backend)
+    assert torch.equal(index, expected.indices[:, :k])
+    torch.testing.assert_close(similarity.double(), expected.values[:, :k], rtol=0, atol=1e-6)
+    collapsed = bank[:1].expand(len(bank), -1).contiguous()
+    assert torch.equal(neighbours(queries, collapsed, k, backend=backend)[1], torch.arange(k).expand(6, -1))
+
+
+def test_signs_and_steps_are_compared_exactly() -> None:
+    """Many cosines of such features are equal, though sums in float32 are not."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(-1, 2, (400, 48), generator=generator).float()
+    rows[:, 0] = 1.0
+    x = F.normalize(rows, dim=1)
+    for k in (1, 20, 200):
+        assert torch.equal(neighbours(x[:50], x, k, backend="torch")[1], neighbours(x[:50], x, k, backend="faiss")[1])
+
+
+def flat(figures: dict[str, Any], before: str = "") -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, value in figures.items():
+        found |= flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+    return found
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30, 1e37])
+@pytest.mark.parametrize(
+    "probe",
+    [
+        KNN(),
+        KNN(backend="torch"),
+        LinearProbe(),
+        SGDProbe(epochs=3),
+        FewShot(draws=2),
+        Diagnostics(),
+        Clustering(),
+        Retrieval(),
+        Episodes(episodes=5, queries=4),
+    ],
+)
+def test_the_unit_of_the_features_does_not_matter(probe: Any, scale: float) -> None:
+    train, test = clusters(120, 6, 4, spread=1.0), clusters(60, 6, 4, spread=1.0, seed=1)
+    in_another_unit = [replace(part, x=part.x * scale) for part in (train, test)]
+    expected, got = flat(probe(train, test)), flat(probe(*in_another_unit))
+    assert got == pytest.approx(expected, rel=1e-3)
+
+
+def test_one_image_of_another_unit_has_its_direction_all_the_same() -> None:
+    train, test = clusters(120, 6, 4, spread=1.0), clusters(50, 6, 4, spread=1.0, seed=1)
+    scales = torch.ones(120, 1)
+    scales[::3], scales[1::3] = 1e18, 1e-18
+    assert KNN()(replace(train, x=train.x * scales), test) == KNN()(train, test)
 
 
 def test_an_extreme_temperature_neither_overflows_nor_ties() -> None:

@@ -269,6 +269,15 @@ def test_pictures_show_the_visible_cells_as_they_are() -> None:
     assert galleries(method, Batch([x], torch.arange(3)), [])[0].images.shape == (3, 3, 3, 96, 96)
 
 
+def test_pictures_of_half_precision_cells_have_their_contrast() -> None:
+    """The variance of a faint cell is no number of float16."""
+    images = 1 + 2e-3 * torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    predicted, hidden = torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 1, 1, dtype=torch.bool)
+    got = fill_hidden(predicted.half(), images.half(), hidden)
+    expected = images.half().double().mean() + (images.half().double().var() + 1e-6).sqrt()
+    torch.testing.assert_close(got.double(), expected.expand(1, 1, 4, 4), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(("width", "grid"), [(32, (1, 4)), (45, (2, 3)), (100, (3, 2))])
 def test_odd_widths_grids_and_channels(width: int, grid: tuple[int, int]) -> None:
     """Odd decoder widths, odd channels, grey images, grids of one row, a batch of one."""

@@ -94,6 +94,17 @@ def test_sinkhorn_refuses(wrong: dict[str, float]) -> None:
 # --- loss ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 5), (4,)])
+def test_sinkhorn_takes_one_row_a_sample(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"it takes \[B, K\]"):
+        sinkhorn(torch.zeros(shape), epsilon=0.05, iterations=3)
+
+
+def test_a_single_crop_has_nothing_to_predict() -> None:
+    with pytest.raises(UserError, match="one crop"):
+        swapped_prediction(torch.zeros(1, 4, 5), torch.zeros(1, 4, 5), (0,), temperature=0.1)
+
+
 def test_loss_is_the_equation() -> None:
     M, B, K, A, tau = 5, 4, 6, [1, 3], 0.2
     scores, codes = cosines(M * B, K).view(M, B, K), sinkhorn(cosines(2 * B, K, 1), epsilon=0.1, iterations=3)
@@ -277,6 +288,13 @@ def test_kmeans_finds_separate_groups_and_keeps_empty_ones() -> None:
     assert torch.equal(nearest, truth)
     assert torch.equal(centroids[3:], lonely)
     torch.testing.assert_close(centroids.norm(dim=1), torch.ones(4, dtype=torch.float64))
+
+
+def test_a_cluster_of_opposite_directions_keeps_its_centroid() -> None:
+    x = torch.tensor([[0.6, 0.8], [0.6, -0.8], [-0.6, 0.8], [-0.6, -0.8]])
+    everyone = torch.tensor([[1.0, 0.0]])
+    found, _ = spherical_kmeans(x, everyone, 3)
+    assert found.tolist() == [[1.0, 0.0]]
 
 
 def test_unassigned_images_do_not_count() -> None:

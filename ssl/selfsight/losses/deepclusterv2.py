@@ -22,7 +22,7 @@ BLOCK = 2**26
 def spherical_kmeans(x: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """Clusters of directions: assign to the largest dot product, average, put the mean back on the sphere.
 
-    An empty cluster keeps its centroid (authors' main_deepclusterv2.py).
+    An empty cluster keeps its centroid (authors' main_deepclusterv2.py), and so does one whose mean has no direction.
 
     Args:
         x: ``[N, D]`` unit rows of this process; sums run over all processes.
@@ -34,8 +34,8 @@ def spherical_kmeans(x: Tensor, centroids: Tensor, iterations: int) -> tuple[Ten
     for _ in range(iterations):
         nearest = _nearest(x, centroids)
         total = all_reduce_sum(x.new_zeros(K, D).index_add_(0, nearest, x))
-        count = all_reduce_sum(x.new_zeros(K).index_add_(0, nearest, x.new_ones(len(x))))[:, None]
-        centroids = F.normalize(torch.where(count > 0, total / count.clamp(min=1), centroids), dim=1)
+        # the length of the mean drops out, and with it the number of rows
+        centroids = F.normalize(torch.where(total.any(1, keepdim=True), total, centroids), dim=1)
     return centroids, _nearest(x, centroids)
 
 

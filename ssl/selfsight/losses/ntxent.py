@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from selfsight.errors import UserError, nearest
 from selfsight.nn.distributed import gather, gather_without_grad, rank
 from selfsight.nn.precision import full_precision
+from selfsight.nn.sphere import shrunk
 
 REDUCTIONS = ("sum_of_means", "mean_2n")
 
@@ -79,6 +80,7 @@ def ntxent(
 
 def unit(z: Tensor) -> Tensor:
     """Rows divided by their norm, of which at least 1e-6 is assumed: the authors' floor is 1e-12 on its square."""
+    z = shrunk(z, 1)
     return z * z.square().sum(1, keepdim=True).clamp(min=1e-12).rsqrt()
 
 

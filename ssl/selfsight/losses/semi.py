@@ -36,9 +36,8 @@ def squared_error(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -
 
 @full_precision
 def sharpen(p: Tensor, temperature: float) -> Tensor:
-    """``p_c^(1/T) / sum_c p_c^(1/T)``, ``[M, C]`` (MixMatch eq. 7)."""
-    p = p ** (1 / temperature)
-    return p / p.sum(-1, keepdim=True)
+    """``p_c^(1/T) / sum_c p_c^(1/T)``, ``[M, C]`` (MixMatch eq. 7); the powers alone vanish at low temperatures."""
+    return (p.log() / temperature).softmax(-1)
 
 
 def mix_up(x: Tensor, weight: float, order: Tensor) -> Tensor:
@@ -48,9 +47,14 @@ def mix_up(x: Tensor, weight: float, order: Tensor) -> Tensor:
 
 
 def _weighted_by_inverse(p: Tensor, histogram: Tensor) -> Tensor:
-    """``norm(p / h)``, where a class that never occurs (h = 0) gets weight zero."""
-    weighted = p * torch.where(histogram > 0, 1 / histogram, 0.0)
-    return weighted / weighted.sum(-1, keepdim=True).clamp(min=1e-12)
+    """``norm(p / h)`` of ``[C]``, where a class that never occurs (h = 0) gets weight zero; zeros where all do.
+
+    In logarithms: the running frequency of a class that is not predicted any more becomes so small that its inverse is
+    infinite.
+    """
+    counts = (histogram > 0) & (p > 0)
+    logs = torch.where(counts, p, 1.0).log() - torch.where(counts, histogram, 1.0).log()
+    return logs.masked_fill(~counts & counts.any(), -torch.inf).softmax(-1) * counts.any()
 
 
 @full_precision
@@ -101,6 +105,12 @@ def similarity(z: Tensor, bank: Tensor, temperature: float) -> Tensor:
 
 
 @full_precision
+def log_similarity(z: Tensor, bank: Tensor, temperature: float) -> Tensor:
+    """Logarithm of `similarity`, which at low temperatures is 0 for all but the nearest rows."""
+    return (z @ bank.T / temperature).log_softmax(-1)
+
+
+@full_precision
 def smoothed(p: Tensor, z: Tensor, bank: Tensor, labels: Tensor, temperature: float, alpha: float) -> Tensor:
     """``alpha p + (1 - alpha) softmax(z . bank / T) Y``: labels of a memory, weighted by similarity (CoMatch eq. 4).
 
@@ -112,13 +122,22 @@ def smoothed(p: Tensor, z: Tensor, bank: Tensor, labels: Tensor, temperature: fl
 
 @full_precision
 def unfold(edges: Tensor, p: Tensor, labels: Tensor) -> Tensor:
+    """`unfold_log` of ``edges [M, K]`` from `similarity`, of which those that are 0 stay so whatever their class."""
+    return unfold_log(edges.log(), p, labels)
+
+
+@full_precision
+def unfold_log(log_edges: Tensor, p: Tensor, labels: Tensor) -> Tensor:
     """Instance distribution calibrated by the classes (SimMatch eq. 9): ``norm(edges_j p_{label_j})``, ``[M, K]``.
 
+    Where p has no weight on any class of the bank, nothing can be calibrated and the edges are returned.
+
     Args:
-        edges: ``[M, K]`` from `similarity`; p: ``[M, C]``; labels: ``[K]`` int64 classes of the bank's rows.
+        log_edges: ``[M, K]`` from `log_similarity`; p: ``[M, C]``; labels: ``[K]`` int64 classes of the bank's rows.
     """
-    calibrated = edges * p[:, labels]
-    return calibrated / calibrated.sum(-1, keepdim=True)
+    calibrated = log_edges + p.log()[:, labels]
+    possible = (calibrated > -torch.inf).any(-1, keepdim=True)
+    return torch.where(possible, calibrated, log_edges).softmax(-1)
 
 
 @full_precision
@@ -132,6 +151,6 @@ def instance_consistency(z: Tensor, bank: Tensor, targets: Tensor, temperature: 
     """``- sum_j target_j log softmax_j(z . bank_j / T)`` for each of ``M`` strong views, ``[M]`` (SimMatch eq. 5).
 
     Args:
-        z: ``[M, D]``; bank: ``[K, D]``; targets: ``[M, K]`` from `unfold`.
+        z: ``[M, D]``; bank: ``[K, D]``; targets: ``[M, K]`` from `unfold_log`.
     """
     return -(targets * (z @ bank.T / temperature).log_softmax(-1)).sum(-1)

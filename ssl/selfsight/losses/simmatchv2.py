@@ -26,8 +26,9 @@ def align(q: Tensor, running_mean: Tensor) -> Tensor:
         q: ``[M, C]`` teacher probabilities.
         running_mean: ``[C]`` or ``[1, C]`` running mean of raw teacher probabilities, as it was before this batch.
     """
-    p = q / running_mean
-    return p / p.sum(-1, keepdim=True)
+    # in logarithms: the mean of a class that is never predicted becomes 0 in float32
+    smallest = torch.finfo(running_mean.dtype).tiny
+    return (q.log() - running_mean.clamp(min=smallest).log()).softmax(-1)
 
 
 @full_precision

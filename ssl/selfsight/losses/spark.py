@@ -38,7 +38,8 @@ class PatchStatistics(NamedTuple):
 
 def patch_statistics(patches: Tensor, eps: float = 1e-6) -> PatchStatistics:
     """``sigma = sqrt(v + eps)`` with the unbiased variance v of the ``p p C`` entries of ``patches [B, L, p p C]``."""
-    return PatchStatistics(patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + eps).sqrt())
+    x = float32(patches)
+    return PatchStatistics(x.mean(dim=-1, keepdim=True), (x.var(dim=-1, keepdim=True) + eps).sqrt())
 
 
 def masked_patch_loss(reconstruction: Tensor, images: Tensor, active: Tensor, *, normalise: bool = True) -> Tensor:
@@ -75,7 +76,7 @@ def fill_hidden(reconstruction: Tensor, images: Tensor, active: Tensor, *, norma
         reconstruction, images: ``[B, C, h p, w p]``. active: bool ``[B, 1, h, w]``.
     """
     patch = images.shape[-1] // active.shape[-1]
-    true, predicted = patchify(images, patch), patchify(reconstruction, patch)
+    true, predicted = patchify(float32(images), patch), patchify(float32(reconstruction), patch)
     if normalised:
         mean, std = patch_statistics(true)
         predicted = predicted * std + mean

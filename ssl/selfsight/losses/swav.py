@@ -28,8 +28,13 @@ def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int) -> Tensor:
     Returns:
         ``[B, K]``; rows sum to 1, columns nearly to ``B / K``.
     Raises:
-        UserError: no iterations, or an epsilon that is not positive.
+        UserError: scores of another shape, no iterations, or an epsilon that is not positive.
     """
+    if scores.ndim != 2:
+        raise UserError(
+            f"Sinkhorn was given scores {[*scores.shape]}; it takes [B, K], the samples of this process and "
+            "their score for each prototype."
+        )
     if iterations < 1 or epsilon <= 0:
         raise UserError(
             f"Sinkhorn was given {iterations} iterations and epsilon {epsilon}; it needs at least 1 iteration (the "
@@ -60,8 +65,12 @@ def swapped_prediction(scores: Tensor, codes: Tensor, crops_for_assign: Sequence
         scores: ``[M, B, K]`` of all M crops.
         codes: ``[|A|, B, K]``, targets without gradient.
         crops_for_assign: A, the crop each entry of ``codes`` belongs to.
+    Raises:
+        UserError: a single crop, which has no other one to predict.
     """
     M, B, _ = scores.shape
+    if M < 2:
+        raise UserError("SwAV was given one crop of each image; it predicts codes from one crop to another: give two.")
     log_p = (scores / temperature).log_softmax(dim=-1)
     cross_entropy = -(codes.detach().flatten(1) @ log_p.flatten(1).T) / B  # [|A|, M]
     crops = torch.arange(M, device=scores.device)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsight.errors import UserError
 from selfsight.nn.heads import mlp, pointwise_conv
 from selfsight.nn.precision import full_precision
+from selfsight.nn.sphere import normalise
 
 
 class PixelPropagation(nn.Module):
@@ -44,9 +44,9 @@ class PixelPropagation(nn.Module):
     @full_precision
     def propagate(self, x: Tensor, g: Tensor) -> Tensor:
         """``g`` summed with the similarities of ``x``, in float32: small similarities vanish in half precision."""
-        u, value = F.normalize(x.flatten(2), dim=1), g.flatten(2)  # [B, C, HW]
+        u, value = normalise(x.flatten(2)), g.flatten(2)  # [B, C, HW]
         if self.normalise_value:
-            value = F.normalize(value, dim=1)
+            value = normalise(value)
         s = (u.transpose(1, 2) @ u).clamp(min=self.clamp)  # [B, HW, HW]
         s = (s + 1e-6 if self.exponent < 1 else s) ** self.exponent
         return (value @ s.transpose(1, 2)).unflatten(2, x.shape[2:])

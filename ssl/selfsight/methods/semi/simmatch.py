@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from selfsight.contracts import SemiBatch
-from selfsight.losses.semi import aggregate, cross_entropy, instance_consistency, similarity, unfold
+from selfsight.losses.semi import aggregate, cross_entropy, instance_consistency, log_similarity, unfold_log
 from selfsight.methods.semi.alignment import QueueAlignment
 from selfsight.methods.semi.base import Heads, SemiMethod, write_rows
 
@@ -98,9 +98,9 @@ class SimMatch(SemiMethod):
         """Class and instance distributions of weak views, calibrated by each other from the second epoch on."""
         p = logits.softmax(-1)  # [M, C]
         p = p if self.alignment is None else self.alignment(p)
-        edges = similarity(z, self.bank, self.tt)  # [M, N_l]
-        q = unfold(edges, p, self.bank_labels)
-        return (p if self.epoch == 0 else aggregate(edges, p, self.bank_labels, self.alpha)), q
+        log_edges = log_similarity(z, self.bank, self.tt)  # [M, N_l]
+        q = unfold_log(log_edges, p, self.bank_labels)
+        return (p if self.epoch == 0 else aggregate(log_edges.exp(), p, self.bank_labels, self.alpha)), q
 
     def instance_loss(self, z: Tensor, q: Tensor) -> Tensor:
         """Mean instance consistency of strong views; zero in the first epoch, while the bank holds noise."""
