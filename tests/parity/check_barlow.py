@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from selfsight.losses.barlow import barlow_twins
 from selfsight.methods.barlow import BarlowTwins, scale_gradient
 from selfsight.nn.batchnorm import SharedBatchNorm1d
-from selfsight.optim.groups import decayed_and_plain, everything
+from selfsight.optim.groups import all_parameters, split_no_decay
 from selfsight.optim.lars import LARS
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Cosine, Warmup
@@ -93,8 +93,8 @@ def lars(case: Case) -> None:
 
     def one_dimensional_apart(module: nn.Module) -> list[dict[str, object]]:
         if flags == (1, 1):
-            return decayed_and_plain(module)
-        (group,) = everything(module)
+            return split_no_decay(module)
+        (group,) = all_parameters(module)
         return [group | {"params": [p for p in group["params"] if (p.ndim == 1) == flat]} for flat in (False, True)]
 
     lars_trajectory(case, one_dimensional_apart, trust_coefficient=case.number("eta"))

@@ -20,11 +20,12 @@ from selfsight.evaluation.probes.linear import top_accuracies
 from selfsight.losses.dino import centred_softmax, dino, next_centre
 from selfsight.methods.dino import DINO
 from selfsight.nn.dino_head import DINOHead
+from selfsight.nn.distributed import gather_without_grad
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.positions import resize_positions
 from selfsight.nn.vit import class_attention, last_attention, last_tokens, mass_mask
 from selfsight.optim.clipping import clip_each
-from selfsight.optim.groups import decayed_and_plain
+from selfsight.optim.groups import split_no_decay
 from selfsight.optim.lars import LARS
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Clock, Constant, Cosine, Schedule, Warmup
@@ -123,7 +124,7 @@ def losses(case: Case, student: Tensor, teacher: Tensor, centre: Tensor, epoch: 
     targets = centred_softmax(t, centre, temperature=T)
     loss = dino(s, targets, temperature=case.number("student_temp"))
     loss.backward()
-    centre = next_centre(centre, t, momentum=case.number("center_momentum"))
+    centre = next_centre(centre, gather_without_grad(t.flatten(0, 1)), momentum=case.number("center_momentum"))
     found = {"loss": loss.detach(), "center": centre, "teacher_temp": torch.tensor(T, dtype=torch.float64)}
     return found | gradients({"student": student})
 
@@ -231,7 +232,7 @@ def groups(case: Case) -> None:
     model = nested({name: torch.zeros([1] * n) for name, n in zip(names, case.inp["ndim"].tolist(), strict=True)})
     for name, wanted in zip(names, case.inp["requires_grad"].tolist(), strict=True):
         model.get_parameter(name).requires_grad_(bool(wanted))
-    group_of = {id(p): group for group in decayed_and_plain(model) for p in group["params"]}
+    group_of = {id(p): group for group in split_no_decay(model) for p in group["params"]}
     found = [group_of.get(id(model.get_parameter(name))) for name in names]
     case.compare("group", [-1 if group is None else int(group["plain"]) for group in found], 0)
     (plain,) = {group["weight_decay"] for group in found if group is not None and group["plain"]}
@@ -242,7 +243,7 @@ def groups(case: Case) -> None:
 def lars(case: Case) -> None:
     model = Named(case.tensors("param__"))
     optimizer = LARS(
-        decayed_and_plain(model), lr=0.0, momentum=case.number("momentum"), weight_decay=case.number("weight_decay"),
+        split_no_decay(model), lr=0.0, momentum=case.number("momentum"), weight_decay=case.number("weight_decay"),
         trust_coefficient=case.number("eta"), variant="torch",
     )  # fmt: skip
     recorded = steps(case.tensors("grad__"))

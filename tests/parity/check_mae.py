@@ -22,7 +22,7 @@ from selfsight.nn.patches import keep_count, patchify, random_patches, take_patc
 from selfsight.nn.positions import resize_positions, sincos_2d
 from selfsight.nn.probes import NormalisedLinear
 from selfsight.nn.vit import visible_tokens
-from selfsight.optim.groups import decayed_and_plain, layer_decayed, layer_ids
+from selfsight.optim.groups import layer_decayed, layer_ids, split_no_decay
 from selfsight.optim.lars import LARS
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Clock, Cosine, Warmup
@@ -221,7 +221,7 @@ def groups(case: Case) -> None:
     for name, wanted in zip(names, case.inp["requires_grad"].tolist(), strict=True):
         module.get_parameter(name).requires_grad_(bool(wanted))
     decay = case.number("weight_decay")
-    found = {id(p): g.get("weight_decay", decay) for g in decayed_and_plain(module) for p in g["params"]}
+    found = {id(p): g.get("weight_decay", decay) for g in split_no_decay(module) for p in g["params"]}
     case.compare("weight_decay", [found.get(id(module.get_parameter(name)), -1) for name in names], 0)
 
 
@@ -246,7 +246,7 @@ def layers(case: Case) -> None:
 def lars(case: Case) -> None:
     parameters = Named(case.tensors("param__"))
     optimizer = LARS(
-        decayed_and_plain(parameters), lr=0.0, momentum=case.number("momentum"),
+        split_no_decay(parameters), lr=0.0, momentum=case.number("momentum"),
         weight_decay=case.number("weight_decay"), trust_coefficient=case.number("trust_coefficient"), variant="torch",
     )  # fmt: skip
     got = list(trajectory(parameters, optimizer, steps(case.tensors("grad__")), case.inp["lr"].tolist()))

@@ -13,7 +13,7 @@ from selfsight.losses.mocov3 import contrast
 from selfsight.methods.mocov3 import MoCoV3
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.positions import sincos_2d
-from selfsight.optim.groups import decayed_and_plain
+from selfsight.optim.groups import split_no_decay
 from selfsight.optim.lars import LARS
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Constant, Cosine, Schedule, Warmup
@@ -100,7 +100,7 @@ def average(case: Case) -> None:
 
 @family("mocov3", "lars_")
 def lars(case: Case) -> None:
-    lars_trajectory(case, decayed_and_plain, trust_coefficient=case.number("trust_coefficient"))
+    lars_trajectory(case, split_no_decay, trust_coefficient=case.number("trust_coefficient"))
 
 
 # --- networks --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from selfsight.losses.vicreg import vicreg
 from selfsight.methods.vicreg import VICReg
-from selfsight.optim.groups import decayed_and_plain
+from selfsight.optim.groups import split_no_decay
 from selfsight.optim.lars import LARS
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Cosine, Warmup
@@ -83,7 +83,7 @@ def learning_rate(case: Case) -> None:
 
 @family("vicreg", "lars_")
 def lars(case: Case) -> None:
-    lars_trajectory(case, decayed_and_plain, trust_coefficient=case.number("eta"))
+    lars_trajectory(case, split_no_decay, trust_coefficient=case.number("eta"))
 
 
 @family("vicreg", "steps_")

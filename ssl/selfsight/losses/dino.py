@@ -7,7 +7,6 @@ from torch import Tensor
 
 from selfsight.errors import UserError
 from selfsight.losses.swav import swapped_prediction
-from selfsight.nn.distributed import all_reduce_sum, world_size
 from selfsight.nn.precision import full_precision
 
 
@@ -45,6 +44,5 @@ def dino(student: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
 @full_precision
 @torch.no_grad()
 def next_centre(centre: Tensor, scores: Tensor, *, momentum: float) -> Tensor:
-    """``m c + (1 - m) mean t`` over the teacher's scores ``[..., K]`` of all processes."""
-    mean = all_reduce_sum(scores.flatten(0, -2).mean(0)) / world_size()
-    return torch.lerp(mean, centre, momentum)
+    """``m c + (1 - m) mean t`` over the teacher's scores ``[..., K]``, those of all processes."""
+    return torch.lerp(scores.flatten(0, -2).mean(0), centre, momentum)

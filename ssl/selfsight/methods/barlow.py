@@ -25,7 +25,7 @@ from selfsight.nn.batchnorm import SharedBatchNorm1d
 from selfsight.nn.distributed import world_size
 from selfsight.nn.heads import mlp
 from selfsight.nn.precision import float32
-from selfsight.optim.groups import ParamGroup, decayed_and_plain
+from selfsight.optim.groups import ParamGroup, split_no_decay
 
 
 class BarlowTwins(Method):
@@ -72,7 +72,7 @@ class BarlowTwins(Method):
 
     def param_groups(self) -> list[ParamGroup]:
         """Biases and normalisation: no decay, no adaptation, a learning rate of their own."""
-        return [{**group, "lr_scale": self.bias_lr} if group["plain"] else group for group in decayed_and_plain(self)]
+        return [{**group, "lr_scale": self.bias_lr} if group["plain"] else group for group in split_no_decay(self)]
 
 
 def scale_gradient(x: Tensor, scale: float) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from selfsight.contracts import Batch
 from selfsight.losses.byol import byol
 from selfsight.methods.base import Method
+from selfsight.methods.online_probe import OnlineProbe
 from selfsight.nn.collapse import embedding_std
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.heads import mlp
@@ -36,19 +37,28 @@ class BYOL(Method):
     Args:
         hidden_dim: width of the projector's hidden layer. predictor_dim: of the predictor's; None: the same.
         dim: of projections and predictions.
+        online_classes: above 0 trains a linear classifier of that many classes on the detached features of the first
+            view along the way, with the same optimiser (the authors' code). The backbone does not notice it.
     """
 
     n_views = (2, 2)
     schedules = ("teacher_momentum",)
 
     def __init__(
-        self, backbone: nn.Module, *, hidden_dim: int = 4096, dim: int = 256, predictor_dim: int | None = None
+        self,
+        backbone: nn.Module,
+        *,
+        hidden_dim: int = 4096,
+        dim: int = 256,
+        predictor_dim: int | None = None,
+        online_classes: int = 0,
     ) -> None:
         super().__init__(backbone)
         width: int = backbone.num_features  # type: ignore[assignment]
         self.projector = mlp([width, hidden_dim, dim], norm=nn.BatchNorm1d, last_bias=False)  # g
         self.predictor = mlp([dim, predictor_dim or hidden_dim, dim], norm=nn.BatchNorm1d, last_bias=False)  # q
         self.target = EMATeacher(self.online, buffers="keep")
+        self.classifier = OnlineProbe(width, online_classes, decay=0.0) if online_classes else None
 
     @property
     def online(self) -> nn.Sequential:
@@ -56,12 +66,12 @@ class BYOL(Method):
         return nn.Sequential(self.backbone, self.projector)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
-        z = [self.projector(self.backbone(v)) for v in batch.views]  # [B, D] each: BatchNorm sees a view by itself
-        p = [self.predictor(z_v) for z_v in z]  # [B, D] each
+        h = [self.backbone(v) for v in batch.views]  # [B, F] each: BatchNorm sees a view by itself
+        p = [self.predictor(self.projector(h_v)) for h_v in h]  # [B, D] each
         with torch.no_grad():
-            t = [self.target(v) for v in batch.views]  # [B, D] each
-        loss = byol(p[0], p[1], t[0], t[1])
-        return {"loss": loss, "projection_std": embedding_std(t[0])}
+            z = [self.target(v) for v in batch.views]  # [B, D] each
+        found = {"loss": byol(p[0], p[1], z[0], z[1]), "projection_std": embedding_std(z[0])}
+        return found if self.classifier is None else self.classifier.add_to(found, h[0], batch.labels)
 
     def after_step(self) -> None:
         self.target.update(self.online, self.scheduled["teacher_momentum"])

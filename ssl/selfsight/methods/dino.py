@@ -98,7 +98,7 @@ class DINO(Method):
             t = self.scores(self.teacher.module, batch.views[:G])  # [G, B, K]
         T = centred_softmax(t, self.centre, temperature=self.scheduled["teacher_temperature"])
         loss = dino(s, T, temperature=self.student_temperature)
-        self.centre.copy_(next_centre(self.centre, t, momentum=self.centre_momentum))
+        self.collect(scores=t.mean((0, 1))[None])  # [1, K]: the mean of equally many rows on each process
         return {"loss": loss, **self.monitors(loss.detach(), T)}
 
     @staticmethod
@@ -127,6 +127,9 @@ class DINO(Method):
         if self.epoch < self.freeze_last_layer_epochs:
             for p in self.head.last_layer.parameters():
                 p.grad = None  # no gradient at all, or weight decay and momentum would move it
+
+    def take_in(self, scores: Tensor) -> None:
+        self.centre.copy_(next_centre(self.centre, scores, momentum=self.centre_momentum))
 
     def after_step(self) -> None:
         self.teacher.update(self.student, self.scheduled["teacher_momentum"])

@@ -25,7 +25,6 @@ from selfsight.losses.lejepa import lejepa, random_directions
 from selfsight.methods.base import Method
 from selfsight.nn.heads import mlp
 from selfsight.nn.multicrop import multi_crop
-from selfsight.optim.groups import ParamGroup, everything
 
 
 class LeJEPA(Method):
@@ -41,6 +40,7 @@ class LeJEPA(Method):
     """
 
     n_views = (2, None)
+    decay = "all"
 
     def __init__(
         self,
@@ -75,6 +75,3 @@ class LeJEPA(Method):
     def directions(self, z: Tensor) -> Tensor:
         """This step's random directions, for embeddings ``[..., D]``."""
         return random_directions(self.step, z.shape[-1], self.slices).to(z, non_blocking=True)
-
-    def param_groups(self) -> list[ParamGroup]:
-        return everything(self)

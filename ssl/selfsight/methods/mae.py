@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from selfsight.contracts import Batch
 from selfsight.errors import UserError
-from selfsight.losses.mae import filled, masked_pixels
+from selfsight.losses.mae import masked_pixels
 from selfsight.methods.base import Method
 from selfsight.nn.mae_decoder import MAEDecoder
 from selfsight.nn.patches import RandomPatches, keep_count, random_patches
@@ -104,13 +104,6 @@ class MAE(Method):
         """A prediction of zeros: ``(n - 1) / n`` with n normalised numbers a patch; none where pixels are predicted."""
         n = self.decoder.pred.out_features
         return (n - 1) / n if self.normalise_pixels else None
-
-    def panels(self, x: Tensor, noise: Tensor) -> Tensor:
-        """Image, what the encoder sees, and the reconstruction: ``[B, 3, C, H, W]``, all normalised."""
-        result = self.reconstruct(x, noise)
-        mask = result.patches.mask
-        blank = filled(torch.zeros_like(result.prediction), x, mask, normalised=False)
-        return torch.stack([x, blank, filled(result.prediction, x, mask, normalised=self.normalise_pixels)], dim=1)
 
 
 def transformer(backbone: nn.Module) -> VisionTransformer:

@@ -27,7 +27,6 @@ from selfsight.methods.base import Method
 from selfsight.nn.collapse import embedding_std
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.heads import batch_norm_without_affine, mlp
-from selfsight.optim.groups import ParamGroup, decayed_and_plain, everything
 
 Heads = Literal["auto", "resnet", "vit"]
 
@@ -104,9 +103,6 @@ class MoCoV3(Method):
     def chance_loss(self) -> float:
         """``4 tau ln N``: no query recognises its image among N; untrained, or collapsed."""
         return 4 * self.temperature * math.log(max(1, self.clock.batch_size))
-
-    def param_groups(self) -> list[ParamGroup]:
-        return everything(self) if self.decay == "all" else decayed_and_plain(self)
 
 
 def freeze_patch_projection(backbone: nn.Module) -> None:

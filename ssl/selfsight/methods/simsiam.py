@@ -22,7 +22,7 @@ from selfsight.losses.simsiam import simsiam
 from selfsight.methods.base import Method
 from selfsight.nn.collapse import embedding_std
 from selfsight.nn.heads import batch_norm_without_affine, mlp
-from selfsight.optim.groups import ParamGroup, everything
+from selfsight.optim.groups import ParamGroup, all_parameters
 
 
 class SimSiam(Method):
@@ -37,6 +37,7 @@ class SimSiam(Method):
     """
 
     n_views = (2, 2)
+    decay = "all"
 
     def __init__(
         self,
@@ -71,8 +72,8 @@ class SimSiam(Method):
     def param_groups(self) -> list[ParamGroup]:
         """All parameters are decayed; the predictor's are a group of their own where their learning rate is."""
         if not self.constant_predictor_lr:
-            return everything(self)
+            return super().param_groups()
         return [
-            *everything(nn.ModuleList([self.backbone, self.projector])),
-            *({**group, "constant_lr": True} for group in everything(self.predictor)),
+            *all_parameters(nn.ModuleList([self.backbone, self.projector])),
+            *({**group, "constant_lr": True} for group in all_parameters(self.predictor)),
         ]
