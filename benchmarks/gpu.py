@@ -135,6 +135,7 @@ def throughput(device: torch.device, name: str, case: Case, way: Way, steps: int
         optimizer.zero_grad()
         loss.backward()
         module.on_after_backward()
+        module.on_before_optimizer_step(optimizer)
         optimizer.step()
         module.end_step()
         if graphs is not None:

@@ -43,6 +43,7 @@ def plain_loop(method: SimCLRv2, batches: list[Batch]) -> torch.Tensor:
         optimizer.zero_grad()
         loss.backward()
         method.on_after_backward()
+        method.on_before_optimizer_step(optimizer)
         optimizer.step()
         method.end_step()
     return loss.detach()

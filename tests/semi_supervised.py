@@ -117,6 +117,7 @@ def train(
         optimizer.zero_grad()
         result["loss"].backward()
         method.on_after_backward()
+        method.on_before_optimizer_step(optimizer)
         optimizer.step()
         method.end_step()
         seen.append({key: value.detach() for key, value in result.items()})

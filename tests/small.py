@@ -81,6 +81,7 @@ def train(
         result = method.training_step(data[step % len(data)], step % len(data))
         result["loss"].backward()
         method.on_after_backward()
+        method.on_before_optimizer_step(optimizer)
         optimizer.step()
         method.end_step()
         found.append({name: value.detach().clone() for name, value in result.items()})

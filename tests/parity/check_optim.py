@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from selfsight.optim import LAMB, LARC, LARS, l2_penalty, outside_batchnorm
-from selfsight.optim.groups import decayed_and_plain, layer_decayed, layer_ids
+from selfsight.optim.groups import layer_decayed, layer_ids, split_no_decay
 
 from .check_schedule import spark_recipe
 from .harness import Case, family
@@ -53,7 +53,7 @@ def simclr_lars(case: Case) -> None:
     names = [k.removesuffix("__init") for k in case.inp if k.endswith("__init")]
     model = Named({n: case.tensor(f"{n}__init") for n in names})
     if case.number("use_exclusions"):
-        groups = decayed_and_plain(model, plain_names=("sup_",))
+        groups = split_no_decay(model, plain_names=("sup_",))
     else:
         groups = [{"params": list(model.parameters())}]
     optimizer = LARS(
@@ -139,7 +139,7 @@ def pixpro_optimizer(case: Case) -> None:
     optimizer: torch.optim.Optimizer
     if case.number("use_lars"):
         optimizer = LARS(
-            decayed_and_plain(model),
+            split_no_decay(model),
             trust_coefficient=case.number("trust_coef"),
             eps=case.number("eps"),
             variant="torch",
@@ -181,7 +181,7 @@ def spark_lamb(case: Case) -> None:
     model = Named(case.tensors("p0."))
     names = [n for n, _ in model.named_parameters()]
     no_decay = [n for n in case.number("no_decay_params") if model.get_parameter(n).ndim > 1]
-    groups = decayed_and_plain(model, plain_names=no_decay)
+    groups = split_no_decay(model, plain_names=no_decay)
     options = {name: bool(case.number(name)) for name in ("always_adapt", "bias_correction") if name in case.hp}
     lamb = partial(
         LAMB,

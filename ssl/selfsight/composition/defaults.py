@@ -63,7 +63,7 @@ def stated(node: DictConfig) -> DictConfig:
 
 
 def presets_line(cfg: DictConfig) -> str | None:
-    """``values for digits: 30 prototypes, …``: what was chosen in silence, for a data set and a method; None if nothing.
+    """``values for digits: 30 prototypes, …``: what was chosen in silence for a data set and a method; None if nothing.
 
     A value that something else has set differently is left out, and so are the many numbers of views.
     """

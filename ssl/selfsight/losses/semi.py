@@ -40,6 +40,40 @@ def sharpen(p: Tensor, temperature: float) -> Tensor:
     return (p.log() / temperature).softmax(-1)
 
 
+@full_precision
+def guess(logits: Tensor, temperature: float) -> Tensor:
+    """The mean prediction for several views ``[K, M, C]``, sharpened: ``[M, C]`` (MixMatch eq. 6 and 7)."""
+    return sharpen(logits.softmax(-1).mean(0), temperature)
+
+
+@full_precision
+def gaussian_weights(confidence: Tensor, mean: Tensor, variance: Tensor, n_sigma: float) -> Tensor:
+    """``exp(- min(c - mu, 0)^2 / (2 sigma^2 / n^2))``: 1 above the mean, a Gaussian below (SoftMatch eq. 5).
+
+    Args:
+        confidence: ``[M]``. mean, variance: of all confidences, scalars. n_sigma: n, how many standard deviations the
+            Gaussian's own is divided by.
+    """
+    below = (confidence - mean).clamp(max=0)
+    return (-below.square() / (2 * variance / n_sigma**2)).exp()
+
+
+def interleave(x: Tensor) -> Tensor:
+    """Rows of n batches ``[n, B, ...]`` exchanged, so that the first holds some of each; twice gives ``x`` back.
+
+    Batches are cut into n blocks, the last of them one longer where B does not divide, and block k of the first batch
+    changes places with block k of batch k (MixMatch, for BatchNorm that learns its statistics from the first).
+    """
+    n, B = x.shape[:2]
+    sizes = [B // n + (k >= n - B % n) for k in range(n)]
+    start, y = 0, x.clone()
+    for k, size in enumerate(sizes):
+        rows = slice(start, start + size)
+        y[0, rows], y[k, rows] = x[k, rows], x[0, rows]
+        start += size
+    return y
+
+
 def mix_up(x: Tensor, weight: float, order: Tensor) -> Tensor:
     """``l x + (1 - l) x[order]`` with ``l = max(weight, 1 - weight)``, so that each row stays nearest itself."""
     weight = max(weight, 1 - weight)

@@ -1,4 +1,4 @@
-"""Reconstruction of hidden cells: pixels as vectors, their normalisation, the loss, and the picture of it.
+"""Reconstruction of hidden cells: the loss, and the picture of it.
 
 Tian et al., "Designing BERT for Convolutional Networks: Sparse and Hierarchical Masked Modeling", ICLR 2023; details
 where the paper is silent follow the authors' ``pretrain/spark.py``.
@@ -6,40 +6,11 @@ where the paper is silent follow the authors' ``pretrain/spark.py``.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from selfsight.nn.patches import patch_statistics, patchify, unpatchify
 from selfsight.nn.precision import float32
-
-
-def patchify(images: Tensor, patch: int) -> Tensor:
-    """``[B, C, h p, w p]`` to ``[B, h w, p p C]``; within a patch rows, then columns, then channels."""
-    b, c, height, width = images.shape
-    h, w = height // patch, width // patch
-    return images.view(b, c, h, patch, w, patch).permute(0, 2, 4, 3, 5, 1).reshape(b, h * w, patch * patch * c)
-
-
-def unpatchify(patches: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
-    """The inverse of `patchify`: ``[B, h w, p p C]`` to ``[B, C, h p, w p]``."""
-    h, w = grid
-    b = len(patches)
-    image = patches.reshape(b, h, w, patch, patch, -1).permute(0, 5, 1, 3, 2, 4)
-    return image.reshape(b, -1, h * patch, w * patch)
-
-
-class PatchStatistics(NamedTuple):
-    """Mean and standard deviation ``[B, L, 1]`` of each patch, all its pixels and channels together."""
-
-    mean: Tensor
-    std: Tensor
-
-
-def patch_statistics(patches: Tensor, eps: float = 1e-6) -> PatchStatistics:
-    """``sigma = sqrt(v + eps)`` with the unbiased variance v of the ``p p C`` entries of ``patches [B, L, p p C]``."""
-    x = float32(patches)
-    return PatchStatistics(x.mean(dim=-1, keepdim=True), (x.var(dim=-1, keepdim=True) + eps).sqrt())
 
 
 def masked_patch_loss(reconstruction: Tensor, images: Tensor, active: Tensor, *, normalise: bool = True) -> Tensor:

@@ -40,6 +40,7 @@ class Method(StepState, LightningModule):
                 loss = method.training_step(batch, i)["loss"] / len(batches)
                 loss.backward()
                 method.on_after_backward()
+            method.on_before_optimizer_step(optimizer)
             optimizer.step()
             optimizer.zero_grad()
             method.end_step()

@@ -51,7 +51,8 @@ class FineTune(Method):
             the new images (TensorFlow 1 code). Those of a wholly frozen backbone always stay.
         classifier_decay: L2 on the classifier's kernel, as a term of the loss.
         plain_classifier: it begins at zero, and the optimiser neither decays nor layer-adapts it (SimCLRv2); False
-            treats it like any other layer (SparK).
+            treats it like any other layer (SparK, MAE).
+        classifier_std: of the first weights of a classifier that is not plain, biases at 0 then; None: PyTorch's rule.
         layer_decay: below 1 every layer learns more slowly than the one above it, by this factor.
         mixup, cutmix: parameter of the Beta distribution that mixes pairs of images; with both, one of them by turns
             of a coin. label_smoothing: share of the target spread over all classes.
@@ -85,6 +86,7 @@ class FineTune(Method):
         erasing: float = 0.0,
         ema: float = 0.0,
         plain_classifier: bool = True,
+        classifier_std: float | None = None,
     ) -> None:
         super().__init__(backbone)
         for name, share in {"label_smoothing": label_smoothing, "erasing": erasing, "ema": ema}.items():
@@ -111,8 +113,8 @@ class FineTune(Method):
                 unused.requires_grad_(False)
         self.classifier = nn.Linear(width, num_classes)
         self.plain_names = ("classifier.",) if plain_classifier else ()
-        if plain_classifier:
-            nn.init.zeros_(self.classifier.weight)
+        if plain_classifier or classifier_std is not None:
+            nn.init.trunc_normal_(self.classifier.weight, std=0.0 if plain_classifier else classifier_std or 0.0)
             nn.init.zeros_(self.classifier.bias)
         frozen = first_stages(backbone, freeze_after)
         for name in frozen:
@@ -167,7 +169,8 @@ class FineTune(Method):
         """Images and classes ``[B]`` as they are; or mixed in pairs, with target distributions ``[B, K]``."""
         if not (self.mixup or self.cutmix or self.smoothing or self.binary):
             return x, y
-        x, y = even_batch(x, y)
+        if self.mixup or self.cutmix:
+            x, y = even_batch(x, y)
         weight = 1.0
         if self.mixup and not (self.cutmix and float(torch.rand(())) < 0.5):
             weight = draw_weight(self.mixup)
@@ -183,9 +186,12 @@ class FineTune(Method):
             self.average.update(self.network)
 
     def param_groups(self) -> list[ParamGroup]:
+        """Kernels are decayed, and neither biases and norms nor what the backbone names (a transformer's positions)."""
+        named = getattr(self.backbone, "no_weight_decay", tuple)()
+        plain = (*self.plain_names, *named)
         if self.layer_decay != 1:
-            return layer_decayed(self, self.layer_decay, plain_names=self.plain_names)
-        return split_no_decay(self, plain_names=self.plain_names)
+            return layer_decayed(self, self.layer_decay, plain_names=plain)
+        return split_no_decay(self, plain_names=plain)
 
 
 def draw_weight(alpha: float) -> float:

@@ -1,9 +1,9 @@
-"""BatchNorm in forms that PyTorch does not have: another running variance, statistics of all processes.
+"""BatchNorm in two forms that PyTorch does not have: another running variance, and statistics of all processes.
 
-Code written for TPUs keeps the batch's own variance. PyTorch multiplies the batch variance by n / (n - 1) before
-averaging it; google-research/simclr (resnet.py, its cross-replica layer) and others do not. Outputs in training agree;
-running statistics differ where n is small. With
-``trainer.sync_batchnorm`` PyTorch's synchronised layer takes their place, whose n is the count over all devices.
+PyTorch multiplies the batch variance by n / (n - 1) before averaging it; google-research/simclr (resnet.py, its
+cross-replica layer) and other code written for TPUs does not. Outputs in training agree; running statistics differ
+where n is small. With ``trainer.sync_batchnorm`` PyTorch's synchronised layer takes their place, whose n is the count
+over all devices.
 """
 
 from __future__ import annotations

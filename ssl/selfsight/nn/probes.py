@@ -40,6 +40,18 @@ class LinearClassifier(nn.Module):
         return self.linear(self.features(x))
 
 
+class NormalisedLinear(nn.Sequential):
+    """BatchNorm without scale and shift, then a linear layer: the probe of MAE (main_linprobe.py), for ``[B, D]``.
+
+    Features of masked modelling differ in size from one dimension to the next, which the norm takes out.
+    """
+
+    def __init__(self, features: int, num_classes: int) -> None:
+        super().__init__(nn.BatchNorm1d(features, affine=False, eps=1e-6), nn.Linear(features, num_classes))
+        nn.init.trunc_normal_(self[1].weight, std=0.01)
+        nn.init.zeros_(self[1].bias)
+
+
 class ConvClassifier(nn.Sequential):
     """A fresh block of NIN (3x3, 1x1, 1x1; 192 wide) - global mean - linear."""
 

@@ -32,6 +32,18 @@ def rotate4(images: Tensor) -> tuple[Tensor, Tensor]:
     return turned.flatten(0, 1), labels
 
 
+def rotate_quarters(images: Tensor) -> tuple[Tensor, Tensor]:
+    """The first quarter of the images ``[B, C, S, S]`` as it is, the others turned by 180, 90 and 270 degrees.
+
+    Labels ``[B]`` are 0, 1, 2, 3 in that order (google-research/remixmatch). Of a batch that does not divide by four
+    the first quarters are the larger ones.
+    """
+    parts = images.tensor_split(4)
+    turned = [rotate(part, turns) for part, turns in zip(parts, (0, 2, 1, 3), strict=True)]
+    sizes = torch.tensor([len(part) for part in parts], device=images.device)
+    return torch.cat(turned), torch.arange(4, device=images.device).repeat_interleave(sizes)
+
+
 def rotate(images: Tensor, quarter_turns: int) -> Tensor:
     """``[..., H, W]`` turned counter-clockwise by ``quarter_turns`` times 90 degrees."""
     return torch.rot90(images, quarter_turns, (-2, -1))

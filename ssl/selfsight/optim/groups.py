@@ -57,19 +57,23 @@ def layerwise(module: nn.Module, lr_scales: dict[str, float], plain_names: Seque
 
 
 def layer_ids(names: Iterable[str]) -> tuple[dict[str, int], int]:
-    """Layers of a ResNet or ConvNeXt (timm's parameter names, with any prefix) from the input, and the head's number.
+    """Layers of a ResNet, ConvNeXt or ViT (timm's parameter names, with any prefix) from the input; the head's number.
 
     SparK's numbering (downstream_imagenet/lr_decay.py): the stem is 0 and every stage is one layer, except that the
     middle ones of a ResNet are cut every 2 and 3 blocks (every 4 from ResNet-152 on), and the third of a ConvNeXt
-    every 3. What belongs to neither the stem nor a stage is the head.
+    every 3. What belongs to neither the stem nor a stage is the head. A transformer has the patches, the tokens beside
+    them and their positions in layer 0, then one layer a block (MAE, util/lr_decay.py).
     """
+    names = list(names)
+    if any(re.search(_VIT_BLOCK, name) for name in names):
+        return _vit_layer_ids(names)
     places = {name: re.search(r"\b(?:layer|stages\.)(\d+)\.(?:blocks\.)?(downsample|\d+)\.", name) for name in names}
     blocks = [(int(m[1]), int(m[2]) if m[2].isdigit() else 0) for m in places.values() if m]
     stages = sorted({stage for stage, _ in blocks})
     if len(stages) != 4:
         raise UserError(
-            f"Layer-wise learning rates need the four stages of a ResNet or ConvNeXt; the parameters' names show"
-            f" {len(stages)}. Set the layer decay to 1."
+            f"Layer-wise learning rates need the four stages of a ResNet or ConvNeXt, or the blocks of a ViT; the "
+            f"parameters' names show {len(stages)} stages. Set the layer decay to 1."
         )
     depths = [1 + max(block for stage, block in blocks if stage == s) for s in stages]
     convnext, very_deep = stages[0] == 0, depths[2] > 30
@@ -85,6 +89,17 @@ def layer_ids(names: Iterable[str]) -> tuple[dict[str, int], int]:
         return starts[stage] + block // cuts[stage]
 
     return {name: layer(name) for name in places}, starts[4]
+
+
+#: a block of a plain transformer; those of other networks stand inside numbered stages
+_VIT_BLOCK = r"(?<!\d\.)\bblocks\.(\d+)\."
+
+
+def _vit_layer_ids(names: Sequence[str]) -> tuple[dict[str, int], int]:
+    blocks = {name: int(place[1]) for name in names if (place := re.search(_VIT_BLOCK, name))}
+    head = max(blocks.values()) + 2
+    first = r"\b(cls_token|reg_token|dist_token|mask_token|pos_embed|patch_embed|norm_pre)\b"
+    return {n: blocks[n] + 1 if n in blocks else 0 if re.search(first, n) else head for n in names}, head
 
 
 def l2_penalty(parameters: Iterable[Tensor], weight_decay: float) -> Tensor:

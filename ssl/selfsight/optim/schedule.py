@@ -102,6 +102,26 @@ class CosineArc:
 
 
 @dataclass(frozen=True)
+class Ramp:
+    """From ``start`` to ``end`` in the first ``share`` of the run, and ``end`` from there on.
+
+    ``linear``, a straight line from ``start``; ``exp``, ``end exp(-5 (1 - x)^2)``, which begins at 0.7 % of ``end``
+    (Laine and Aila 2017; Mean Teacher).
+    """
+
+    start: float
+    end: float
+    share: float
+    shape: Literal["linear", "exp"] = "linear"
+
+    def __call__(self, step: int, clock: Clock) -> float:
+        n = self.share * clock.total_steps
+        x = min(1.0, step / n) if n > 0 else 1.0
+        rise = math.exp(-5 * (1 - x) ** 2) if self.shape == "exp" else x
+        return self.start + (self.end - self.start) * rise
+
+
+@dataclass(frozen=True)
 class Milestones:
     """``start``, multiplied by ``factor`` from every one of the ``epochs`` on (0-based, counted from the first)."""
 
@@ -164,6 +184,16 @@ def _position(step: int, clock: Clock, per: Literal["step", "epoch"], ends: Ends
     unit = 1 if per == "step" else clock.steps_per_epoch
     n = (clock.total_steps - clock.start) / unit
     return _fraction(step // unit - clock.start / unit, n, ends) if n > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class RunningAverage:
+    """``min(1 - 1 / (k + 1), limit)`` at step k: the momentum of an average of all steps so far, up to ``limit``."""
+
+    limit: float
+
+    def __call__(self, step: int, clock: Clock) -> float:
+        return min(1 - 1 / (step + 1), self.limit)
 
 
 def iterations_per_epoch(examples: int, world_size: int, batch_per_process: int) -> int:

@@ -6,6 +6,8 @@ which aligns by the mean as it was before the step, has its own.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -103,6 +105,61 @@ class QueueAlignment(StepState):
     def take_in(self, mean: Tensor) -> None:
         self.queue.copy_(self.moved(mean))
         self.pointer.add_(1).remainder_(len(self.queue))
+
+
+class WindowAlignment(StepState):
+    """Distribution alignment with the mean of the last steps' means (google-research/remixmatch: 128 of them).
+
+    The window starts full of the uniform distribution and is used before it takes in the batch; with
+    ``start="empty"`` it takes the batch in first and averages over what there is.
+
+    Attributes:
+        window: ``[length, C]`` means of the last steps. filled: rows that count. pointer: row of the next one.
+    """
+
+    window: Tensor
+    filled: Tensor
+    pointer: Tensor
+    target: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        length: int,
+        target: Tensor | None = None,
+        *,
+        start: Literal["uniform", "empty"] = "uniform",
+    ) -> None:
+        super().__init__()
+        uniform = torch.full((num_classes,), 1 / num_classes)
+        full = start == "uniform"
+        self.register_buffer("window", (uniform if full else torch.zeros(num_classes)).repeat(length, 1))
+        self.register_buffer("filled", torch.tensor(length if full else 0))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("target", uniform if target is None else target.clone())
+        self.takes_in_first = not full
+
+    @full_precision
+    @torch.no_grad()
+    def forward(self, q: Tensor, q_labelled: Tensor | None = None) -> Tensor:
+        """``[M, C]`` to ``[M, C]``."""
+        rows = self.collect(mean=q.mean(0, keepdim=True))
+        return reweigh(q, self.target, self.moved(**rows) if self.takes_in_first else self.model)
+
+    @property
+    def model(self) -> Tensor:
+        """``[C]``, the average of the window."""
+        return self.window.sum(0) / self.filled.clamp(min=1)
+
+    def moved(self, mean: Tensor) -> Tensor:
+        """`model` with the mean of a step's batches ``[n, C]`` in the place of the oldest row."""
+        window = self.window.index_copy(0, self.pointer[None], mean.mean(0)[None].to(self.window.dtype))
+        return window.sum(0) / (self.filled + 1).clamp(max=len(window))
+
+    def take_in(self, mean: Tensor) -> None:
+        self.window.index_copy_(0, self.pointer[None], mean.mean(0)[None].to(self.window.dtype))
+        self.pointer.add_(1).remainder_(len(self.window))
+        self.filled.add_(1).clamp_(max=len(self.window))
 
 
 def reweigh(q: Tensor, target: Tensor, model: Tensor, eps: float = 1e-6) -> Tensor:

@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 from selfsight.contracts import SemiBatch
 from selfsight.errors import UserError
-from selfsight.losses.semi import cross_entropy, mix_up, sharpen, squared_error
+from selfsight.losses.semi import cross_entropy, guess, interleave, mix_up, squared_error
 from selfsight.methods.semi.base import Classifier, SemiMethod
 from selfsight.nn.precision import float32
+from selfsight.optim.schedule import Ramp
 
 
 class MixMatch(SemiMethod):
@@ -56,8 +57,7 @@ class MixMatch(SemiMethod):
         y = batch.labelled.labels
         assert y is not None, "labelled images carry labels"
         with torch.no_grad(), frozen_statistics(self):
-            p = (float32(self.logits(u1)).softmax(-1) + float32(self.logits(u2)).softmax(-1)) / 2
-            p = sharpen(p, self.T)  # [M, C]
+            p = guess(torch.stack([self.logits(u1), self.logits(u2)]), self.T)  # [M, C]
         B, images = len(x), torch.cat([x, u1, u2])  # [B + 2 M, ...]
         targets = torch.cat([F.one_hot(y, self.num_classes).to(p.dtype), p, p])
         weight, order = self.draw(len(images))
@@ -65,7 +65,7 @@ class MixMatch(SemiMethod):
         logits = self.interleaved(images, B)
         L_x = cross_entropy(logits[:B], targets[:B])
         L_u = squared_error(logits[B:], targets[B:])
-        ramp = min(1.0, self.step / (self.ramp * self.clock.total_steps)) if self.ramp > 0 else 1.0
+        ramp = Ramp(0.0, 1.0, self.ramp)(self.step, self.clock)
         everyone = self.monitors(torch.ones_like(p[:, 0]), p, batch.unlabelled)
         terms = {"loss_sup": L_x.detach(), "loss_unsup": L_u.detach()}
         return {"loss": L_x + ramp * self.lambda_u * L_u, **terms, **everyone}
@@ -76,18 +76,17 @@ class MixMatch(SemiMethod):
         return float(beta.sample()), torch.randperm(rows, device=self.device)
 
     def interleaved(self, images: Tensor, chunk: int) -> Tensor:
-        """Logits by chunks of ``chunk`` rows taken in turn from all parts; the first chunk moves the statistics."""
+        """Logits by chunks of ``chunk`` rows, `interleave`d; the first chunk moves the statistics of BatchNorm."""
         if len(images) % chunk:
             raise UserError(
-                f"MixMatch got {chunk} labelled and {(len(images) - chunk) // 2} unlabelled images in a step; the "
+                f"{type(self).__name__} got {chunk} labelled and {len(images) - chunk} unlabelled views in a step; the "
                 "second has to be a multiple of the first: set mu."
             )
-        order = torch.arange(len(images), device=images.device).view(-1, chunk).T.flatten()
-        first, *others = images[order].split(chunk)
+        first, *others = interleave(images.unflatten(0, (-1, chunk)))
         logits = [self.logits(first)]
         with frozen_statistics(self):
             logits += [self.logits(part) for part in others]
-        return float32(torch.cat(logits))[order.argsort()]
+        return interleave(float32(torch.stack(logits))).flatten(0, 1)
 
 
 @contextmanager
