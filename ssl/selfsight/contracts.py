@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -29,6 +30,8 @@ class Backbone(Interface):
 
     num_features: int
     feature_info: list[dict[str, Any]]
+    if TYPE_CHECKING:
+        spec: Mapping[str, Any]  # of one that `selfsight.load` has read: its description
 
     def forward_features(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` to the last map in the network's own layout; `interface.feature_map` lays it out."""

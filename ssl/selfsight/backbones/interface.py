@@ -155,6 +155,8 @@ def wrap(
     Example:
         ``wrap(nn.Sequential(*list(torchvision.models.resnet18().children())[:-2]))``
     """
+    if not isinstance(module, nn.Module):
+        raise UserError(f"A backbone is a torch.nn.Module, and a {type(module).__name__} was given.")
     if isinstance(module, Backbone) and num_features is None and feature_info is None:
         return module
     kind = type(module).__name__

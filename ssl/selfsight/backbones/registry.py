@@ -103,7 +103,7 @@ def _build(name: str, image_size: int | None, arguments: dict[str, Any]) -> Any:
         for_size = {}
     while True:
         try:
-            return timm.create_model(name, **arguments, **for_size)
+            net = timm.create_model(name, **arguments, **for_size)
         except (UserError, *REFUSALS) as error:
             unknown = next((option for option in for_size if f"'{option}'" in str(error)), None)
             if isinstance(error, (UserError, TypeError)) and unknown is not None:
@@ -119,6 +119,11 @@ def _build(name: str, image_size: int | None, arguments: dict[str, Any]) -> Any:
                 raise UserError(
                     f"The backbone '{name}' cannot be built{at} with these arguments ({one_line(error)})."
                 ) from error
+        else:
+            options = {**arguments, **for_size} | ({"in_chans": None} if arguments["in_chans"] == 3 else {})
+            of_training = ("pretrained", "num_classes", "drop_path_rate")
+            net.timm_options = {k: v for k, v in options.items() if k not in of_training and v is not None}
+            return net
 
 
 def is_known(name: str) -> bool:
