@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selfsight.backbones.interface import SHRUNK, feature_map, stages_of, to_map
 from selfsight.errors import UserError, nearest
 
 Device = torch.device | str | None
@@ -131,7 +132,7 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
 
 def stage_names(backbone: nn.Module) -> list[str]:
     """Names accepted as stages: every module of ``feature_info`` from the stem upwards, then ``final``."""
-    return [*_stage_info(backbone), FINAL]
+    return [*stages_of(backbone), FINAL]
 
 
 def missing_labels(data: Any) -> str:
@@ -197,8 +198,9 @@ def staged(
     """From images ``[B, 3, H, W]`` to what each stage makes of them, everything frozen.
 
     Args:
-        stages: ``"final"`` (the pooled output), module names out of ``feature_info`` (averaged over the image),
-            ``"last2"``, ``"last3"``, ... (those last stages side by side), ``"projection"`` (after ``head``).
+        stages: ``"final"`` (the network's output), module names out of ``feature_info`` (averaged over the image, the
+            tokens of a transformer that stand for no place left out), ``"last2"``, ``"last3"``, ... (those last stages
+            side by side), ``"projection"`` (after ``head``).
         maps: give maps ``[B, D, h, w]`` instead of ``[B, D]``; of ``"final"`` and of modules alone.
 
     Raises:
@@ -206,13 +208,19 @@ def staged(
     """
     made_of = {stage: _parts(backbone, stage, head, maps) for stage in stages}
     names = {name for parts in made_of.values() for name in parts} - {FINAL, PROJECTION}
-    keep: Callable[[Tensor], Tensor] = (lambda x: x) if maps else pooled
-    forward: Callable[[Tensor], Tensor] = backbone.forward_features if maps else backbone  # type: ignore[assignment]
+    size: Sequence[int] = ()
+
+    def keep(name: str, x: Tensor) -> Tensor:
+        found = to_map(backbone, x, size, name)
+        return found if maps else pooled(found)
+
     with frozen(backbone, *([] if head is None else [head])), tapped(backbone, names, keep) as caught:
 
         def outputs(images: Tensor) -> dict[str, Tensor]:
+            nonlocal size
+            size = images.shape[-2:]
             with large_enough(images):
-                caught[FINAL] = keep(forward(images))
+                caught[FINAL] = feature_map(backbone, images) if maps else pooled(backbone(images))
             if head is not None:
                 caught[PROJECTION] = head(caught[FINAL])
             parts = {stage: [caught[part] for part in of] for stage, of in made_of.items()}
@@ -223,7 +231,7 @@ def staged(
 
 @contextmanager
 def tapped(
-    backbone: nn.Module, names: Iterable[str], keep: Callable[[Tensor], Tensor] = lambda x: x
+    backbone: nn.Module, names: Iterable[str], keep: Callable[[str, Tensor], Tensor] = lambda _, x: x
 ) -> Iterator[dict[str, Tensor]]:
     """The outputs of modules named in ``feature_info``, by name, as left by the latest forward pass.
 
@@ -246,7 +254,7 @@ def large_enough(images: Tensor) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not any(sign in str(error) for sign in ("Output size is too small", "Kernel size can't be greater")):
+        if not any(sign in str(error) for sign in SHRUNK):
             raise
         raise UserError(
             f"Images of {images.shape[3]} x {images.shape[2]} pixels are too small for this network, whose maps shrink "
@@ -264,13 +272,9 @@ def home(module: nn.Module, device: Device) -> torch.device:
     return torch.device(device) if device is not None else next(module.parameters()).device
 
 
-def _stage_info(backbone: nn.Module) -> dict[str, dict[str, Any]]:
-    return {info["module"]: info for info in getattr(backbone, "feature_info", [])}
-
-
 def _parts(backbone: nn.Module, stage: str, head: nn.Module | None, maps: bool) -> list[str]:
     """The outputs one stage is made of."""
-    modules = list(_stage_info(backbone))
+    modules = list(stages_of(backbone))
     if stage == FINAL or stage in modules:
         return [stage]
     several = stage.startswith("last") and stage[4:].isdigit()
@@ -292,9 +296,9 @@ def _parts(backbone: nn.Module, stage: str, head: nn.Module | None, maps: bool) 
 
 
 def _hook(
-    backbone: nn.Module, name: str, caught: dict[str, Tensor], keep: Callable[[Tensor], Tensor]
+    backbone: nn.Module, name: str, caught: dict[str, Tensor], keep: Callable[[str, Tensor], Tensor]
 ) -> torch.utils.hooks.RemovableHandle:
     module = backbone.get_submodule(name)
-    if _stage_info(backbone)[name].get("hook_type") == "forward_pre":
-        return module.register_forward_pre_hook(lambda _, args: caught.__setitem__(name, keep(args[0])))
-    return module.register_forward_hook(lambda _, __, output: caught.__setitem__(name, keep(output)))
+    if stages_of(backbone)[name].get("hook_type") == "forward_pre":
+        return module.register_forward_pre_hook(lambda _, args: caught.__setitem__(name, keep(name, args[0])))
+    return module.register_forward_hook(lambda _, __, output: caught.__setitem__(name, keep(name, output)))

@@ -48,8 +48,6 @@ class DenseCorrespondence:
         with staged(backbone, [self.stage], maps=True) as outputs:
             for batch in view_batches(datamodule, [view], "train", self.images, self.seed, device=device):
                 maps = [outputs(images.to(device))[self.stage].float() for images in batch.views]
-                if maps[0].ndim != 4:
-                    raise UserError("This backbone gives no feature maps, which correspondence is about: take a CNN.")
                 assert batch.boxes is not None, "crops come with their boxes"
                 a, b = (corners(box.to(device)) for box in batch.boxes)
                 h, w = maps[0].shape[2:]

@@ -208,8 +208,6 @@ def maps(
                 masks += [torch.from_numpy(mask) for _, mask in pairs]
             _check_masks(masks, part, data.classes)
             found.append(Maps(torch.cat(kept), masks))
-    if found[0].x.ndim != 4:
-        raise UserError("This backbone gives no feature maps, which dense probes need: take a convolutional network.")
     return found[0], found[1]
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from selfsight.backbones.interface import stages_of, to_map
+from selfsight.contracts import Backbone
 from selfsight.errors import UserError
 from selfsight.evaluation.detection.coco import CocoImages, DetectionData, Target, average_precision, loaded
 from selfsight.evaluation.features import Device, home, tapped
@@ -28,7 +30,7 @@ class Pyramid(nn.Module):
         from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
         super().__init__()
-        info: list[dict[str, Any]] = list(getattr(backbone, "feature_info", []))[-4:]
+        info = list(stages_of(backbone).values())[-4:]
         self.strides = [int(stage["reduction"]) for stage in info]
         if len(info) < 2 or any(b <= a for a, b in zip(self.strides, self.strides[1:], strict=False)):
             raise UserError(
@@ -36,7 +38,7 @@ class Pyramid(nn.Module):
                 f"the image {', '.join(map(str, self.strides)) or 'not at all'} times: take a ResNet or ConvNeXt."
             )
         self.names = [str(stage["module"]) for stage in info]
-        self.body = backbone
+        self.body = cast(Backbone, backbone)
         self.out_channels = CHANNELS
         self.levels = [*map(str, range(len(info))), "pool"]
         self.fpn = FeaturePyramidNetwork(
@@ -48,8 +50,9 @@ class Pyramid(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         with tapped(self.body, self.names) as caught:
-            self.body.forward_features(x)  # type: ignore[operator]
-        return self.fpn({str(i): caught[name] for i, name in enumerate(self.names)})
+            self.body.forward_features(x)
+        maps = {str(i): to_map(self.body, caught[name], x.shape[-2:], name) for i, name in enumerate(self.names)}
+        return self.fpn(maps)
 
     def train(self, mode: bool = True) -> Pyramid:
         super().train(mode)

@@ -1,11 +1,45 @@
-"""What a data loader hands to a method: the contract between datamodules and methods."""
+"""What the rooms hand to each other: a data loader its batches, a backbone its features."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:  # a backbone is an nn.Module and has the members below: two types at once, which Python cannot say
+    from torch.nn import Module as Interface
+else:
+    Interface = Protocol
+
+
+@runtime_checkable  # type: ignore[misc]
+class Backbone(Interface):
+    """A network without classifier: timm's interface. Nothing has to inherit from it.
+
+    `selfsight.backbones.registry.create` gives one by name, `selfsight.backbones.interface.wrap` makes one of any
+    module.
+
+    Attributes:
+        num_features: D, the width of a feature, and the channels of the last map.
+        feature_info: of every stage from the stem upwards ``module`` (its name), ``num_chs`` (channels) and
+            ``reduction`` (by how much its map is smaller than the image); empty where there are none to look at.
+    """
+
+    num_features: int
+    feature_info: list[dict[str, Any]]
+    if TYPE_CHECKING:
+        spec: Mapping[str, Any]  # of one that `selfsight.load` has read: its description
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]`` to the last map in the network's own layout; `interface.feature_map` lays it out."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, C, H, W]`` to features ``[B, D]``."""
+        raise NotImplementedError
 
 
 @dataclass

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsight import __version__
+from selfsight.contracts import Backbone
 from selfsight.errors import UserError
 
 WEIGHTS, DESCRIPTION = "backbone.safetensors", "backbone.json"
@@ -26,7 +27,8 @@ def export_backbone(backbone: nn.Module, spec: Mapping[str, Any], folder: str | 
     Args:
         backbone: compiled ones are unwrapped.
         spec: goes into the description. `selfsight.load` reads ``backbone`` in it, the arguments of
-            `selfsight.backbones.registry.create`; others will want ``image_size``, ``mean``, ``std`` and ``method``.
+            `selfsight.backbones.registry.create` or of the ``_target_`` it names; others will want ``image_size``,
+            ``mean``, ``std`` and ``method``.
     Returns:
         Path of the weights.
 
@@ -69,7 +71,7 @@ def to_timm(backbone: nn.Module) -> dict[str, Tensor]:
     return state(backbone)
 
 
-def export_timm(backbone: nn.Module, arguments: Mapping[str, Any], path: str | Path) -> Path:
+def export_timm(backbone: Backbone, arguments: Mapping[str, Any], path: str | Path) -> Path:
     """Write the backbone as safetensors for the network of timm that `timm_call` names.
 
     Args:
@@ -83,14 +85,14 @@ def export_timm(backbone: nn.Module, arguments: Mapping[str, Any], path: str | P
 
     from selfsight.backbones.registry import choices
 
-    name, weights = str(arguments["name"]), to_timm(backbone)
-    if name in choices():
+    name, weights = name_of(arguments), to_timm(backbone)
+    if name in choices() or not timm.is_model(name):
         raise UserError(
-            f"timm has no '{name}', which is a network of ours; format=onnx and safetensors take any network, "
-            "torchvision ResNets of the usual depths."
+            f"timm has no '{name}'; format=onnx and safetensors take any network, torchvision ResNets of the usual "
+            "depths."
         )
     with torch.device("meta"):
-        twin = timm.create_model(name, num_classes=0, **timm_options(arguments)).state_dict()
+        twin = timm.create_model(name, num_classes=0, **timm_options(backbone)).state_dict()
     other = set(twin) ^ set(weights) | {k for k in twin.keys() & weights.keys() if twin[k].shape != weights[k].shape}
     if arguments.get("stem") == "cifar":
         other.discard("conv1.weight")
@@ -103,10 +105,21 @@ def export_timm(backbone: nn.Module, arguments: Mapping[str, Any], path: str | P
     return Path(path)
 
 
-def timm_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def timm_options(backbone: nn.Module) -> dict[str, Any]:
     """What ``timm.create_model`` is given besides the name, so that the same network comes out."""
-    ours = ("name", "stem", "pretrained", "drop_path")
-    return {k: v for k, v in arguments.items() if k not in ours and not k.startswith("_")}
+    options: Any = getattr(backbone, "timm_options", {})
+    return dict(options)
+
+
+def name_of(arguments: Mapping[str, Any]) -> str:
+    """What a backbone is called, by its arguments in ``backbone.json``: of a person's own the name of its class."""
+    return str(arguments["name"] if is_ours(arguments) else arguments["_target_"])
+
+
+def is_ours(arguments: Mapping[str, Any]) -> bool:
+    """Whether `selfsight.backbones.registry.create` makes the backbone, and not a ``_target_`` of a person's own."""
+    target = str(arguments.get("_target_", ""))
+    return "." not in target or target == "selfsight.backbones.registry.create"
 
 
 def to_torchvision(backbone: nn.Module, classifier: nn.Linear | None = None) -> dict[str, Tensor]:

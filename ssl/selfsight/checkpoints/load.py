@@ -7,16 +7,18 @@ backbone = selfsight.load("runs/simclrv2-digits-1")
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from selfsight.checkpoints.export import DESCRIPTION, WEIGHTS
+from selfsight.checkpoints.export import DESCRIPTION, WEIGHTS, is_ours, name_of
+from selfsight.contracts import Backbone
 from selfsight.errors import UserError, nearest
 
 
-def load(path: str | Path) -> nn.Module:
+def load(path: str | Path) -> Backbone:
     """The backbone of a run folder, frozen and in eval mode, on the CPU.
 
     Args:
@@ -27,17 +29,41 @@ def load(path: str | Path) -> nn.Module:
     Raises:
         UserError: a file is missing, cannot be read, or holds the weights of another network.
     """
-    from selfsight.backbones.registry import create
-
     weights_file, spec = describe(path)
-    arguments = {k: v for k, v in spec["backbone"].items() if not k.startswith("_")}
-    net = create(**{**arguments, "pretrained": False})
+    net = _network(spec, path)
     weights = _read(weights_file)
-    _check(weights, net.state_dict(), weights_file, f"'{arguments['name']}' its description names")
+    _check(weights, net.state_dict(), weights_file, f"'{name_of(spec['backbone'])}' its description names")
     dtype = next((v.dtype for v in weights.values() if v.is_floating_point()), None)
     net.to(dtype).load_state_dict(weights)
-    net.spec = spec  # type: ignore[assignment]
+    net.spec = spec
     return net.eval().requires_grad_(False)
+
+
+def _network(spec: Mapping[str, Any], path: str | Path) -> Backbone:
+    """The network that a description names, with the weights it begins with.
+
+    Raises:
+        UserError: it is a person's own, and its code is not to be had here or takes other arguments.
+    """
+    from selfsight.backbones.interface import one_line, wrap
+    from selfsight.backbones.registry import create
+
+    arguments = dict(spec["backbone"])
+    if "pretrained" in arguments or is_ours(arguments):
+        arguments["pretrained"] = False
+    if is_ours(arguments):
+        return create(**{name: value for name, value in arguments.items() if not name.startswith("_")})
+    from hydra.utils import instantiate
+
+    try:
+        made = instantiate(arguments, _convert_="all")
+    except Exception as error:  # it is somebody's own code
+        cause = error.__cause__ or error
+        raise UserError(
+            f"'{path}' holds the weights of '{name_of(arguments)}', which cannot be made here ({one_line(cause)}): its "
+            "module has to be importable, as it was in training."
+        ) from error
+    return wrap(made, image_size=spec.get("image_size") or 64)
 
 
 def start_from(net: nn.Module, path: str | Path) -> nn.Module:
@@ -49,11 +75,40 @@ def start_from(net: nn.Module, path: str | Path) -> nn.Module:
     Raises:
         UserError: as `load`, and weights of another network than ``net``.
     """
-    file, _ = describe(path)
-    weights = _read(file)
+    file, spec = describe(path)
+    weights = _resized(_read(file), net, spec, path)
     _check(weights, net.state_dict(), file, "backbone of this run")
     net.load_state_dict(weights)
     return net
+
+
+def _resized(
+    weights: dict[str, Tensor], net: nn.Module, spec: Mapping[str, Any], path: str | Path
+) -> Mapping[str, Any]:
+    """The weights, position embeddings and the like resized (as timm does it) where ``net`` is for other images.
+
+    Raises:
+        UserError: they are for images of another size, and this kind of network cannot be changed from one to another.
+    """
+    wanted = net.state_dict()
+    if wanted.keys() != weights.keys() or all(wanted[name].shape == weights[name].shape for name in wanted):
+        return weights
+    from selfsight.backbones.interface import one_line, usual_size
+
+    source: Any = _network(spec, path)
+    before, after = usual_size(source), usual_size(net)
+    if before == after or type(source) is not type(net):
+        return weights
+    try:
+        source.load_state_dict(weights)
+        source.set_input_size(img_size=(after, after))
+    except (RuntimeError, AttributeError, AssertionError, ValueError, TypeError) as error:
+        raise UserError(
+            f"'{path}' was trained on images of {before} x {before} pixels, and a {type(net).__name__} cannot be "
+            f"changed to {after} x {after} ({one_line(error)}): set dataset.image_size={before}."
+        ) from error
+    resized: Mapping[str, Any] = source.state_dict()
+    return resized
 
 
 def describe(path: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -78,8 +133,8 @@ def describe(path: str | Path) -> tuple[Path, dict[str, Any]]:
             )
     try:
         spec = json.loads(description.read_text())
-        spec["backbone"]["name"]
-    except (ValueError, KeyError, TypeError):
+        name_of(spec["backbone"])
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             f'\'{description}\' does not describe a backbone: it has to be JSON with "backbone": {{"name": ...}}.'
         ) from None
@@ -110,7 +165,7 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise UserError(f"'{file}' cannot be read as safetensors ({error}); copy or export it again.") from None
 
 
-def _check(weights: dict[str, Tensor], wanted: dict[str, Tensor], file: Path, name: str) -> None:
+def _check(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: Path, name: str) -> None:
     missing, over = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
     other = [k for k in wanted.keys() & weights.keys() if wanted[k].shape != weights[k].shape]
     if wrong := [*missing, *over, *sorted(other)]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class, get_object, instantiate
 from lightning import seed_everything
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
@@ -22,7 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from selfsight.backbones import interface
+from selfsight.backbones.registry import create
+from selfsight.checkpoints.export import name_of
 from selfsight.checkpoints.load import start_from
+from selfsight.contracts import Backbone
 from selfsight.datamodules import DataModule, ImageData
 from selfsight.datamodules.datasets.manifest import Manifest
 from selfsight.datamodules.views.view import View
@@ -124,7 +127,7 @@ def parts(cfg: DictConfig, of: RunFolder | None = None, **inherited: nn.Module |
         final={str(name): build(node) for name, node in (cfg.evaluator.get("final") or {}).items()},
         callbacks=[build(node) for node in callbacks],
         loggers=[partial(build, node) for node in loggers],
-        untrained=partial(build, cfg.backbone),
+        untrained=partial(network, cfg),
     )
 
 
@@ -202,6 +205,38 @@ def recipe(cfg: DictConfig) -> OptimizationRecipe:
     )
 
 
+def network(cfg: DictConfig) -> Backbone:
+    """The backbone of a run, built for its images; any module of a person's own is made one (`interface.wrap`)."""
+    cfg = cfg.copy()
+    OmegaConf.set_struct(cfg, False)
+    cfg.backbone = backbone_arguments(cfg)
+    with as_user_error(place(cfg.backbone)):
+        return interface.wrap(build(cfg.backbone), image_size=cfg.dataset.image_size)
+
+
+def backbone_arguments(cfg: DictConfig) -> dict[str, object]:
+    """What the network of a run is made with, ``_target_`` included.
+
+    That is the configuration's node, with the size of the images where the constructor asks for it. Where a person's
+    own ``_target_`` has taken the place of the one chosen, the values of that choice that it does not know go.
+    """
+    node = resolved(cfg.backbone)
+    with as_user_error(place(cfg.backbone)):
+        target = get_object(node["_target_"])
+        takes = inspect.signature(target).parameters
+    if target is not create:
+        open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+        of_create = inspect.signature(create).parameters
+        node = {
+            name: value
+            for name, value in node.items()
+            if name.startswith("_") or name in takes or (open_ended and name not in of_create)
+        }
+    if "image_size" in takes and node.get("image_size") is None:
+        node["image_size"] = cfg.dataset.image_size
+    return node
+
+
 def method(
     cfg: DictConfig, data: DataModule, backbone: nn.Module | None = None, **inherited: nn.Module | None
 ) -> Method:
@@ -217,7 +252,7 @@ def method(
     needs = kind.needs or inspect.signature(kind).parameters
     told = {name: fact for name, fact in data.facts.items() if name in needs and name not in cfg.method}
     if backbone is None:
-        backbone = build(cfg.backbone)
+        backbone = network(cfg)
         if cfg.get("start") is not None:
             start_from(backbone, cfg.start)
     made: Method = build(cfg.method, backbone=backbone, **told, **inherited)
@@ -241,12 +276,13 @@ def length(cfg: DictConfig, module: DataModule) -> Clock:
 def describe(cfg: DictConfig) -> Description:
     """The names in a configuration. Choices are kept in it; older ones do not have them, and name their classes."""
     package, method_class = str(cfg.method._target_).rsplit(".", 1)
+    arguments = backbone_arguments(cfg)
     return Description(
         method=package.rpartition(".")[2],
         method_class=method_class,
-        backbone=str(cfg.backbone.get("name", "backbone")),
+        backbone=name_of(arguments),
         dataset=str(cfg.dataset.name),
-        backbone_arguments=resolved(cfg.backbone),
+        backbone_arguments=arguments,
         image_size=cfg.dataset.image_size,
         batch_size=cfg.batch_size,
         epochs=cfg.trainer.max_epochs,
@@ -285,22 +321,12 @@ def check_views(learner: Method, data: DataModule) -> None:
 
 
 def check_sizes(learner: Method, data: DataModule) -> None:
-    """Refuse views that shrink to nothing inside the backbone: tried on a copy without memory.
+    """Refuse views that the backbone cannot take.
 
     Raises:
-        UserError: naming the view's size.
+        UserError: see `interface.check_sizes`.
     """
-    backbone = copy.deepcopy(learner.backbone).to("meta").eval()
-    for size in sorted({view.size for view in data.views}):
-        try:
-            backbone(torch.empty(2, 3, size, size, device="meta"))
-        except RuntimeError as error:
-            if "size" in str(error).lower():
-                raise UserError(
-                    f"views of {size} x {size} pixels shrink to nothing inside this backbone; take larger views "
-                    "(dataset.image_size=) or a backbone that shrinks less (backbone.stem=cifar, for ResNets)."
-                ) from None
-            raise
+    interface.check_sizes(learner.backbone, {view.size for view in data.views})
 
 
 # --- nodes -----------------------------------------------------------------------------------------------------------

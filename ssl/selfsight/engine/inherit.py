@@ -40,7 +40,7 @@ def completed_for_finetuning(
         if not (names_something(cfg.get("backbone")) and names_something(cfg.get("dataset"))):
             raise UserError("give a run to fine-tune (run=runs/NAME), or backbone= and dataset= to start from scratch.")
         fill_views(cfg, OmegaConf.create({}))
-        backbone, projector = build.build(cfg.backbone), None
+        backbone, projector = build.network(cfg), None
     else:
         source = RunFolder.open(cfg.run)
         trained = load(source.path)
@@ -53,7 +53,7 @@ def completed_for_finetuning(
         cfg.backbone = chosen_or_inherited(cfg.get("backbone"), OmegaConf.create(of_spec))
         cfg.dataset = chosen_or_inherited(cfg.get("dataset"), source.config().dataset)
         fill_views(cfg, source.config().views)
-        backbone = build.build(cfg.backbone)
+        backbone = build.network(cfg)
         backbone.load_state_dict(trained.state_dict())
         state = training_checkpoint(source.checkpoint)["state_dict"] if source.checkpoint.is_file() else {}
         projector = projection_head(state)

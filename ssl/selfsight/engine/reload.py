@@ -109,7 +109,7 @@ def classifier_of(folder: RunFolder) -> tuple[nn.Module, list[str]]:
             "makes one."
         )
     cfg, state = folder.config(), training_checkpoint(folder.checkpoint)["state_dict"]
-    backbone, classes = build.build(cfg.backbone), list(summary["classes"])
+    backbone, classes = build.network(cfg), list(summary["classes"])
     if "teacher" in cfg:  # a distilled student
         network: nn.Module = nn.Sequential(backbone, nn.Linear(backbone.num_features, len(classes)))
         parts = {"0.": "backbone.", "1.": "classifier."}

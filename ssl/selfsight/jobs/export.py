@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
 
 import selfsight
 from selfsight.checkpoints import export
 from selfsight.checkpoints.load import described
+from selfsight.contracts import Backbone
 from selfsight.errors import UserError, nearest
 from selfsight.runs.console import make_console, quiet
 from selfsight.runs.folder import RunFolder
@@ -49,9 +48,9 @@ def run(cfg: DictConfig) -> None:
     make_console().print(f"{out}: {how_to_read(backbone, cfg.format)}")
 
 
-def write(backbone: nn.Module, form: str, out: Path) -> None:
+def write(backbone: Backbone, form: str, out: Path) -> None:
     """The weights of a loaded backbone in one of the `FILES`."""
-    spec: Any = backbone.spec
+    spec = backbone.spec
     if form == "torchvision":
         content = io.BytesIO()
         torch.save(export.to_torchvision(backbone), content)
@@ -66,18 +65,18 @@ def write(backbone: nn.Module, form: str, out: Path) -> None:
         export.export_backbone(backbone, spec, with_folder(out / export.WEIGHTS).parent)
 
 
-def how_to_read(backbone: nn.Module, form: str) -> str:
+def how_to_read(backbone: Backbone, form: str) -> str:
     """What the reader has to do with the images, and before the weights fit."""
-    spec: Any = backbone.spec
+    spec = backbone.spec
     mean, std = described(backbone, "mean") or (0.0,) * 3, described(backbone, "std") or (1.0,) * 3
     if form == "detectron2":
         mean, std = ([round(255 * value, 3) for value in values] for values in (mean, std))
         return f"INPUT.FORMAT RGB, MODEL.PIXEL_MEAN {mean}, MODEL.PIXEL_STD {std}, MODEL.RESNETS.STRIDE_IN_1X1 False"
     images = f"RGB images from 0 to 1, less mean {list(mean)}, divided by std {list(std)}"
     arguments = spec["backbone"]
-    name = arguments["name"]
+    name = export.name_of(arguments)
     if form == "timm":
-        options = "".join(f", {key}={value!r}" for key, value in export.timm_options(arguments).items())
+        options = "".join(f", {key}={value!r}" for key, value in export.timm_options(backbone).items())
         name = f"net = timm.create_model('{name}', num_classes=0{options})"
     if form in ("timm", "torchvision") and arguments.get("stem") == "cifar":
         channels = ", ".join(map(str, backbone.get_parameter("conv1.weight").shape[1::-1]))

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfsight.backbones.interface import freeze_beyond_the_map
+from selfsight.backbones.interface import feature_map, freeze_beyond_the_map
 from selfsight.contracts import Batch
 from selfsight.errors import UserError, nearest
 from selfsight.losses.pixpro import instance_consistency, pixel_consistency, pixel_contrast, positives
@@ -123,7 +123,7 @@ class PixPro(Method):
     @torch.no_grad()
     def target(self, views: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Maps ``[B, F, h, w]`` of the target backbone, and unit projections of them."""
-        f = [self.target_backbone.module.forward_features(v) for v in views]  # type: ignore[operator]
+        f = [feature_map(self.target_backbone.module, v) for v in views]
         return f, [unit(self.target_projector(m)) for m in f]
 
     def before_step(self) -> None:
@@ -136,7 +136,7 @@ class PixPro(Method):
 
     def dense(self, view: Tensor) -> Tensor:
         """The last feature map ``[B, F, h, w]``: what PixPro trains, and what dense evaluation reads."""
-        return self.backbone.forward_features(view)  # type: ignore[operator]
+        return feature_map(self.backbone, view)
 
     def places(self, batch: Batch) -> list[Tensor]:
         if batch.boxes is None:

@@ -20,6 +20,7 @@ from typing import Literal, cast
 
 from torch import Tensor, nn
 
+from selfsight.backbones.interface import feature_map
 from selfsight.contracts import Batch
 from selfsight.losses.rotation import rotation_loss
 from selfsight.methods.base import Method
@@ -64,8 +65,7 @@ class Rotation(Method):
         """Images ``[B, 3, S, S]`` to scores ``[B, 4]`` of having been turned by 0, 90, 180, 270 degrees."""
         if self.map_side is None:
             return float32(self.head(self.backbone(x)))
-        features = self.backbone.forward_features(x)  # type: ignore[operator]
-        return float32(self.head(self.pool(features).flatten(1)))
+        return float32(self.head(self.pool(feature_map(self.backbone, x)).flatten(1)))
 
     def chance_loss(self) -> float:
         """``ln 4``: every angle is as likely as the others."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,36 +18,67 @@ from selfsight.errors import UserError
 ParamGroup = dict[str, Any]
 
 
+#: stage and block of a ResNet or ConvNeXt in a parameter's name
+STAGE = re.compile(r"\b(?:layer|stages\.)(\d+)\.(?:blocks\.)?(downsample|\d+)\.")
+#: a block of a plain transformer; those of other networks stand inside numbered stages
+VIT_BLOCK = re.compile(r"(?<!\d\.)\bblocks\.(\d+)\.")
+#: a part of a parameter's name that says it is a place or a token, for networks that do not list theirs
+PLACES = re.compile(r"(?:^|\.)(?:pos_embed|rel_pos|cls_token|dist_token|reg_token)")
+
+
 def all_parameters(module: nn.Module) -> list[ParamGroup]:
-    """One group: biases and normalisation are decayed and adapted like all the rest (SwAV, SupContrast, RotNet)."""
-    return [{"params": [p for p in module.parameters() if p.requires_grad], "plain": False}]
+    """One group: biases and normalisation are decayed and adapted like all the rest (SwAV, SupContrast, RotNet).
+
+    Only what `places_and_tokens` finds is in another, undecayed: the authors' networks have none.
+    """
+    places = places_and_tokens(module)
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    groups: list[ParamGroup] = [{"params": [p for name, p in named if name not in places], "plain": False}]
+    if apart := [p for name, p in named if name in places]:
+        groups.append({"params": apart, "plain": True, "weight_decay": 0.0})
+    return groups
 
 
-def split_no_decay(module: nn.Module, plain_names: Sequence[str] = ()) -> list[ParamGroup]:
+def split_no_decay(
+    module: nn.Module, plain_names: Sequence[str] = (), *, decay_places: bool = False
+) -> list[ParamGroup]:
     """Two groups: kernels (weight decay and layer adaptation) and the rest (``plain``: neither).
 
-    Plain are all tensors with at most one dimension, biases and normalisation (PixPro, contrast/lars.py), and those
-    with one of ``plain_names`` in their name, such as the classifier of SimCLR or the mask tokens of SparK.
+    Plain are all tensors with at most one dimension, biases and normalisation (PixPro, contrast/lars.py), those with
+    one of ``plain_names`` in their name, such as the classifier of SimCLR or the mask tokens of SparK, and position
+    embeddings and tokens (`places_and_tokens`), unless ``decay_places``, as in DINO and MAE.
     """
-    return layerwise(module, {}, plain_names)
+    return layerwise(module, {}, plain_names, decay_places=decay_places)
 
 
 #: its name before
 decayed_and_plain = split_no_decay
 
 
-def layer_decayed(module: nn.Module, decay: float, plain_names: Sequence[str] = ()) -> list[ParamGroup]:
-    """`split_no_decay`, split by layer: every layer below the head multiplies the learning rate by ``decay``."""
-    layers, head = layer_ids(name for name, _ in module.named_parameters())
-    return layerwise(module, {name: decay ** (head - layer) for name, layer in layers.items()}, plain_names)
+def layer_decayed(
+    module: nn.Module, decay: float, plain_names: Sequence[str] = (), *, decay_places: bool = False
+) -> list[ParamGroup]:
+    """`split_no_decay`, split by layer: every layer below the head multiplies the learning rate by ``decay``.
+
+    Layers of ResNets and ConvNeXts are those of `layer_ids`, layers of other networks those that timm's
+    ``group_matcher`` names: for a vision transformer the embedding is the first, and each block is one.
+    """
+    names = [name for name, _ in module.named_parameters()]
+    by_name = len(_stages(names)) == 4 or any(VIT_BLOCK.search(name) for name in names)
+    layers, head = layer_ids(names) if by_name else matched_layers(module)
+    scales = {name: decay ** (head - layer) for name, layer in layers.items()}
+    return layerwise(module, scales, plain_names, decay_places=decay_places)
 
 
-def layerwise(module: nn.Module, lr_scales: dict[str, float], plain_names: Sequence[str] = ()) -> list[ParamGroup]:
+def layerwise(
+    module: nn.Module, lr_scales: dict[str, float], plain_names: Sequence[str] = (), *, decay_places: bool = False
+) -> list[ParamGroup]:
     """Groups of parameters that agree in being plain and in the multiple of the learning rate they take (default 1)."""
     groups: dict[tuple[bool, float], ParamGroup] = {}
+    places = set() if decay_places else places_and_tokens(module)
     for name, p in module.named_parameters():
         if p.requires_grad:
-            plain = p.ndim <= 1 or any(part in name for part in plain_names)
+            plain = p.ndim <= 1 or name in places or any(part in name for part in plain_names)
             scale = lr_scales.get(name, 1.0)
             group = groups.setdefault((plain, scale), {"params": [], "plain": plain})
             group["params"].append(p)
@@ -54,6 +87,48 @@ def layerwise(module: nn.Module, lr_scales: dict[str, float], plain_names: Seque
             if scale != 1.0:
                 group["lr_scale"] = scale
     return list(groups.values())
+
+
+def places_and_tokens(module: nn.Module) -> set[str]:
+    """Names of the position embeddings, tables of relative positions, and class, distillation and register tokens.
+
+    They are no kernels, and decay would pull all places together: what the networks inside say themselves (timm's
+    ``no_weight_decay``: names or patterns), and what is called so.
+    """
+    found = {name for name, _ in module.named_parameters() if PLACES.search(name)}
+    for prefix, part in module.named_modules():
+        listed = getattr(part, "no_weight_decay", None)
+        for pattern in listed() if callable(listed) else ():
+            found |= {
+                f"{prefix}.{name}" if prefix else name
+                for name, _ in part.named_parameters()
+                if fnmatch.fnmatchcase(name, pattern)
+            }
+    return found
+
+
+def matched_layers(module: nn.Module) -> tuple[dict[str, int], int]:
+    """Layers of the parameters by timm's ``group_matcher`` of the network inside, from the input, and the head's.
+
+    Raises:
+        UserError: there is no such network.
+    """
+    from timm.models import group_parameters
+
+    place = next(
+        ((name, part) for name, part in module.named_modules() if callable(getattr(part, "group_matcher", None))), None
+    )
+    if place is None:
+        raise UserError(
+            "Layer-wise learning rates need the four stages of a ResNet or ConvNeXt, or a network that tells its "
+            f"layers apart as timm's do (group_matcher), and {type(module).__name__} has neither. Set the layer decay to 1."
+        )
+    prefix, network = f"{place[0]}." if place[0] else "", cast(Any, place[1])
+    last = "a classifier"  # what the matcher does not know comes after everything
+    named = SimpleNamespace(named_parameters=lambda: [*network.named_parameters(), (last, None)])
+    layers = group_parameters(named, network.group_matcher(), reverse=True)
+    head = layers[last]
+    return {name: layers.get(name.removeprefix(prefix), head) for name, _ in module.named_parameters()}, head
 
 
 def layer_ids(names: Iterable[str]) -> tuple[dict[str, int], int]:
@@ -65,11 +140,11 @@ def layer_ids(names: Iterable[str]) -> tuple[dict[str, int], int]:
     them and their positions in layer 0, then one layer a block (MAE, util/lr_decay.py).
     """
     names = list(names)
-    if any(re.search(_VIT_BLOCK, name) for name in names):
+    if any(VIT_BLOCK.search(name) for name in names):
         return _vit_layer_ids(names)
-    places = {name: re.search(r"\b(?:layer|stages\.)(\d+)\.(?:blocks\.)?(downsample|\d+)\.", name) for name in names}
+    places = {name: STAGE.search(name) for name in names}
     blocks = [(int(m[1]), int(m[2]) if m[2].isdigit() else 0) for m in places.values() if m]
-    stages = sorted({stage for stage, _ in blocks})
+    stages = _stages(places)
     if len(stages) != 4:
         raise UserError(
             f"Layer-wise learning rates need the four stages of a ResNet or ConvNeXt, or the blocks of a ViT; the "
@@ -91,12 +166,12 @@ def layer_ids(names: Iterable[str]) -> tuple[dict[str, int], int]:
     return {name: layer(name) for name in places}, starts[4]
 
 
-#: a block of a plain transformer; those of other networks stand inside numbered stages
-_VIT_BLOCK = r"(?<!\d\.)\bblocks\.(\d+)\."
+def _stages(names: Iterable[str]) -> list[int]:
+    return sorted({int(m[1]) for name in names if (m := STAGE.search(name))})
 
 
 def _vit_layer_ids(names: Sequence[str]) -> tuple[dict[str, int], int]:
-    blocks = {name: int(place[1]) for name in names if (place := re.search(_VIT_BLOCK, name))}
+    blocks = {name: int(place[1]) for name in names if (place := VIT_BLOCK.search(name))}
     head = max(blocks.values()) + 2
     first = r"\b(cls_token|reg_token|dist_token|mask_token|pos_embed|patch_embed|norm_pre)\b"
     return {n: blocks[n] + 1 if n in blocks else 0 if re.search(first, n) else head for n in names}, head
