@@ -6,31 +6,34 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selfsight.api import Run, embed, finetune, pretrain
-    from selfsight.backbones.interface import wrap
+    from selfsight.api import Run as Run
+    from selfsight.api import embed as embed
+    from selfsight.api import finetune as finetune
+    from selfsight.api import pretrain as pretrain
+    from selfsight.backbones.interface import wrap as wrap
     from selfsight.backbones.registry import create as backbone
-    from selfsight.checkpoints.load import load
+    from selfsight.checkpoints.load import load as load
 
 __version__ = "0.1.0"
 __all__ = ["Run", "__version__", "backbone", "embed", "finetune", "load", "pretrain", "wrap"]
 
-#: public name: where it stands. torch is imported only when something needs it
-_PLACES = {
-    "Run": "api.Run",
-    "backbone": "backbones.registry.create",
-    "embed": "api.embed",
-    "finetune": "api.finetune",
-    "load": "checkpoints.load.load",
-    "pretrain": "api.pretrain",
-    "wrap": "backbones.interface.wrap",
+#: public name: the module it stands in, and its name there. torch is imported only when something needs it
+_HOMES = {
+    "Run": ("api", "Run"),
+    "backbone": ("backbones.registry", "create"),
+    "embed": ("api", "embed"),
+    "finetune": ("api", "finetune"),
+    "load": ("checkpoints.load", "load"),
+    "pretrain": ("api", "pretrain"),
+    "wrap": ("backbones.interface", "wrap"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _HOMES:
         raise AttributeError(f"module 'selfsight' has no attribute '{name}'")
-    module, _, inner = _PLACES[name].rpartition(".")
-    return getattr(importlib.import_module(f"selfsight.{module}"), inner)
+    module, there = _HOMES[name]
+    return getattr(importlib.import_module(f"{__name__}.{module}"), there)
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,7 @@
 """selfsight in Python: what the command line does, with objects in place of folders.
 
 import selfsight as ss
+
 run = ss.pretrain(method="swav", dataset="folder", root="photos", backbone="resnet50", epochs=100)
 run.knn()
 """
@@ -9,21 +10,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
-from selfsight.checkpoints.load import load
+from selfsight.checkpoints.load import described, load
 from selfsight.composition.catalogue import GROUPS
-from selfsight.composition.overrides import checked, compose, quoted
-from selfsight.datamodules import DataModule
+from selfsight.composition.overrides import compose, quoted
+from selfsight.datamodules import DataModule, ImageSet, join
 from selfsight.datamodules import folder as folder_of_images
+from selfsight.datamodules.images.decode import Unreadable, read_image
 from selfsight.engine import build, measure
 from selfsight.engine.reload import (
     LoadedRun,
@@ -33,7 +36,7 @@ from selfsight.engine.reload import (
     loaded_run,
     trained_method,
 )
-from selfsight.errors import UserError
+from selfsight.errors import USAGE, UserError, nearest
 from selfsight.evaluation import KNN, Features, LinearProbe
 from selfsight.evaluation.base import Figures
 from selfsight.evaluation.features import FINAL
@@ -62,50 +65,82 @@ SHORT = {
 
 
 def pretrain(**settings: object) -> Run:
-    """Learn a backbone from images; `selfsight pretrain` in Python.
+    """Learn a backbone from images; `selfsight pretrain` in Python::
+
+        run = pretrain(method="swav", dataset="folder", root="photos", epochs=100, **{"optimizer.lr": 0.3})
 
     Args:
-        settings: groups by their choices (``method="swav"``, ``dataset="folder"``), keys by their values
-            (``batch_size=64``, ``**{"optimizer.lr": 0.3}``), and the short words of `SHORT`.
+        settings: groups by their choices (``method="swav"``, ``debug="smoke"``), keys of the configuration by their
+            values (``batch_size=64``, ``**{"optimizer.lr": 0.3}``), and the short words of `SHORT` (``root``,
+            ``epochs``, ``lr``, …). ``resume="runs/NAME"`` goes on with a run that stopped.
 
     Returns:
         The finished run.
 
     Raises:
-        UserError: what the command line refuses.
+        UserError: what the command line refuses, in the same sentence.
     """
     return _trained("pretrain", settings)
 
 
 def finetune(run: Run | str | os.PathLike[str] | None = None, **settings: object) -> Run:
-    """Train a pretrained network on few labels; `selfsight finetune` in Python.
+    """Train a pretrained network on few labels; `selfsight finetune` in Python::
+
+        classifier = finetune(run, labels_per_class=4)
 
     Args:
         run: to start from; None for a network from scratch (``backbone=``, ``dataset=``).
-        settings: as for `pretrain`, such as ``labels_per_class=4``.
+        settings: as for `pretrain`.
+
+    Returns:
+        The finished run; its ``summary["classifiers"]`` holds the accuracies.
+
+    Raises:
+        UserError: what the command line refuses, in the same sentence.
     """
     return _trained("finetune", settings if run is None else {"run": os.fspath(run), **settings})
 
 
 def embed(
-    backbone: nn.Module | Run | str | os.PathLike[str], images: str | os.PathLike[str], **settings: int
+    backbone: nn.Module | Run | str | os.PathLike[str],
+    images: str | os.PathLike[str],
+    *,
+    stage: str = FINAL,
+    image_size: int | None = None,
+    batch_size: int = 256,
+    num_workers: int | str = "auto",
 ) -> Features:
-    """Features of all images below a folder.
+    """Features of all images below a folder, with their names::
+
+        features = embed(load("runs/swav-photos-1"), "holiday")  # x [N, D], labels, indices, names
 
     Args:
-        backbone: a loaded one, or where one lies: a run or an exported folder.
-        images: a folder.
-        settings: ``image_size`` (default: what the backbone was trained with), ``batch_size``, ``num_workers``.
+        backbone: a network (of `load`, of timm), or where one lies: a run or an exported folder.
+        images: a folder; labels come with them where `selfsight.datamodules.folder` finds some.
+        stage: of the network, see `selfsight.evaluation.features.staged`.
+        image_size: side in pixels; None: what the network was trained with.
+
+    Returns:
+        Features of every readable image.
+
+    Raises:
+        UserError: no such network, stage or folder, or no images in it.
     """
     net = backbone if isinstance(backbone, nn.Module) else load(os.fspath(backbone))
-    spec: Mapping[str, object] = getattr(net, "spec", {})
-    size = settings.pop("image_size", None) or spec.get("image_size", 224)
-    data = folder_of_images(os.fspath(images), test_fraction=0.0, image_size=int(str(size)))
-    return _named(measure.features(net, eval_datamodule(data, net, **settings))[0], data.split("train"))
+    if image_size is None:
+        image_size = int(described(net, "image_size"))
+    data = folder_of_images(os.fspath(images), test_fraction=0.0, image_size=image_size)
+    every = join(data.everything(), data.test)
+    module = eval_datamodule(replace(data, train=every, test=None, unlabelled=None), net, batch_size, num_workers)
+    return _named(measure.features(net, module, stage)[0], every)
 
 
 class Neighbour(NamedTuple):
-    """A training image, its position among them, and how like the query it is (cosine)."""
+    """An image that is like a query.
+
+    Attributes:
+        name: of its file, or its number. position: among the training images. similarity: cosine of the features.
+    """
 
     name: str
     position: int
@@ -113,10 +148,16 @@ class Neighbour(NamedTuple):
 
 
 class Run:
-    """A finished run: its numbers, its networks, and what can be asked of them.
+    """A finished run: its numbers, its networks, and what can be asked of them::
+
+        run = Run("runs/swav-photos-1")
+        run.knn()["knn_top1"]
 
     Args:
         path: its folder, or ``last`` for the newest one in ``runs/``.
+
+    Attributes:
+        folder: its files.
 
     Raises:
         UserError: there is no such run.
@@ -130,8 +171,8 @@ class Run:
 
     def __repr__(self) -> str:
         found, named = self.headline, ("knn_top1", "linear_top1", "student_top1")
-        figures = ", ".join(f"{name} {found[name]:.1%}" for name in named if name in found)
-        return f"Run('{self.folder.path}'{', ' if figures else ''}{figures})"
+        figures = [f"{name} {found[name]:.1%}" for name in named if name in found]
+        return f"Run({', '.join([repr(str(self.folder.path)), *figures])})"
 
     # --- what it holds -----------------------------------------------------------------------------------------------
 
@@ -142,34 +183,38 @@ class Run:
 
     @property
     def config(self) -> DictConfig:
-        """What it was made with."""
+        """What it was made with: every key of its configuration."""
         return self.folder.config()
 
     @property
-    def summary(self) -> dict[str, object]:
-        """What was measured at its end."""
+    def summary(self) -> dict[str, Any]:
+        """What was measured at its end; empty for a run that has not come to it."""
         return self.folder.read_summary()
 
     @property
     def headline(self) -> dict[str, float]:
         """The figures by which it may be chosen among others: ``knn_top1``, ``linear_top1``, ``student_top1``, …"""
-        return measure.headline(self.folder.read_summary())
+        return measure.headline(self.summary)
 
     @property
     def metrics(self) -> pandas.DataFrame:
-        """A row an epoch; needs pandas."""
+        """A row an epoch: losses, monitors and figures by name."""
         import pandas
 
         return pandas.DataFrame([{k: _number(v) for k, v in row.items()} for row in self.folder.read_metrics()])
 
     @cached_property
     def loaded(self) -> LoadedRun:
-        """Its parts in memory."""
+        """Its parts in memory; read once.
+
+        Raises:
+            UserError: it has not come to its end, or a file of it cannot be read.
+        """
         return loaded_run(self.folder)
 
     @property
     def backbone(self) -> nn.Module:
-        """The trained backbone, frozen and in eval mode."""
+        """The trained backbone, frozen and in eval mode: ``[B, 3, H, W]`` to ``[B, num_features]``."""
         return self.loaded.backbone
 
     @property
@@ -183,7 +228,7 @@ class Run:
 
     @cached_property
     def data(self) -> DataModule:
-        """Its images, as evaluation sees them."""
+        """Its images, as evaluation presents them to the backbone."""
         return eval_datamodule(build.dataset(self.config, self.folder), self.backbone)
 
     # --- what can be asked of it -------------------------------------------------------------------------------------
@@ -192,7 +237,8 @@ class Run:
         """Features of a part of its images, with their names; kept in the run folder for the next time.
 
         Args:
-            split: ``train``, ``test`` or ``unlabelled``. stage: see `selfsight.evaluation.features.staged`.
+            split: ``train``, ``test`` or ``unlabelled``.
+            stage: ``final``, a module out of the backbone's ``feature_info`` (``layer3``), ``last2``, ``projection``.
 
         Raises:
             UserError: there are no such images, or no such stage.
@@ -200,83 +246,156 @@ class Run:
         there = measure.available_splits(self.data)
         if split not in there:
             raise UserError(f"the data of '{self.path}' have no {split} images; there are {', '.join(there)}.")
-        head = head_of(stage, self.folder, self.backbone)
-        cache = feature_cache(self.folder)
+        head, cache = head_of(stage, self.folder, self.backbone), feature_cache(self.folder)
         found = measure.part_features(self.backbone, self.data, split, [stage], head=head, cache=cache)[stage]
         return _named(found, self.data.data.split(split))
 
-    def knn(self, stage: str = FINAL, **settings: object) -> Figures:
-        """k-nearest-neighbour accuracy; ``settings`` are those of `selfsight.evaluation.KNN`."""
-        return KNN(**settings)(self.embed("train", stage), self.embed("test", stage))  # type: ignore[arg-type]
-
-    def linear(self, stage: str = FINAL, **settings: object) -> Figures:
-        """Linear-probe accuracy; ``settings`` are those of `selfsight.evaluation.LinearProbe`."""
-        return LinearProbe(**settings)(self.embed("train", stage), self.embed("test", stage))  # type: ignore[arg-type]
-
-    def neighbours(self, image: int | str | os.PathLike[str] | np.ndarray | Tensor, k: int = 8) -> list[Neighbour]:
-        """The ``k`` training images most like an image.
+    def knn(self, stage: str = FINAL, **settings: Any) -> Figures:
+        """k-nearest-neighbour accuracy of the test images, ``knn_top1`` among others.
 
         Args:
-            image: a file, ``[H, W, 3]`` uint8, or the position of a test image (without a test set, of a training
-                image).
+            settings: those of `selfsight.evaluation.KNN`, such as ``k=[1]``.
+
+        Raises:
+            UserError: no labels, no test images, no such stage or setting.
+        """
+        return self._probed(KNN, stage, settings)
+
+    def linear(self, stage: str = FINAL, **settings: Any) -> Figures:
+        """Linear-probe accuracy of the test images, ``linear_top1`` among others.
+
+        Args:
+            settings: those of `selfsight.evaluation.LinearProbe`, such as ``folds=5``.
+
+        Raises:
+            UserError: no labels, no test images, no such stage or setting.
+        """
+        return self._probed(LinearProbe, stage, settings)
+
+    def neighbours(self, image: int | str | os.PathLike[str] | np.ndarray | Tensor, k: int = 8) -> list[Neighbour]:
+        """The ``k`` training images most like an image, the most like first.
+
+        Args:
+            image: a file, an array ``[H, W, 3]`` uint8, or the position of a test image (without test images, of a
+                training image).
+
+        Raises:
+            UserError: a file that is no image, an array of another form, or a position where there is none.
         """
         train = self.embed("train")
-        if isinstance(image, int):
-            splits: tuple[Split, ...] = ("test", "train")
-            query = self.embed(next(split for split in splits if split in measure.available_splits(self.data))).x[image]
-        else:
-            query = self._feature(image)
+        query = self._at(image) if isinstance(image, int) else self._feature_of(image)
         similarity, index = (F.normalize(train.x, dim=1) @ F.normalize(query, dim=0)).topk(min(k, len(train)))
         return [
             Neighbour(train.names[i], int(train.indices[i]), float(s)) for s, i in zip(similarity, index, strict=True)
         ]
 
-    def map(self, split: Split = "test", projection: str = "tsne") -> plotly.graph_objects.Figure:
-        """The embedding in a plane: a plotly figure."""
-        train, shown = self.embed("train"), self.embed(split)
-        known = embedding.build_map(train, shown, self.data.data.split(split), projection)
-        return embedding_map.figure(self.data, known)
+    def map(self, split: Split | None = None, projection: str = "tsne") -> plotly.graph_objects.Figure:
+        """The embedding in a plane, as a figure of plotly's: a dot an image, coloured by class.
+
+        Args:
+            split: whose images; None: the test images, or the training images where there are no others.
+            projection: ``tsne``, ``umap`` or ``pca``.
+
+        Raises:
+            UserError: no such images, or no such projection.
+        """
+        split = split or self._shown
+        train = self.embed("train")
+        shown = train if split == "train" else self.embed(split)
+        return embedding_map.figure(
+            self.data, embedding.build_map(train, shown, self.data.data.split(split), projection)
+        )
 
     def report(self, projection: str = "tsne") -> Path:
-        """Write report.html again; its path."""
+        """Write report.html again.
+
+        Returns:
+            Its path.
+        """
         return report.write(self.loaded, *measure.features(self.backbone, self.loaded.datamodule), projection)
 
-    def _feature(self, image: str | os.PathLike[str] | np.ndarray | Tensor) -> Tensor:
-        from selfsight.datamodules.images.decode import Unreadable, read_image
+    # --- steps -------------------------------------------------------------------------------------------------------
 
-        if isinstance(image, (np.ndarray, Tensor)):
-            pixels = image
-        else:
+    @property
+    def _shown(self) -> Split:
+        return "test" if "test" in measure.available_splits(self.data) else "train"
+
+    def _probed(self, kind: type[KNN | LinearProbe], stage: str, settings: dict[str, Any]) -> Figures:
+        known = [field.name for field in fields(kind)]
+        for name in (name for name in settings if name not in known):
+            raise UserError(f"{kind.__name__} takes no {name}; it takes {', '.join(known)}.{nearest(name, known)}")
+        evaluator = kind(**settings)
+        measure.check_labels(evaluator, self.data)
+        return measure.run_evaluator(evaluator, self.embed("train", stage), self.embed("test", stage))
+
+    def _at(self, position: int) -> Tensor:
+        split = self._shown
+        known = self.embed(split)
+        rows = (known.indices == position).nonzero()  # a file that cannot be read has no features
+        if not len(rows):
+            last = int(known.indices.max())
+            raise UserError(f"there is no {split} image {position}; give a position from 0 to {last}.")
+        return known.x[int(rows[0])]
+
+    def _feature_of(self, image: str | os.PathLike[str] | np.ndarray | Tensor) -> Tensor:
+        if isinstance(image, (str, os.PathLike)):
             try:
-                pixels = read_image(Path(image))
+                pixels = read_image(Path(image).expanduser())
             except (Unreadable, OSError) as reason:
                 raise UserError(f"'{os.fspath(image)}' cannot be read as an image ({reason}).") from None
-        return measure.feature_of_image(self.backbone, self.data, np.asarray(pixels))
+        else:
+            pixels = np.asarray(image)
+            if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+                raise UserError(
+                    f"an array of shape {list(pixels.shape)} and type {pixels.dtype} was given for an image; "
+                    "[H, W, 3] uint8 was expected."
+                )
+        return measure.feature_of_image(self.backbone, self.data, pixels)
 
 
 def _trained(job: str, settings: Mapping[str, object]) -> Run:
     words = [_word(str(key), value) for key, value in settings.items()]
-    outcome = run_nested_job(job, compose(job, checked(job, words, sweep=False)), words)
+    try:
+        outcome = run_nested_job(job, compose(job, words), words)
+    except UserError as error:
+        raise error.with_traceback(None) from None  # the way it came tells a person nothing
     return Run(outcome.folder.path if outcome is not None and outcome.folder is not None else "last")
 
 
 def _word(key: str, value: object) -> str:
-    """``key=value`` as it is typed: ``optimizer.lr=0.3``."""
+    """A setting as it is typed on the command line: ``optimizer.lr=0.3``.
+
+    Raises:
+        UserError: an object that no words stand for.
+    """
     key = SHORT.get(key, key)
     if isinstance(value, (str, os.PathLike)):
         text = os.fspath(value)
         return f"{key}={text if key in GROUPS else quoted(text)}"
-    if isinstance(value, (DictConfig, Mapping)):
-        value = OmegaConf.to_container(OmegaConf.create(dict(value)), resolve=True)
-    if isinstance(value, Sequence):
-        value = list(value)
-    return f"{key}={json.dumps(value)}"
+    try:
+        return f"{key}={json.dumps(_plain(value))}"
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{key} was given a {type(value).__name__}; text, numbers, lists and mappings were expected (a part "
+            f"of your own is named: **{{'{key}._target_': 'module.Name'}}).",
+            status=USAGE,
+        ) from None
 
 
-def _named(features: Features, images: object) -> Features:
-    from dataclasses import replace
+def _plain(value: object) -> object:
+    if isinstance(value, (np.generic, np.ndarray, Tensor)):
+        return value.tolist()
+    if isinstance(value, (DictConfig, ListConfig)):
+        return OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple, range)):
+        return [_plain(one) for one in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
-    return replace(features, names=tuple(images.name(int(i)) for i in features.indices))  # type: ignore[attr-defined]
+
+def _named(features: Features, images: ImageSet) -> Features:
+    return replace(features, names=tuple(images.name(int(i)) for i in features.indices))
 
 
 def _number(text: str) -> float | str | None:

@@ -11,12 +11,16 @@ USAGE = 2  #: exit status for a wrong word on the command line
 class UserError(Exception):
     """A mistake the user can mend: one sentence saying what was given, what was expected and how to fix it.
 
-    The command line prints it without a traceback and exits with ``status``.
+    The command line prints it without a traceback and exits with ``status``; a notebook shows the sentence alone.
     """
 
     def __init__(self, message: str, *, status: int = 1) -> None:
         super().__init__(message)
         self.status = status
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback."""
+        return [f"UserError: {self}"]
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

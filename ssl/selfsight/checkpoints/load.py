@@ -142,12 +142,20 @@ def describe(path: str | Path) -> tuple[Path, dict[str, Any]]:
 
 
 def described(net: nn.Module, key: str) -> Any:
-    """What the description of a loaded backbone says of ``key``.
+    """What the description of a backbone says of ``key``; of a network of timm's, what was published with it.
 
     Raises:
         UserError: nothing.
     """
-    spec: Any = net.spec
+    spec: Any = getattr(net, "spec", None)
+    published: Any = getattr(net, "pretrained_cfg", None)
+    if spec is None and published:
+        spec = {"image_size": published["input_size"][-1], "mean": published["mean"], "std": published["std"]}
+    if spec is None:
+        raise UserError(
+            f"{type(net).__name__} does not say its {key}, which is needed here; give it what `selfsight.load` does: "
+            'net.spec = {"image_size": 224, "mean": [...], "std": [...]}.'
+        )
     if key not in spec:
         raise UserError(
             f"{DESCRIPTION} of this backbone does not say its {key}, which is needed here; write it down there."

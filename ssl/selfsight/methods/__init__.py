@@ -1,8 +1,48 @@
-"""Methods, one file each."""
+"""Methods, one file each; ``from selfsight.methods import SwAV`` finds a class when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from selfsight.compat import moved
 
-__getattr__ = moved(
-    __name__,
-    dict.fromkeys(("comatch", "fixmatch", "flexmatch", "freematch", "mixmatch", "simmatch", "simmatchv2"), "semi"),
-)
+if TYPE_CHECKING:
+    from selfsight.methods.base import Method as Method
+    from selfsight.methods.deepclusterv2 import DeepClusterV2 as DeepClusterV2
+    from selfsight.methods.distillation import Distillation as Distillation
+    from selfsight.methods.finetune import FineTune as FineTune
+    from selfsight.methods.pixpro import PixPro as PixPro
+    from selfsight.methods.rotation import Rotation as Rotation
+    from selfsight.methods.semi.comatch import CoMatch as CoMatch
+    from selfsight.methods.semi.fixmatch import FixMatch as FixMatch
+    from selfsight.methods.semi.flexmatch import FlexMatch as FlexMatch
+    from selfsight.methods.semi.freematch import FreeMatch as FreeMatch
+    from selfsight.methods.semi.mixmatch import MixMatch as MixMatch
+    from selfsight.methods.semi.simmatch import SimMatch as SimMatch
+    from selfsight.methods.semi.simmatchv2 import SimMatchV2 as SimMatchV2
+    from selfsight.methods.simclrv2 import SimCLRv2 as SimCLRv2
+    from selfsight.methods.spark import SparK as SparK
+    from selfsight.methods.supce import SupCE as SupCE
+    from selfsight.methods.supcon import SupCon as SupCon
+    from selfsight.methods.swav import SwAV as SwAV
+
+_SEMI = ("CoMatch", "FixMatch", "FlexMatch", "FreeMatch", "MixMatch", "SimMatch", "SimMatchV2")
+_ALONE = (
+    "DeepClusterV2", "Distillation", "FineTune", "PixPro", "Rotation", "SimCLRv2", "SparK", "SupCE", "SupCon", "SwAV",
+)  # fmt: skip
+#: class: the module it stands in
+_HOMES = {
+    "Method": "base",
+    **{name: name.lower() for name in _ALONE},
+    **{name: f"semi.{name.lower()}" for name in _SEMI},
+}
+__all__ = sorted(_HOMES)
+
+_moved = moved(__name__, dict.fromkeys(map(str.lower, _SEMI), "semi"))
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return _moved(name)

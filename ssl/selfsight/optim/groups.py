@@ -121,7 +121,8 @@ def matched_layers(module: nn.Module) -> tuple[dict[str, int], int]:
     if place is None:
         raise UserError(
             "Layer-wise learning rates need the four stages of a ResNet or ConvNeXt, or a network that tells its "
-            f"layers apart as timm's do (group_matcher), and {type(module).__name__} has neither. Set the layer decay to 1."
+            f"layers apart as timm's do (group_matcher), and {type(module).__name__} has neither. Set the layer decay "
+            "to 1."
         )
     prefix, network = f"{place[0]}." if place[0] else "", cast(Any, place[1])
     last = "a classifier"  # what the matcher does not know comes after everything
