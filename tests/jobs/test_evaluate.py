@@ -202,19 +202,22 @@ def test_names_of_records(tmp_path: Path) -> None:
     """The choice of a group, what differs from its file, and a number where that is not enough."""
     from omegaconf import OmegaConf
 
-    def named(**values: Any) -> list[str]:
-        return records.named_after("evaluator", OmegaConf.create(values))
+    from selfsight.composition.defaults import differences
+
+    def named(choice: str, **values: Any) -> list[str]:
+        name, changed = differences("evaluator", choice, OmegaConf.create(values))
+        return [name, *records.changed_slug(changed)]
 
     linear = "selfsight.evaluation.probes.linear.LinearProbe"
-    assert named(_target_=linear) == ["linear"]
+    assert named("linear", _target_=linear) == ["linear"]
     usual = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
-    assert named(_target_=linear, folds=5, penalties=usual) == ["logistic_cv"]
-    assert named(_target_=linear, folds=3, penalties=usual) == ["logistic_cv", "folds_3"]
-    assert named(_target_=linear, seed=7) == ["linear", "seed_7"]
+    assert named("logistic_cv", _target_=linear, folds=5, penalties=usual) == ["logistic_cv"]
+    assert named("logistic_cv", _target_=linear, folds=3, penalties=usual) == ["logistic_cv", "folds_3"]
+    assert named("linear", _target_=linear, seed=7) == ["linear", "seed_7"]
     dense = {"_target_": "selfsight.evaluation.dense.probes.DenseKNN", "size": 64, "stage": "layer3"}
     data = {"_target_": "selfsight.evaluation.dense.segmentation.folder", "root": "masks", "test_share": 0.5}
-    assert named(**dense, data=data) == ["dense_knn", "test_share_0.5"]
-    assert named(_target_="mine.Own", depth=3) == ["own", "depth_3"]
+    assert named("dense_knn", **dense, data=data) == ["dense_knn", "test_share_0.5"]
+    assert named("knn", _target_="torch.nn.Dropout", p=0.25) == ["dropout", "p_0.25"]
     assert len(records.joined(["x" * 300])) <= records.LONGEST
 
     record: dict[str, Any] = {"result": {}, "protocol": "", "data": ""}

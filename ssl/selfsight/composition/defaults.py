@@ -62,6 +62,21 @@ def stated(node: DictConfig) -> DictConfig:
     return found
 
 
+def differences(group: str, choice: str, node: DictConfig) -> tuple[str, dict[str, Any]]:
+    """What a part is called, and which of its values differ from those of the choice it was composed from.
+
+    Something of a person's own, whose ``_target_`` has taken the place of the choice's, is called by its class.
+    """
+    now = dict(_flat(OmegaConf.to_container(stated(node), resolve=True)))
+    found = [path for _, path in files(group, choice)]
+    usual = dict(_flat(OmegaConf.to_container(stated(OmegaConf.load(found[-1]))))) if found else {}  # type: ignore[arg-type]
+    target = str(now.get("_target_"))
+    if not found or str(usual.get("_target_")) != target:
+        return target.rpartition(".")[2].lower(), {key: value for key, value in now.items() if key != "_target_"}
+    referring = {key for key, value in usual.items() if isinstance(value, str) and "${" in value}
+    return choice, {k: v for k, v in now.items() if k not in referring and v != usual.get(k, NOTHING)}
+
+
 def presets_line(cfg: DictConfig) -> str | None:
     """``values for digits: 30 prototypes, …``: what was chosen in silence for a data set and a method; None if nothing.
 

@@ -25,6 +25,7 @@ from selfsight.backbones import interface
 from selfsight.backbones.registry import create
 from selfsight.checkpoints.export import name_of
 from selfsight.checkpoints.load import start_from
+from selfsight.composition.defaults import presets_line
 from selfsight.contracts import Backbone
 from selfsight.datamodules import DataModule, ImageData
 from selfsight.datamodules.datasets.manifest import Manifest
@@ -52,6 +53,7 @@ class Description:
         method, backbone, dataset: their names. method_class: ``SwAV``.
         backbone_arguments: what the backbone is made with, ``_target_`` included.
         settings: the whole configuration as YAML.
+        presets: the values that its data set and method came with, in a line.
     """
 
     method: str
@@ -64,6 +66,7 @@ class Description:
     epochs: int
     seed: int
     settings: str
+    presets: str | None
 
 
 @dataclass(frozen=True)
@@ -288,6 +291,7 @@ def describe(cfg: DictConfig) -> Description:
         epochs=cfg.trainer.max_epochs,
         seed=cfg.seed,
         settings=OmegaConf.to_yaml(cfg, resolve=True),
+        presets=presets_line(cfg),
     )
 
 

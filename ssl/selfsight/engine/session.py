@@ -137,7 +137,7 @@ class Session:
             f"lr {recipe.lr:g} → {recipe.peak_lr(length.batch_size):.4g} ({recipe.scaling} scaling)\n"
             f"{self.folder.path}"
         )
-        for line in filter(None, (data.about_labels, *data.about)):
+        for line in filter(None, (names.presets, data.about_labels, *data.about)):
             self.console.print(line, style="dim", markup=False)
 
     def export_backbone(self) -> None:

@@ -260,7 +260,7 @@ def perform_step(cfg: DictConfig, folder: RunFolder, name: str, labels: int, see
 
 def step_words(cfg: DictConfig, step: DictConfig) -> list[str]:
     """A step's words as on the command line: the data set, its own, those for all."""
-    return [*([f"dataset={choice(cfg.dataset)}"] if step.job == "pretrain" else []), *step.words, *cfg.words]
+    return [*([f"dataset={cfg.choices.dataset}"] if step.job == "pretrain" else []), *step.words, *cfg.words]
 
 
 def settings(cfg: DictConfig, step: DictConfig, labels: int, seed: int) -> dict[str, object]:
@@ -273,8 +273,3 @@ def settings(cfg: DictConfig, step: DictConfig, labels: int, seed: int) -> dict[
     if step.job == "pretrain":
         found["evaluator.final"] = {}
     return found
-
-
-def choice(dataset: DictConfig) -> str:
-    """``digits`` out of ``selfsight.datamodules.digits``: what the data set is called on the command line."""
-    return str(dataset._target_).rsplit(".", 1)[-1]

@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import nn
 
 import selfsight
+from selfsight.composition.defaults import differences
 from selfsight.datamodules import ImageDataModule
 from selfsight.engine import build, measure
 from selfsight.engine.devices import device
@@ -118,14 +119,20 @@ def title(cfg: DictConfig, dataset: DictConfig | None, evaluator: Evaluator) -> 
         changed = {str(key): value for key, value in linear.items() if key != "protocol" and value is not None}
         words = ["linear", str(linear.protocol), *records.changed_slug(changed)]
     else:
-        words = records.named_after("evaluator", cfg.evaluator)
+        words = slug(cfg, "evaluator", cfg.evaluator)
     if own_images(evaluator):
         words.insert(1, own_images(evaluator))
     elif dataset is not None:
-        words += [dataset_name(dataset), *records.named_after("dataset", dataset)[1:]]
+        words += [dataset_name(dataset), *slug(cfg, "dataset", dataset)[1:]]
     if cfg.stage != FINAL:
         words.append(cfg.stage)
     return records.joined(words)
+
+
+def slug(cfg: DictConfig, group: str, node: DictConfig) -> list[str]:
+    """Words for the name of a record: the choice of a group, and what differs from it."""
+    choice, changed = differences(group, str(cfg.choices.get(group) or node.get("name")), node)
+    return [choice, *records.changed_slug(changed)]
 
 
 def settings_of(cfg: DictConfig, dataset: DictConfig | None) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import itertools
 import json
 import re
@@ -94,12 +93,6 @@ def to_json(node: DictConfig | None) -> dict[str, object]:
     return found
 
 
-def named_after(group: str, node: DictConfig) -> list[str]:
-    """Words for a name: the choice of a group that a node was composed from, and what differs from that file."""
-    choice, changed = choice_of(group, node)
-    return [choice, *changed_slug(changed)]
-
-
 def changed_slug(changed: Mapping[str, object]) -> list[str]:
     """Words for values that are not as usual: ``k_5,20``."""
     shown = {key.rpartition(".")[2]: value for key, value in changed.items()}
@@ -113,32 +106,6 @@ def changed_slug(changed: Mapping[str, object]) -> list[str]:
 def joined(words: list[str]) -> str:
     """A name of some words, not longer than file names may be."""
     return "-".join(words)[:LONGEST]
-
-
-def choice_of(group: str, node: DictConfig) -> tuple[str, dict[str, object]]:
-    """The file of a group that a node was composed from, and what differs: of those with its target the nearest one.
-
-    Of equally near ones it is the one that says most.
-    """
-    given = dict(flat(to_json(node)))
-    found: dict[tuple[int, int, str], dict[str, object]] = {}
-    files = (importlib.resources.files("selfsight.conf") / group).iterdir()
-    for file in (file for file in files if file.name.endswith(".yaml")):
-        usual = dict(flat(OmegaConf.to_container(OmegaConf.create(file.read_text()), resolve=False)))
-        if usual.get("_target_") == given.get("_target_"):
-            changed = _changes(given, usual)
-            found[len(changed), -len(usual), file.name.removesuffix(".yaml")] = changed
-    if not found:  # something of the user's own
-        return str(given.get("_target_", "")).rpartition(".")[2].lower(), given
-    nearest = min(found)
-    return nearest[2], {key: value for key, value in found[nearest].items() if key in given}
-
-
-def _changes(given: Mapping[str, object], usual: Mapping[str, object]) -> dict[str, object]:
-    """Values by key that are not the usual ones; one that refers to another place is taken for usual."""
-    keys = dict.fromkeys([*usual, *given])
-    referring = {key for key, value in usual.items() if isinstance(value, str) and "${" in value}
-    return {key: given.get(key) for key in keys if key not in referring and given.get(key) != usual.get(key)}
 
 
 def flat(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
