@@ -303,15 +303,19 @@ class ImageData:
             count += len(pairs)
             if not pairs:
                 continue
-            images, test = self.split(part), self.split("test")
-            one, other = next(iter(pairs.items()))
+            images, (one, other) = self.split(part), next(iter(pairs.items()))
             kind = {"train": "training"}.get(part, part)
             log.warning(
                 f"{len(pairs):,} of the {len(images):,} {kind} images of '{self.name}' are test images too, such as "
-                f"'{shown(images.name(one))}' ('{shown(test.name(other))}'): figures on the test images will flatter"
+                f"'{self._address(part, one)}', which is '{self._address('test', other)}': figures on these will flatter"
                 + ("." if self.root is None else "; dataset.drop_copies=true leaves them out.")
             )
         return count
+
+    def _address(self, part: str, index: int) -> str:
+        """Where an image lies, for a sentence."""
+        chosen = self.split(part).select([index])
+        return shown(chosen.name(0) if self.root is None else chosen.addresses(self.root)[0])
 
     # --- a run's own images --------------------------------------------------------------------------------------
 

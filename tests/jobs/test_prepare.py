@@ -93,12 +93,12 @@ def test_goes_on_where_it_stopped(
     prepare(source, whole, f"encode={encode}")
     calls = []
 
-    def counted(path: Path) -> np.ndarray:
+    def counted(path: Path, max_pixels: int) -> np.ndarray:
         if len(calls) == 5 and not stopped:
             stopped.append(True)
             raise KeyboardInterrupt
         calls.append(path)
-        return read_image(path)
+        return read_image(path, max_pixels)
 
     stopped: list[bool] = []
     monkeypatch.setattr("selfsight.datamodules.datasets.preparing.read_image", counted)
@@ -200,9 +200,9 @@ def test_what_has_not_changed_is_not_made_again(source: Path, tmp_path: Path, mo
         prepare(source, tmp_path / encode, f"encode={encode}")
     made: list[Path] = []
 
-    def counted(path: Path) -> np.ndarray:
+    def counted(path: Path, max_pixels: int) -> np.ndarray:
         made.append(path)
-        return read_image(path)
+        return read_image(path, max_pixels)
 
     monkeypatch.setattr("selfsight.datamodules.datasets.preparing.read_image", counted)
     last = source / "val" / "b" / "5.jpg"  # in the last shard
