@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ from selfsight.optim.schedule import Clock
 
 #: how constructors refuse arguments
 REFUSALS = (TypeError, ValueError, AssertionError, MisconfigurationException)
+
+TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def parts(cfg: DictConfig, **inherited: nn.Module | None) -> Parts:
         online=build(cfg.evaluator.online),
         final={str(name): build(node) for name, node in (cfg.evaluator.get("final") or {}).items()},
         callbacks=[build(node) for node in callbacks],
-        loggers=[partial(build, node) for node in loggers],
+        loggers=[logger(node) for node in loggers],
         untrained=partial(build, cfg.backbone),
     )
 
@@ -148,6 +151,17 @@ def dataset(cfg: DictConfig) -> ImageData:
     """The data set, or a small part of it where the configuration limits it."""
     data: ImageData = build(cfg.dataset)
     return data if cfg.get("limit_images") is None else data.limited(cfg.limit_images)
+
+
+def logger(node: DictConfig) -> Callable[..., Logger]:
+    """A logger that is made once there is a folder for it.
+
+    Raises:
+        UserError: it takes a package that is not installed.
+    """
+    if node.get("_target_") == TENSORBOARD and not any(map(find_spec, ("tensorboard", "tensorboardX"))):
+        raise UserError("logger=tensorboard needs a package: pip install 'selfsight[tensorboard]'.")
+    return partial(build, node)
 
 
 def recipe(cfg: DictConfig) -> OptimizationRecipe:
