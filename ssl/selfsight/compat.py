@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 #: arguments that a thing has got since, and what it did before: a run that does not name them was made so
@@ -35,6 +37,31 @@ def moved(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
         return importlib.import_module(f"{package}.{places[name]}.{name}")
 
     return find
+
+
+class _Absent:
+    """An import hook to which some packages are not installed."""
+
+    def __init__(self, packages: Sequence[str]) -> None:
+        self.packages = packages
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name in self.packages:
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+
+@contextlib.contextmanager
+def left_out(*packages: str) -> Iterator[None]:
+    """Optional packages of a library, as if they were not installed while it is imported; those imported before stay.
+
+    timm imports wandb wherever that is installed, for a summary that nobody asks for here: a second of every start.
+    """
+    hook = _Absent(packages)
+    sys.meta_path.insert(0, hook)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(hook)
 
 
 def hydra_engine(job: str, folders: Sequence[tuple[str, str]]) -> Any:

@@ -1,9 +1,8 @@
-import sys
+"""Backbones by name: timm's, and ours beside them. Whoever else needs timm imports it from here."""
 
-if not {"timm", "wandb"} & set(sys.modules):
-    # timm loads wandb wherever it is installed, for a summary nobody asks for here: a second of every start.
-    sys.modules["wandb"] = None  # type: ignore[assignment]
-    try:
-        import timm  # noqa: F401
-    finally:
-        del sys.modules["wandb"]
+from selfsight.compat import left_out
+
+with left_out("wandb"):  # a run that logs to it imports it
+    import timm
+
+__all__ = ["timm"]

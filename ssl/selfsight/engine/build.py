@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -43,6 +44,8 @@ from selfsight.runs.folder import RunFolder
 
 #: how constructors refuse arguments
 REFUSALS = (TypeError, ValueError, AssertionError, MisconfigurationException)
+
+TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def parts(cfg: DictConfig, of: RunFolder | None = None, **inherited: nn.Module |
         online=build(cfg.evaluator.online),
         final={str(name): build(node) for name, node in (cfg.evaluator.get("final") or {}).items()},
         callbacks=[build(node) for node in callbacks],
-        loggers=[partial(build, node) for node in loggers],
+        loggers=[logger(node) for node in loggers],
         untrained=partial(network, cfg),
     )
 
@@ -161,6 +164,17 @@ def dataset(cfg: DictConfig, of: RunFolder | None = None) -> ImageData:
     data: ImageData = build(cfg.dataset)
     data = data if of is None else as_of_run(data, cfg.dataset, of)
     return data if cfg.get("limit_images") is None else data.limited(cfg.limit_images)
+
+
+def logger(node: DictConfig) -> Callable[..., Logger]:
+    """A logger that is made once there is a folder for it.
+
+    Raises:
+        UserError: it takes a package that is not installed.
+    """
+    if node.get("_target_") == TENSORBOARD and not any(map(find_spec, ("tensorboard", "tensorboardX"))):
+        raise UserError("logger=tensorboard needs a package: pip install 'selfsight[tensorboard]'.")
+    return partial(build, node)
 
 
 #: values of a data set that do not say which images there are

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import torch
 from lightning.pytorch.plugins.layer_sync import LayerSync
-from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from selfsight.backbones import timm
 from selfsight.engine.options import ACCELERATORS, TrainerOptions
 from selfsight.errors import UserError
 from selfsight.validation import expect, one_of
@@ -95,7 +95,7 @@ class SyncNorms(LayerSync):
     def apply(self, model: nn.Module) -> nn.Module:
         found = model.named_modules(remove_duplicate=False)
         self.before = {name: norm for name, norm in found if isinstance(norm, _BatchNorm)}
-        converted: nn.Module = convert_sync_batchnorm(model)
+        converted: nn.Module = timm.layers.convert_sync_batchnorm(model)
         return converted
 
     def revert(self, model: nn.Module) -> nn.Module:

@@ -24,8 +24,8 @@ OPTIONAL = (
     ("simplejpeg", "faster JPEG decoding", "pip install 'selfsight[jpeg]'"),
     ("umap", "UMAP embedding maps", "pip install 'selfsight[umap]'"),
     ("bokeh", "the embedding explorer", "pip install 'selfsight[web]'"),
-    ("webdataset", "reading tar shards", "pip install 'selfsight[shards]'"),
     ("pycocotools", "detection", "pip install 'selfsight[detection]'"),
+    ("tensorboard", "logger=tensorboard", "pip install 'selfsight[tensorboard]'"),
     ("onnx", "ONNX export", "pip install 'selfsight[onnx]'"),
     ("hydra_plugins.hydra_submitit_launcher", "SLURM sweeps", "pip install 'selfsight[slurm]'"),
 )

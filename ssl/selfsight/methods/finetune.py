@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
+from selfsight.backbones import timm
 from selfsight.contracts import Batch
 from selfsight.errors import UserError
 from selfsight.losses.mixing import (
@@ -104,7 +104,7 @@ class FineTune(Method):
         self.layer_decay, self.mixup, self.cutmix, self.smoothing = layer_decay, mixup, cutmix, label_smoothing
         self.binary = binary
         # on normalised images, where noise of unit variance is what the authors fill with
-        self.erasing = RandomErasing(erasing, mode="pixel", device="cpu") if erasing else None
+        self.erasing = timm.data.random_erasing.RandomErasing(erasing, mode="pixel", device="cpu") if erasing else None
         width: int = backbone.num_features  # type: ignore[assignment]
         if projector is not None:
             width = projector.widths[layer]
