@@ -24,6 +24,7 @@ GIVEN: Mapping[str, tuple[str, ...]] = {
     "optimizer": ("params",),
     "logger": ("save_dir",),
     "evaluator": ("head",),
+    "detection": ("data", "optimizer"),
 }  # fmt: skip
 
 #: keys that a job reads where they are there
@@ -63,7 +64,7 @@ def stated(node: DictConfig) -> DictConfig:
 
 
 def presets_line(cfg: DictConfig) -> str | None:
-    """``values for digits: 30 prototypes, …``: what was chosen in silence, for a data set and a method; None if nothing.
+    """``values for digits: 30 prototypes, …``: what was chosen in silence for a data set and a method; None if nothing.
 
     A value that something else has set differently is left out, and so are the many numbers of views.
     """

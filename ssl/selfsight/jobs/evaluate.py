@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import nn
 
 import selfsight
+from selfsight.composition.defaults import stated
 from selfsight.datamodules import ImageDataModule
 from selfsight.engine import build, measure
 from selfsight.engine.devices import device
@@ -118,11 +119,11 @@ def title(cfg: DictConfig, dataset: DictConfig | None, evaluator: Evaluator) -> 
         changed = {str(key): value for key, value in linear.items() if key != "protocol" and value is not None}
         words = ["linear", str(linear.protocol), *records.changed_slug(changed)]
     else:
-        words = records.named_after("evaluator", cfg.evaluator)
+        words = records.named_after("evaluator", stated(cfg.evaluator))
     if own_images(evaluator):
         words.insert(1, own_images(evaluator))
     elif dataset is not None:
-        words += [dataset_name(dataset), *records.named_after("dataset", dataset)[1:]]
+        words += [dataset_name(dataset), *records.named_after("dataset", stated(dataset))[1:]]
     if cfg.stage != FINAL:
         words.append(cfg.stage)
     return records.joined(words)
@@ -131,11 +132,11 @@ def title(cfg: DictConfig, dataset: DictConfig | None, evaluator: Evaluator) -> 
 def settings_of(cfg: DictConfig, dataset: DictConfig | None) -> dict[str, object]:
     """All that two records of one name may differ in."""
     how = (
-        {"evaluator": records.to_json(cfg.evaluator)}
+        {"evaluator": records.to_json(stated(cfg.evaluator))}
         if published(cfg) is None
         else {"linear": records.to_json(cfg.linear)}
     )
-    return {**how, "stage": str(cfg.stage), "dataset": records.to_json(dataset)}
+    return {**how, "stage": str(cfg.stage), "dataset": records.to_json(None if dataset is None else stated(dataset))}
 
 
 def evaluate(evaluator: Evaluator, of: Subject, stage: str, *, cache: bool) -> dict[str, Figures]:
