@@ -123,9 +123,12 @@ def obey(flags: Flags, name: str, words: list[str], *, many: bool) -> None:
 
         sweep(name, overrides)
         return
-    from selfsight.jobs.launch import start
+    from selfsight.composition.overrides import finish, load
+    from selfsight.jobs.launch import check, start
 
-    start(job_of(name), compose(name, overrides))
+    composed = load(name, overrides)
+    check(job_of(name), composed.cfg)  # before the things configured are imported
+    start(job_of(name), finish(name, composed, overrides))
 
 
 def configuration(job: str, name: str | None) -> str:

@@ -24,6 +24,7 @@ GIVEN: Mapping[str, tuple[str, ...]] = {
     "optimizer": ("params",),
     "logger": ("save_dir",),
     "evaluator": ("head",),
+    "detection": ("data", "optimizer"),
 }  # fmt: skip
 
 #: keys that a job reads where they are there

@@ -96,6 +96,8 @@ def resolve_key(job: str, cfg: Any, override: Override, retargeted: Sequence[str
     """
     key, (parent, _, leaf) = override.key, override.key.rpartition(".")
     keys, node = list(flat_keys(cfg)), node_at(cfg, parent)
+    if key not in keys and (meant := called_here(job, key, keys)) is not None:
+        raise UserError(f"there is no key '{key}'. Did you mean '{meant}'?", status=USAGE)
     arguments = arguments_of(node, parent) if key not in keys or parent in retargeted else {}
     taken = leaf in arguments or (override.adds and takes_any(arguments))
     there = key in keys and (parent not in retargeted or leaf.startswith("_") or taken)
@@ -113,7 +115,13 @@ def resolve_key(job: str, cfg: Any, override: Override, retargeted: Sequence[str
         return [f"+{override.bare}"]
     if override.adds and node is None and parent in job_groups(job):  # of what another run brings, which will refuse it
         return [override.text]
-    return _refuse(job, key, keys, parent, arguments)
+    return _refuse(job, key, [*keys, *quickly_known(cfg)], parent, arguments)
+
+
+def quickly_known(cfg: Any) -> list[str]:
+    """Keys that a signature has and the files have not, as far as nothing large has to be imported for them."""
+    node = node_at(cfg, "trainer")
+    return [f"trainer.{name}" for name in arguments_of(node, "trainer")]
 
 
 def flat_keys(node: Any, prefix: str = "") -> Iterator[str]:
@@ -186,7 +194,8 @@ def _deleted(job: str, cfg: Any, override: Override) -> list[str]:
     if key in OPEN:
         return [f"~{key}", f"+{key}={{}}"]
     if not may_go(cfg, key):
-        raise UserError(f"`selfsight {job}` cannot do without {key}; give it a value: {key}=VALUE.", status=USAGE)
+        mended = "" if node_at(cfg, key) is not None else f"; give it a value: {key}=VALUE"
+        raise UserError(f"`selfsight {job}` cannot do without {key}{mended}.", status=USAGE)
     return deletion(key, OmegaConf.select(node, leaf, throw_on_missing=False)) if leaf in node else []
 
 
@@ -217,10 +226,8 @@ def did_you_mean(job: str, key: str, keys: Sequence[str]) -> str:
     if is_own_group(key) and key not in groups:
         return f" It is a group that this job does not ask for: +{key}=NAME adds it ({', '.join(choices(key))})."
     parent, _, leaf = key.rpartition(".")
-    called = [CALLED_ELSEWHERE.get(key), f"{parent}.{LEAF_ELSEWHERE[leaf]}" if leaf in LEAF_ELSEWHERE else None]
-    for meant in called:
-        if meant in (*keys, *groups):
-            return f" Did you mean '{meant}'?"
+    if (meant := called_here(job, key, keys)) is not None:
+        return f" Did you mean '{meant}'?"
     if owners := choices_with(job, key):
         return f" It belongs to {key.partition('.')[0]}={', '.join(owners)}."
     nodes = {inner.rpartition(".")[0] for inner in keys}
@@ -230,10 +237,17 @@ def did_you_mean(job: str, key: str, keys: Sequence[str]) -> str:
     close = (
         [each for each in single if last[each] == leaf]
         or [each for name in near(leaf, [last[each] for each in beside], 0.5) for each in beside if last[each] == name]
-        or near(key, [*single, *groups], 0.6)
+        or near(key, [*single, *(groups if not parent else ())], 0.6)
         or [each for name in near(leaf, [*last.values()], 0.75) for each in single if last[each] == name]
     )
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def called_here(job: str, key: str, keys: Sequence[str]) -> str | None:
+    """The key or group for which another program has this name; None where it is no such name."""
+    parent, _, leaf = key.rpartition(".")
+    called = [CALLED_ELSEWHERE.get(key), f"{parent}.{LEAF_ELSEWHERE[leaf]}" if leaf in LEAF_ELSEWHERE else None]
+    return next((meant for meant in called if meant is not None and meant in (*keys, *job_groups(job))), None)
 
 
 def near(word: str, among: Sequence[str], cutoff: float) -> list[str]:

@@ -126,7 +126,7 @@ def finish(job: str, composed: Composed, overrides: Sequence[str]) -> DictConfig
         begin_anew(cfg, overrides)
         expand_single_evaluator(job, cfg, str(made.get("evaluator")))
         cfg.job = job_of(job)
-        cfg.choices = made
+        cfg.choices = made | retargeted(cfg, overrides)
         complete(cfg, job)
     OmegaConf.set_struct(cfg, True)
     return cfg
@@ -137,11 +137,21 @@ def begin_anew(cfg: DictConfig, overrides: Sequence[str]) -> None:
     from omegaconf import OmegaConf
 
     keys = [word.lstrip("+~").partition("=")[0] for word in overrides]
-    for part in (key.removesuffix("._target_") for key in keys if key.endswith("._target_")):
+    for part in _retargeted(overrides):
         node = OmegaConf.select(cfg, part)
         stays = {key[len(part) + 1 :].partition(".")[0] for key in keys if key.startswith(f"{part}.")}
         for name in [name for name in node if name not in stays and not str(name).startswith("_")]:
             del node[name]
+
+
+def retargeted(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """The parts that are no choice of a group: made by a ``_target_`` that is set, which stands for one."""
+    return {part: cfg[part]._target_ for part in _retargeted(overrides) if part in cfg and part != "optimizer"}
+
+
+def _retargeted(overrides: Sequence[str]) -> list[str]:
+    keys = [word.lstrip("+~").partition("=")[0] for word in overrides]
+    return [key.removesuffix("._target_") for key in keys if key.endswith("._target_")]
 
 
 def expand_single_evaluator(job: str, cfg: DictConfig, name: str) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -116,28 +116,39 @@ def parts(cfg: DictConfig, of: RunFolder | None = None, **inherited: nn.Module |
     learner = method(cfg, data, **inherited)
     check_views(learner, data)
     check_sizes(learner, data)
-    made = recipe(cfg)
-    callbacks, loggers = (
-        [node for node in (cfg.get(group) or {}).values() if isinstance(node, DictConfig)]  # null leaves no such key
-        for group in ("callbacks", "logger")
-    )
+    made, clock = recipe(cfg), length(cfg, data)
+    loggers = [node for node in (cfg.get("logger") or {}).values() if isinstance(node, DictConfig)]  # null: no such key
     return Parts(
         datamodule=data,
         method=learner,
         recipe=made,
-        length=length(cfg, data),
-        trainer=trainer,
+        length=clock,
+        trainer=replace(trainer, max_epochs=math.ceil(clock.epochs)),
         run=run,
         description=describe(cfg),
         online=build(cfg.evaluator.online),
         final={str(name): build(node) for name, node in (cfg.evaluator.get("final") or {}).items()},
-        callbacks=[build(node) for node in callbacks],
+        callbacks=callbacks(cfg),
         loggers=[logger(node) for node in loggers],
         untrained=partial(network, cfg),
     )
 
 
 # --- single parts ----------------------------------------------------------------------------------------------------
+
+
+def callbacks(cfg: DictConfig) -> list[Callback]:
+    """The callbacks of a person's choosing, in their order.
+
+    Raises:
+        UserError: one is none.
+    """
+    made = {name: build(node) for name, node in (cfg.get("callbacks") or {}).items()}
+    for name, one in made.items():
+        if not isinstance(one, Callback):
+            kind = f"{type(one).__module__}.{type(one).__name__}"
+            raise UserError(f"callbacks.{name} is a {kind}; a callback of lightning.pytorch was expected.", status=2)
+    return list(made.values())
 
 
 def views(cfg: DictConfig) -> dict[str, View]:
@@ -277,16 +288,21 @@ def method(
 
 
 def length(cfg: DictConfig, module: DataModule) -> Clock:
-    """Lengths of the run in optimiser steps. `accumulate` batches make one step, and so do those left at the end."""
+    """Lengths of the run in optimiser steps. `accumulate` batches make one step, and so do those left at the end.
+
+    ``trainer.max_steps``, where it is given, is the length in place of ``trainer.max_epochs``.
+    """
     trainer = TrainerOptions.read(cfg.trainer)
     steps = module.steps_per_epoch
     if trainer.limit_batches is not None:
         steps = min(steps, trainer.limit_batches)
+    steps = max(1, math.ceil(steps / trainer.accumulate))
     return Clock(
         examples=module.examples,
         batch_size=cfg.batch_size * trainer.accumulate,
-        epochs=trainer.max_epochs,
-        steps_per_epoch=max(1, math.ceil(steps / trainer.accumulate)),
+        epochs=trainer.max_epochs if trainer.max_steps is None else trainer.max_steps / steps,
+        steps_per_epoch=steps,
+        total=trainer.max_steps,
     )
 
 

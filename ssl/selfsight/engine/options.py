@@ -6,6 +6,7 @@ makes different.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Self
@@ -43,6 +44,10 @@ def is_folder_name(value: object) -> bool:
 FOLDER_NAME = Kind("a folder's name without '/' (runs=DIR says where it is kept)", is_folder_name)
 FOLDER = Kind("a folder", lambda value: value is not None)
 GPUS = Kind("a list of GPUs such as [0,1]", lambda v: each(whole(0)).fits(v) and len({*v}) == len(v))
+DURATION = Kind(
+    "days:hours:minutes:seconds such as 00:12:00:00",
+    lambda v: isinstance(v, str) and re.fullmatch(r"\d+:\d\d:\d\d:\d\d", v) is not None,
+)
 
 
 class Options:
@@ -71,6 +76,8 @@ class TrainerOptions(Options):
 
     Attributes:
         max_epochs: passes over the images.
+        max_steps: optimiser steps, in place of ``max_epochs``; schedules end with them.
+        max_time: time after which it is over, as days:hours:minutes:seconds; schedules do not know of it.
         accelerator: ``auto``, ``cpu`` or ``gpu``.
         devices: how many, or which GPUs; ``auto``: all of them, or one CPU process.
         num_nodes: machines.
@@ -93,6 +100,8 @@ class TrainerOptions(Options):
     place = "trainer."
 
     max_epochs: Annotated[int, whole(1)] = 100
+    max_steps: Annotated[int | None, NULL | whole(1)] = None
+    max_time: Annotated[str | None, NULL | DURATION] = None
     accelerator: Annotated[str, one_of(*ACCELERATORS)] = "auto"
     devices: Annotated[str | int | list[int], AUTO | whole(1) | GPUS] = "auto"
     num_nodes: Annotated[int, whole(1)] = 1

@@ -133,7 +133,7 @@ class Session:
         self.console.print(
             f"{names.method} · {names.backbone} ({millions:.2f} M parameters) · {measure.describe(data)}\n"
             f"batch {length.batch_size} ({processes} × {length.batch_size // processes}) · "
-            f"{length.epochs} epoch{'s' * (length.epochs > 1)} of {length.steps_per_epoch} steps · "
+            f"{length.epochs:g} epoch{'s' * (length.epochs > 1)} of {length.steps_per_epoch} steps · "
             f"lr {recipe.lr:g} → {recipe.peak_lr(length.batch_size):.4g} ({recipe.scaling} scaling)\n"
             f"{self.folder.path}"
         )
@@ -152,7 +152,7 @@ class Session:
                 "std": view.std,
                 "method": names.method,
                 "dataset": names.dataset,
-                "epochs": self.parts.trainer.max_epochs,
+                "epochs": self.parts.length.epochs,
             },
             self.folder.path,
         )
@@ -193,6 +193,8 @@ def make_trainer(parts: Parts, folder: RunFolder, callbacks: list[Callback]) -> 
             strategy=strategy,
             precision=precision,  # type: ignore[arg-type]
             max_epochs=options.max_epochs,
+            max_steps=-1 if options.max_steps is None else options.max_steps,
+            max_time=options.max_time,
             limit_train_batches=options.limit_batches,
             accumulate_grad_batches=options.accumulate,
             gradient_clip_val=options.clip_norm,

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import nn
 
 import selfsight
-from selfsight.composition.defaults import differences
+from selfsight.composition.defaults import differences, stated
 from selfsight.datamodules import ImageDataModule
 from selfsight.engine import build, measure
 from selfsight.engine.devices import device
@@ -138,11 +138,11 @@ def slug(cfg: DictConfig, group: str, node: DictConfig) -> list[str]:
 def settings_of(cfg: DictConfig, dataset: DictConfig | None) -> dict[str, object]:
     """All that two records of one name may differ in."""
     how = (
-        {"evaluator": records.to_json(cfg.evaluator)}
+        {"evaluator": records.to_json(stated(cfg.evaluator))}
         if published(cfg) is None
         else {"linear": records.to_json(cfg.linear)}
     )
-    return {**how, "stage": str(cfg.stage), "dataset": records.to_json(dataset)}
+    return {**how, "stage": str(cfg.stage), "dataset": records.to_json(None if dataset is None else stated(dataset))}
 
 
 def evaluate(evaluator: Evaluator, of: Subject, stage: str, *, cache: bool) -> dict[str, Figures]:

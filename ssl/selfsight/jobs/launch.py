@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from selfsight import plugins
 from selfsight.composition.catalogue import JOBS
 from selfsight.composition.keys import flat_keys
+from selfsight.composition.places import check_places
 from selfsight.engine import options
 from selfsight.engine.options import TrainerOptions
 from selfsight.errors import USAGE, UserError
@@ -42,21 +43,41 @@ def start(job: str, cfg: DictConfig) -> Outcome | None:
     Raises:
         UserError: a value is missing or cannot be meant, or a run of another job is to go on.
     """
-    cfg = with_last_run(cfg)
     try:
-        if cfg.get("resume") is None:
-            check_given(cfg)
-            options.check(job, cfg)
-        elif (folder := RunFolder.open(cfg.resume)).job != job:
-            raise UserError(
-                f"'{folder.path}' is a run of {folder.job}; go on with it: selfsight {folder.job} resume={folder.path}",
-                status=USAGE,
-            )
+        cfg = check(job, cfg)
         plugins.load()
         outcome: Outcome | None = importlib.import_module(f"selfsight.jobs.{JOBS[job][0]}").run(cfg)
         return outcome
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration is not complete: {' '.join(str(error).split())}.", status=USAGE) from error
+
+
+def check(job: str, cfg: DictConfig) -> DictConfig:
+    """Refuse what can be refused at once: this imports nothing large.
+
+    Args:
+        cfg: final, or as Hydra has composed it.
+
+    Returns:
+        The configuration with `last` as a path.
+
+    Raises:
+        UserError: a value is missing or cannot be meant, a place is not there, or a run of another job is to go on.
+    """
+    cfg = with_last_run(cfg)
+    if cfg.get("resume") is None:
+        check_given(cfg)
+        options.check(job, cfg)
+        for key in ("run", "teacher"):
+            if cfg.get(key) is not None:
+                RunFolder.open(cfg[key])
+        check_places(cfg)
+    elif (folder := RunFolder.open(cfg.resume)).job != job:
+        raise UserError(
+            f"'{folder.path}' is a run of {folder.job}; go on with it: selfsight {folder.job} resume={folder.path}",
+            status=USAGE,
+        )
+    return cfg
 
 
 def with_last_run(cfg: DictConfig) -> DictConfig:

@@ -50,7 +50,9 @@ def run(cfg: DictConfig) -> None:
 
     epochs = math.ceil((timed.warmup + timed.steps) / data.steps_per_epoch)
     batches = min(data.steps_per_epoch, timed.warmup + timed.steps)
-    trainer = replace(parts.trainer, max_epochs=epochs, limit_batches=batches, checkpoint_every=epochs)
+    trainer = replace(
+        parts.trainer, max_epochs=epochs, max_steps=None, max_time=None, limit_batches=batches, checkpoint_every=epochs
+    )
     parts = replace(parts, trainer=trainer, loggers=[], callbacks=[])
     watch = Stopwatch(timed.warmup, timed.steps, synchronise=where.type == "cuda")
     data.on_after_batch_transfer = watch.around(data.on_after_batch_transfer)  # type: ignore[method-assign, assignment]
