@@ -1,4 +1,4 @@
-"""BatchNorm in two forms that PyTorch does not have: another running variance, and statistics of all processes.
+"""BatchNorm as PyTorch does not have it: another running variance, statistics of all processes, statistics that rest.
 
 PyTorch multiplies the batch variance by n / (n - 1) before averaging it; google-research/simclr (resnet.py, its
 cross-replica layer) and other code written for TPUs does not. Outputs in training agree; running statistics differ
@@ -7,6 +7,9 @@ over all devices.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -69,3 +72,17 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
                 self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
         y = (x - mean) * (variance + self.eps).rsqrt()
         return y * self.weight + self.bias if self.affine else y
+
+
+@contextmanager
+def frozen_statistics(network: nn.Module) -> Iterator[None]:
+    """BatchNorm normalises by the batch, but its running statistics stay as they are."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

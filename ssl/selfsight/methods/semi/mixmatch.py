@@ -10,8 +10,7 @@ come from the chunk of labelled mixtures alone, after rows have been interleaved
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from selfsight.contracts import SemiBatch
 from selfsight.errors import UserError
 from selfsight.losses.semi import cross_entropy, guess, interleave, mix_up, squared_error
 from selfsight.methods.semi.base import Classifier, SemiMethod
+from selfsight.nn.batchnorm import frozen_statistics
 from selfsight.nn.precision import float32
 from selfsight.optim.schedule import Ramp
 
@@ -87,17 +87,3 @@ class MixMatch(SemiMethod):
         with frozen_statistics(self):
             logits += [self.logits(part) for part in others]
         return interleave(float32(torch.stack(logits))).flatten(0, 1)
-
-
-@contextmanager
-def frozen_statistics(network: nn.Module) -> Iterator[None]:
-    """BatchNorm normalises by the batch, but its running statistics stay as they are."""
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum

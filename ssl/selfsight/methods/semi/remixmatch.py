@@ -23,7 +23,8 @@ from selfsight.contracts import SemiBatch
 from selfsight.errors import UserError, nearest
 from selfsight.losses.semi import cross_entropy, mix_up, sharpen
 from selfsight.methods.semi.alignment import Alignment, WindowAlignment
-from selfsight.methods.semi.mixmatch import MixMatch, frozen_statistics
+from selfsight.methods.semi.mixmatch import MixMatch
+from selfsight.nn.batchnorm import frozen_statistics
 from selfsight.nn.precision import float32
 from selfsight.nn.rotate import rotate
 from selfsight.optim.schedule import Ramp
