@@ -190,12 +190,12 @@ class Manifest:
 
     def compare(self, now: Manifest) -> Changes:
         """What has changed from this one to another of the same data set."""
-        about = {"classes": self.classes != now.classes, "colours": (self.mean, self.std) != (now.mean, now.std)}
+        classes, colours = self.classes != now.classes, (self.mean, self.std) != (now.mean, now.std)
         if any(part.paths is None for part in (*self.parts.values(), *now.parts.values())):
             nothing = Part(0, "")
             pairs = {name: (self.parts.get(name, nothing), now.parts.get(name, nothing)) for name in PARTS}
             parts = [(name, a.count, b.count) for name, (a, b) in pairs.items() if a.digest != b.digest]
-            return Changes(parts=parts, **about)
+            return Changes(parts=parts, classes=classes, colours=colours)
         then, here = self.images(), now.images()
         both = [(path, then[path], here[path]) for path in then if path in here]
         return Changes(
@@ -205,7 +205,8 @@ class Manifest:
             relabelled=[path for path, a, b in both if a.label != b.label],
             held_out=[path for path, a, b in both if a.part != "test" and b.part == "test"],
             learned=[path for path, a, b in both if a.part == "test" and b.part != "test"],
-            **about,
+            classes=classes,
+            colours=colours,
         )
 
     def images(self) -> dict[str, Image]:

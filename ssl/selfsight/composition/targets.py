@@ -90,7 +90,9 @@ def check_kind_of(group: str, target: Any, key: str) -> None:
             f"{key}._target_ is '{target}', which is no {expected.rpartition('.')[2]} of {expected.partition('.')[0]}.",
             status=USAGE,
         )
-    if group == "method" and getattr(found.training_step, "__qualname__", "").startswith("LightningModule."):
+    if group == "method" and getattr(getattr(found, "training_step", None), "__qualname__", "").startswith(
+        "LightningModule."
+    ):
         raise UserError(f"{key}._target_ is '{target}', which has no training_step: it cannot learn.", status=USAGE)
 
 

@@ -250,7 +250,7 @@ def backbone_arguments(cfg: DictConfig) -> dict[str, object]:
     """
     node = resolved(cfg.backbone)
     with as_user_error(place(cfg.backbone)):
-        target = get_object(node["_target_"])
+        target = get_object(str(node["_target_"]))
         takes = inspect.signature(target).parameters
     if target is not create:
         open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())

@@ -14,7 +14,7 @@ is off unless asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -187,7 +187,7 @@ class FineTune(Method):
 
     def param_groups(self) -> list[ParamGroup]:
         """Kernels are decayed, and neither biases and norms nor what the backbone names (a transformer's positions)."""
-        named = getattr(self.backbone, "no_weight_decay", tuple)()
+        named: Iterable[str] = getattr(self.backbone, "no_weight_decay", tuple)()
         plain = (*self.plain_names, *named)
         if self.layer_decay != 1:
             return layer_decayed(self, self.layer_decay, plain_names=plain)
