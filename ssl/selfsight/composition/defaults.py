@@ -139,9 +139,7 @@ def _complete(job: str, cfg: DictConfig, key: str, node: DictConfig) -> None:
     arguments = parameters(node._target_, f"{key}._target_")
     given = {*GIVEN.get(group, ()), *getattr(locate(node._target_), "needs", ())}
     for name in [str(name) for name in node if not str(name).startswith("_")]:
-        if (
-            name not in arguments and OmegaConf.is_interpolation(node, name) is False and node[name] is None
-        ):  # an option of another choice, taken away
+        if name not in arguments and _is_null(node, name):  # an option of another choice, taken away
             del node[name]
         elif name not in arguments and not takes_any(arguments):
             _refuse(job, cfg, f"{key}.{name}", list(arguments))
