@@ -105,14 +105,18 @@ def near(word: str, among: Sequence[str], cutoff: float) -> list[str]:
 
 
 def choices_with(job: str, key: str) -> list[str]:
-    """The choices of a key's group whose file has this key."""
+    """The choices of a key's group whose file has this key, or names a class that takes it."""
     from omegaconf import OmegaConf
 
     group, _, rest = key.partition(".")
     if group not in job_groups(job):
         return []
     files = {name: OmegaConf.load(conf_dir() / group / f"{name}.yaml") for name in choices(group, job)}
-    return [name for name, content in files.items() if {key, rest} & set(flat_keys(content))]
+    return [
+        name
+        for name, content in files.items()
+        if {key, rest} & {*flat_keys(content), *arguments_of(content.get(group))}
+    ]
 
 
 def fitted(holder: Any, word: Word) -> str:
