@@ -262,7 +262,11 @@ def choices_with(job: str, key: str) -> list[str]:
     if group not in job_groups(job):
         return []
     found = {name: OmegaConf.create(content(file(group, name))) for name in choices(group, job)}
-    return [name for name, node in found.items() if {key, rest} & set(flat_keys(node))]
+    return [
+        name
+        for name, node in found.items()
+        if {key, rest} & {*flat_keys(node), *arguments_of(node.get(group, node), group)}
+    ]
 
 
 # --- which kind a value is of ----------------------------------------------------------------------------------------
