@@ -307,8 +307,8 @@ class ImageData:
             kind = {"train": "training"}.get(part, part)
             log.warning(
                 f"{len(pairs):,} of the {len(images):,} {kind} images of '{self.name}' are test images too, such as "
-                f"'{self._address(part, one)}', which is '{self._address('test', other)}': figures on these will "
-                "flatter" + ("." if self.root is None else "; dataset.drop_copies=true leaves them out.")
+                f"'{self._address(part, one)}', which is '{self._address('test', other)}': they flatter the figures"
+                + ("." if self.root is None else "; dataset.drop_copies=true leaves them out.")
             )
         return count
 

@@ -140,7 +140,9 @@ def test_embed_writes_every_image_with_its_name(tmp_path: Path, monkeypatch: pyt
     """Those without a label, too."""
     root = pictures(tmp_path / "photos", 10)
     (root / "labels.csv").write_text("".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(8)))
-    run = finished(tmp_path / "run", "dataset=folder", f"dataset.root={root}", "dataset.test_fraction=0.25")
+    run = finished(
+        tmp_path / "run", "dataset=folder", f"dataset.root={root}", "dataset.test_fraction=0.25", "dataset.split=draw"
+    )
     monkeypatch.setenv("HOME", str(tmp_path))
     cli.main(["embed", f"run={run}", "out=~/deep/features.npz"])
     found = np.load(tmp_path / "deep" / "features.npz")
