@@ -16,6 +16,7 @@ from selfsight.compat import moved
 if TYPE_CHECKING:
     from selfsight.datamodules.datasets.dataset import ImageData as ImageData
     from selfsight.datamodules.datasets.folders import folder as folder
+    from selfsight.datamodules.datasets.fractals import fractals as fractals
     from selfsight.datamodules.datasets.sources import cifar10 as cifar10
     from selfsight.datamodules.datasets.sources import cifar100 as cifar100
     from selfsight.datamodules.datasets.sources import digits as digits
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "datasets.dataset": ("ImageData",),
     "datasets.folders": ("folder",),
+    "datasets.fractals": ("fractals",),
     "datasets.sources": (
         "cifar10", "cifar100", "digits", "fashion_mnist", "imagenet", "imagenet100", "imagenette", "shapes", "stl10",
         "svhn",

@@ -140,20 +140,23 @@ def chaos_game(maps: Floats, u: Floats, probabilities: Floats | None = None) -> 
     """
     walks = u[:, None] if u.ndim == 1 else u
     edges = np.cumsum(map_probabilities(maps) if probabilities is None else probabilities)
-    chosen = np.minimum(np.searchsorted(edges, walks, side="right"), len(maps) - 1)  # [T, C]
-    (a, b, e), (c, d, f) = (maps[chosen, row].transpose(2, 0, 1) for row in (0, 1))  # [T, C] each
+    chosen = np.zeros(walks.shape, dtype=np.intp)  # the number of edges at or below a draw
+    for edge in edges[:-1]:
+        chosen += walks >= edge
+    a, b, e, c, d, f = maps.reshape(len(maps), 6).T.take(chosen, axis=1)  # [T, C] each
     start = np.linalg.solve(np.eye(2) - maps[0, :, :2], maps[0, :, 2])
     x, y = np.full(walks.shape[1], start[0]), np.full(walks.shape[1], start[1])
-    points = np.empty((*walks.shape, 2))
+    points = np.empty((2, *walks.shape))  # coordinate by coordinate, which is faster to work with
     for t in range(len(walks)):
         x, y = a[t] * x + b[t] * y + e[t], c[t] * x + d[t] * y + f[t]
-        points[t, :, 0], points[t, :, 1] = x, y
-    return points.reshape(-1, 2)
+        points[0, t], points[1, t] = x, y
+    return points.reshape(2, -1).T
 
 
 def region_of(points: Floats) -> Floats:
     """``(min x, min y, max x, max y)``."""
-    return np.concatenate([points.min(0), points.max(0)])
+    x, y = points[:, 0], points[:, 1]
+    return np.array([x.min(), y.min(), x.max(), y.max()])
 
 
 def render(
@@ -168,9 +171,10 @@ def render(
     """
     low, span = region[:2], region[2:] - region[:2]
     scale = (size - 1) / np.where(span == 0, 1.0, span)  # first of all: what lies on the far edge may fall short of it
-    cells = np.trunc((points - low) * scale).astype(np.int64)
-    inside = ((cells >= 0) & (cells < size)).all(1)
-    row, column = cells[inside].T
+    row, column = (((points[:, i] - low[i]) * scale[i]).astype(np.int32) for i in (0, 1))  # cut, not rounded
+    inside = (row >= 0) & (row < size) & (column >= 0) & (column < size)
+    if not inside.all():
+        row, column = row[inside], column[inside]
     counts = np.bincount(row * size + column, minlength=size * size).reshape(size, size)
     if stamp is not None:
         padded = np.zeros((size + 2, size + 2), dtype=np.int64)
