@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.init import trunc_normal_
 
+from selfsight.backbones.interface import works_on_tokens
 from selfsight.contracts import Batch
 from selfsight.errors import UserError, nearest
 from selfsight.losses.spark import masked_patch_loss
@@ -96,6 +97,11 @@ class SparK(Method):
             raise UserError(
                 f"SparK's decoder_precision is '{decoder_precision}'; one of {', '.join(DECODER_PRECISIONS)}."
                 f"{nearest(decoder_precision, DECODER_PRECISIONS)}"
+            )
+        if works_on_tokens(backbone):
+            raise UserError(
+                f"SparK hides cells of the maps of a convolutional network, and a {type(backbone).__name__} works on "
+                "tokens, whose masked modelling is MAE (He et al. 2022); take a ResNet or ConvNeXt for SparK."
             )
         self.mask_ratio, self.normalise_pixels = mask_ratio, normalise_pixels
         self.decoder_precision = decoder_precision
