@@ -116,6 +116,16 @@ def grid(backbone: nn.Module, tokens: int, size: Sequence[int], reduction: int |
     )
 
 
+def works_on_tokens(backbone: nn.Module) -> bool:
+    """Whether what a network makes of an image is a row of tokens ``[B, N, D]``, and no map."""
+    twin, side = cast(Backbone, copy.deepcopy(backbone).to("meta").eval()), usual_size(backbone)
+    try:
+        x = twin.forward_features(torch.empty(2, channels(backbone), side, side, device="meta"))
+    except Exception:  # of images, or on a device, that it does not know: others will say so
+        return False
+    return isinstance(x, Tensor) and x.ndim == 3
+
+
 def usual_size(backbone: nn.Module) -> int:
     """Side of the square images a network was built for; 224 where it does not say."""
     return int(getattr(backbone, "image_size", None) or config_of(backbone).get("input_size", (3, 224, 224))[-1])

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.init import trunc_normal_
 
+from selfsight.backbones.interface import works_on_tokens
 from selfsight.contracts import Batch
 from selfsight.errors import UserError
 from selfsight.losses.spark import masked_patch_loss
@@ -99,6 +100,11 @@ class SparK(Method):
         decoder_precision: Literal["auto", "bf16"] = "auto",
     ) -> None:
         super().__init__(backbone)
+        if works_on_tokens(backbone):
+            raise UserError(
+                f"SparK hides cells of the maps of a convolutional network, and a {type(backbone).__name__} works on "
+                "tokens, whose masked modelling is MAE (He et al. 2022); take a ResNet or ConvNeXt for SparK."
+            )
         self.mask_ratio, self.normalise_pixels = mask_ratio, normalise_pixels
         self.decoder_precision = decoder_precision
         self.encoder = SparseEncoder(backbone, engine=engine, most_levels=levels, sync=sync_batchnorm)

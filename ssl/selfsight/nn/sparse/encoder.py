@@ -208,7 +208,8 @@ class SparseEncoder:
         if not self.forms or engine not in ("auto", *self.forms):
             raise UserError(
                 f"SparK cannot use {type(self.backbone).__name__}: {problems.get(engine) or problems['dense']}. "
-                "It takes CNNs of convolutions, normalisations, pooling and squeeze-and-excitation."
+                "It takes CNNs of convolutions, normalisations, pooling and squeeze-and-excitation; MAE does for "
+                "transformers what it does for them."
             )
         names, parameters = zip(*((n, p) for n, p in twin.backbone.named_parameters() if p.requires_grad), strict=True)
         gradients = torch.autograd.grad([x.square().sum() for x in maps], parameters, allow_unused=True)
