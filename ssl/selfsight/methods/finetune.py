@@ -128,8 +128,10 @@ class FineTune(Method):
         self.classifier = nn.Linear(width, num_classes)
         self.plain_names = ("classifier.",) if plain_classifier else ()
         if plain_classifier or classifier_std is not None:
-            nn.init.trunc_normal_(self.classifier.weight, std=0.0 if plain_classifier else classifier_std or 0.0)
+            nn.init.zeros_(self.classifier.weight)
             nn.init.zeros_(self.classifier.bias)
+            if classifier_std and not plain_classifier:
+                nn.init.trunc_normal_(self.classifier.weight, std=classifier_std)
         frozen = first_stages(backbone, freeze_after)
         for name in frozen:
             backbone.get_submodule(name).requires_grad_(False)
