@@ -66,7 +66,7 @@ class FractalImages(ImageSet):
         maps = self.systems[index % len(self.systems)]
         if self.jitter != "none":
             maps = ifs.randomly_jittered(maps, self.jitter, rng)
-        points = ifs.chaos_game(maps, rng.random((max(1, self.points // WALKS), WALKS), dtype=np.float32))
+        points = ifs.chaos_game(maps, rng.random((max(1, self.points // WALKS), WALKS), dtype=np.float32))  # type: ignore[arg-type]
         stamp = rng.integers(0, 2, (3, 3))
         stamp[1, 1] = 1  # the authors' stamp may be empty, and the picture black
         rendered = np.asarray(ifs.render(points, self.size, ifs.region_of(points), stamp=stamp), dtype=np.float64)

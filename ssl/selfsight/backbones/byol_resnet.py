@@ -24,14 +24,15 @@ class SamePaddingResNet(ResNet):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+        stages: Any = (self.layer1, self.layer2, self.layer3, self.layer4)
+        for stage in stages:
             block = stage[0]
             if block.downsample is None:
-                c_in, c_out = block.conv1.in_channels, self.feature_info[1]["num_chs"]
+                c_in, c_out = block.conv1.in_channels, int(str(self.feature_info[1]["num_chs"]))
                 block.downsample = nn.Sequential(nn.Conv2d(c_in, c_out, 1, bias=False), nn.BatchNorm2d(c_out))
         for name, conv in list(self.named_modules()):
             if isinstance(conv, nn.Conv2d) and conv.stride == (2, 2):
-                conv.__class__, conv.padding = Conv2dSame, (0, 0)  # type: ignore[assignment]
+                conv.__class__, conv.padding = Conv2dSame, (0, 0)
             elif isinstance(conv, nn.MaxPool2d):
                 self.set_submodule(name, MaxPool2dSame(kernel_size=conv.kernel_size, stride=conv.stride))
 

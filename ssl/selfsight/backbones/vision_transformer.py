@@ -39,6 +39,7 @@ class ResizingViT(VisionTransformer):
             return super()._pos_embed(x)
         (h, w), patch = x.shape[1:3], self.patch_embed.patch_size[0]
         prefix = 0 if self.no_embed_class else self.num_prefix_tokens
+        assert self.pos_embed is not None, "these networks know places by them alone"
         positions = resize_positions(
             self.pos_embed, (h * patch, w * patch), patch, rule=self.resize_rule, prefix=prefix
         )
@@ -84,14 +85,16 @@ class MoCoViT(ResizingViT):
         super().init_weights(mode, needs_reset)
         _fixed_positions(self, "row")
         xavier(self)
-        for block in self.blocks:
+        blocks: Any = self.blocks
+        for block in blocks:
             qkv, D = block.attn.qkv.weight, self.embed_dim
             nn.init.uniform_(qkv, -math.sqrt(6 / (2 * D)), math.sqrt(6 / (2 * D)))
         projection = self.patch_embed.proj
         if isinstance(projection, nn.Conv2d):
             bound = math.sqrt(6 / (projection.weight[0].numel() + self.embed_dim))
             nn.init.uniform_(projection.weight, -bound, bound)
-            nn.init.zeros_(projection.bias)
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
 
 
 class ConvStem(PatchEmbed):
@@ -108,7 +111,7 @@ class ConvStem(PatchEmbed):
         for out in (embed_dim // 8, embed_dim // 4, embed_dim // 2, embed_dim):
             layers += [nn.Conv2d(width, out, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
             width = out
-        self.proj = nn.Sequential(*layers, nn.Conv2d(width, embed_dim, 1))
+        self.proj = nn.Sequential(*layers, nn.Conv2d(width, embed_dim, 1))  # type: ignore[assignment]
 
 
 def xavier(module: nn.Module) -> None:
@@ -123,6 +126,7 @@ def xavier(module: nn.Module) -> None:
 def _fixed_positions(vit: VisionTransformer, first: Any) -> None:
     prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
     table = sincos_2d(vit.patch_embed.grid_size, vit.embed_dim, first=first, prefix=prefix)
+    assert vit.pos_embed is not None, "made without positions"
     vit.pos_embed.data.copy_(table)
     vit.pos_embed.requires_grad_(False)
 

@@ -105,25 +105,22 @@ class FineTune(Method):
     ) -> None:
         super().__init__(backbone)
         depth = 0 if projector is None else len(projector)
-        if layer == "auto":
-            layer = min(1, depth)
-        elif layer == -1:
-            layer = depth
-        if not 0 <= layer <= depth:
+        used = min(1, depth) if layer == "auto" else depth if layer == -1 else int(layer)
+        if not 0 <= used <= depth:
             raise UserError(
                 f"Fine-tuning from layer {layer} of the projection head was asked for, and this network's head has "
                 f"{depth} layers: give a number from 0 (the backbone's output) to {depth}."
             )
-        self.projector, self.layer, self.classifier_decay = projector, layer, classifier_decay
+        self.projector, self.layer, self.classifier_decay = projector, used, classifier_decay
         self.layer_decay, self.mixup, self.cutmix, self.smoothing = layer_decay, mixup, cutmix, label_smoothing
         self.binary = binary
         # on normalised images, where noise of unit variance is what the authors fill with
         self.erasing = timm.data.random_erasing.RandomErasing(erasing, mode="pixel", device="cpu") if erasing else None
         width: int = backbone.num_features  # type: ignore[assignment]
         if projector is not None:
-            width = projector.widths[layer]
+            width = projector.widths[used]
             projector.requires_grad_(not freeze_projector)
-            for unused in list(projector)[layer:]:
+            for unused in list(projector)[used:]:
                 unused.requires_grad_(False)
         self.classifier = nn.Linear(width, num_classes)
         self.plain_names = ("classifier.",) if plain_classifier else ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
@@ -40,7 +41,7 @@ class MAEDecoder(nn.Module):
         super().__init__()
         if dim % heads:
             raise UserError(f"MAE's decoder has {heads} heads, and its width of {dim} does not divide by them.")
-        norm = partial(nn.LayerNorm, eps=eps)
+        norm: Any = partial(nn.LayerNorm, eps=eps)
         self.prefix = prefix
         self.embed = nn.Linear(width, dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, dim))

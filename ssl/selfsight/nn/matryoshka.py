@@ -57,6 +57,7 @@ class MatryoshkaLinear(nn.Module):
         if len(self.heads) == len(self.widths):
             return [head(x[:, :m]) for m, head in zip(self.widths, self.heads, strict=True)]
         shared = self.heads[0]
+        assert isinstance(shared, nn.Linear)
         return [F.linear(x[:, :m], shared.weight[:, :m], shared.bias) for m in self.widths]
 
 

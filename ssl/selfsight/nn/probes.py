@@ -47,9 +47,10 @@ class NormalisedLinear(nn.Sequential):
     """
 
     def __init__(self, features: int, num_classes: int) -> None:
-        super().__init__(nn.BatchNorm1d(features, affine=False, eps=1e-6), nn.Linear(features, num_classes))
-        nn.init.trunc_normal_(self[1].weight, std=0.01)
-        nn.init.zeros_(self[1].bias)
+        linear = nn.Linear(features, num_classes)
+        super().__init__(nn.BatchNorm1d(features, affine=False, eps=1e-6), linear)
+        nn.init.trunc_normal_(linear.weight, std=0.01)
+        nn.init.zeros_(linear.bias)
 
 
 class ConvClassifier(nn.Sequential):

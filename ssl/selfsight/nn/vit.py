@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
@@ -61,7 +63,7 @@ def last_tokens(vit: VisionTransformer, images: Tensor, blocks: int, *, average:
 @torch.no_grad()
 def last_attention(vit: VisionTransformer, images: Tensor) -> Tensor:
     """Attention of the last block ``[B, heads, N, N]``, rows summing to one."""
-    attention = vit.blocks[-1].attn
+    attention: Any = vit.blocks[-1].attn
     found: list[Tensor] = []
     hook = attention.attn_drop.register_forward_hook(lambda _, inputs, __: found.append(inputs[0]))
     fused, attention.fused_attn = attention.fused_attn, False

@@ -87,7 +87,7 @@ class SAM(Optimizer):
         self.base.load_state_dict(state_dict)
         self._share()
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; returns the loss of the first pass.
 
         Raises:

@@ -46,7 +46,7 @@ class MixMatch(SemiMethod):
         UserError: values that cannot be meant.
     """
 
-    n_views = (2, 2)
+    n_views: tuple[int, int | None] = (2, 2)
     across_images = "the images of a batch are mixed with each other"
     per_process = "each process mixes the images of its share"
 

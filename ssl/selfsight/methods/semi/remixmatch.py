@@ -47,7 +47,7 @@ class ReMixMatch(MixMatch):
     Labelled and unlabelled batches have one size (``mu`` of 1).
     """
 
-    n_views = (2, None)
+    n_views: tuple[int, int | None] = (2, None)
 
     def __init__(
         self,
