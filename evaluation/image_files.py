@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from selfsight.datamodules.images import decode
 from selfsight.errors import UserError
 
 
@@ -17,7 +17,6 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         UserError: the file is no image, or a damaged one.
     """
-    decode = importlib.import_module("selfsight.datamodules.images.decode")
     try:
         image: NDArray[np.uint8] = decode.read_image(path)
     except decode.Unreadable as reason:
