@@ -242,7 +242,7 @@ def test_the_average_network_moves_once_an_optimiser_step() -> None:
 
 @pytest.mark.parametrize("share", ["label_smoothing", "erasing", "ema"])
 def test_shares_lie_between_nothing_and_all(share: str) -> None:
-    with pytest.raises(UserError, match=f"method.{share} is 2; it lies between 0 and 1"):
+    with pytest.raises(UserError, match=f"{share} of FineTune is 2; a share from 0 to 1 was expected"):
         finetune(slim(), None, layer=0, **{share: 2})
 
 

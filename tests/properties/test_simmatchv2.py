@@ -388,7 +388,7 @@ def test_wrong_batches_and_labels_are_refused_in_a_sentence() -> None:
         method.training_step(SemiBatch(right.labelled, Batch(larger, right.unlabelled.indices)), 0)
     with pytest.raises(UserError, match="between 0 and 3"):
         make("fixmatch", labels=LABELS + 1)
-    with pytest.raises(UserError, match="alpha is 1"):
+    with pytest.raises(UserError, match=r"alpha of SimMatchV2 is 1\.0; a share from 0 to below 1 was expected"):
         make("simmatchv2", alpha=1.0)
     with pytest.raises(UserError, match="multiple"):
         make("mixmatch").training_step(batch(0, "mixmatch", labelled=4, unlabelled=5), 0)

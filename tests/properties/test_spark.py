@@ -297,9 +297,9 @@ def test_odd_widths_grids_and_channels(width: int, grid: tuple[int, int]) -> Non
     [
         ("test_resnet", {}, 100, r"100 x 100, which do not divide into the 32 x 32 cells"),
         ("test_resnet", {}, 32, r"leaves 0 of 1 cells visible"),
-        ("test_resnet", {"mask_ratio": 1.2}, 96, r"mask_ratio is 1.2"),
+        ("test_resnet", {"mask_ratio": 1.2}, 96, r"mask_ratio of SparK is 1.2; a share between 0 and 1"),
         ("test_resnet", {"decoder_width": 20}, 96, r"decoder_width is 20; it is halved 5 times"),
-        ("test_resnet", {"densify_norm": "batch"}, 96, r"densify_norm is 'batch'"),
+        ("test_resnet", {"densify_norm": "batch"}, 96, r"densify_norm of SparK is 'batch'"),
         ("test_resnet", {"engine": "pack"}, 96, r"Did you mean 'packed'\?"),
         ("test_resnet", {"decoder_precision": "bf32"}, 96, r"Did you mean 'bf16'\?"),
         ("test_vit", {}, 96, r"SparK"),

@@ -270,15 +270,25 @@ def method(
 ) -> Method:
     """The method with its backbone, which begins with the weights of the run ``cfg.start`` where one is named.
 
-    What its constructor asks of the images (``num_classes``, ``num_images``, ``labels``, ...) and the configuration
-    does not say, the datamodule tells.
+    What it `needs` to know of the images and the configuration does not say, the datamodule tells.
 
     Args:
         backbone, inherited: parts that come from another run.
+
+    Raises:
+        UserError: the class is no method, or needs what these data do not tell.
     """
-    kind: type[Method] = get_class(cfg.method._target_)
-    needs = kind.needs or inspect.signature(kind).parameters
-    told = {name: fact for name, fact in data.facts.items() if name in needs and name not in cfg.method}
+    kind = get_class(cfg.method._target_)
+    if not issubclass(kind, Method):
+        raise UserError(f"{place(cfg.method)} is no method: it has to be a class below selfsight.methods.base.Method.")
+    facts = {**data.facts, "batch_size": cfg.batch_size}
+    wanted = [name for name in kind.needs if name not in inherited and cfg.method.get(name) is None]
+    if unknown := [name for name in wanted if name not in facts]:
+        raise UserError(
+            f"{kind.__name__} has to know {', '.join(unknown)}, which {type(data).__name__} does not tell; choose "
+            "datamodule=semi for a method that learns from few labels, or set method.<name>."
+        )
+    told = {name: facts[name] for name in wanted}
     if backbone is None:
         backbone = network(cfg)
         if cfg.get("start") is not None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsight.nn.distributed import all_reduce_sum
+from selfsight.nn.distributed import all_reduce_sum, mean_count
 from selfsight.nn.precision import full_precision
 
 #: cluster of an image that no embedding is known of
@@ -60,5 +60,5 @@ def cluster_prediction(scores: Sequence[Tensor], clusters: Tensor, *, temperatur
     for s, c in zip(scores, clusters, strict=True):
         target = c.repeat(len(s) // len(c))
         total = F.cross_entropy(s / temperature, target, ignore_index=UNASSIGNED, reduction="sum")
-        losses.append(total / (target != UNASSIGNED).sum().clamp(min=1))
+        losses.append(total / mean_count(target != UNASSIGNED))
     return torch.stack(losses).mean()

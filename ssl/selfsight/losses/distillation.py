@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfsight.nn.distributed import mean_count
 from selfsight.nn.precision import full_precision
 
 
@@ -33,7 +34,7 @@ def distillation_with_labels(
     Args:
         labels: ``[B]``, -1 for images without a label; a batch without any has no first term.
     """
-    labelled = (labels >= 0).sum().clamp(min=1)
+    labelled = mean_count(labels >= 0)
     supervised = F.cross_entropy(student_logits, labels, ignore_index=-1, reduction="sum") / labelled
     soft = distillation(student_logits, teacher_logits, temperature=temperature, tau2=False)
     return (1 - alpha) * supervised + alpha * soft

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from selfsight.nn.distributed import all_reduce_sum, world_size
 from selfsight.nn.patches import patch_statistics, patchify, unpatchify
 from selfsight.nn.precision import float32
 
@@ -19,7 +20,7 @@ def masked_patch_loss(reconstruction: Tensor, images: Tensor, active: Tensor, *,
     .. math:: \\ell = \\frac{1}{|H| + 10^{-8}} \\sum_{c \\in H} \\frac{1}{N} \\sum_{i=1}^{N}
               \\left(y_{ci} - \\frac{x_{ci} - m_c}{\\sigma_c}\\right)^2
 
-    with H the hidden cells of the whole batch, N the entries of a cell, and m, sigma from `patch_statistics`. 0 where
+    with H the hidden cells of the whole batch (the mean over processes is that over all cells), N the entries of a cell, and m, sigma from `patch_statistics`. 0 where
     nothing is hidden. A blank prediction scores about 1.
 
     Args:
@@ -35,7 +36,8 @@ def masked_patch_loss(reconstruction: Tensor, images: Tensor, active: Tensor, *,
         target = (target - mean) / std
     error = (patchify(float32(reconstruction), patch) - target).square().mean(dim=2)  # [B, L]
     hidden = (~active).flatten(1).to(error.dtype)  # [B, L]
-    return (error * hidden).sum() / (hidden.sum() + 1e-8)
+    count = (all_reduce_sum(hidden.sum()) + 1e-8) / world_size()
+    return (error * hidden).sum() / count
 
 
 def fill_hidden(reconstruction: Tensor, images: Tensor, active: Tensor, *, normalised: bool = True) -> Tensor:

@@ -64,6 +64,11 @@ class Method(StepState, LightningModule):
     n_views: tuple[int, int | None] = (1, None)
     #: schedules the method reads, besides the learning rate's
     schedules: tuple[str, ...] = ()
+    #: how the loss of an image depends on the others of its batch, so that several batches of a step are not one large
+    #: one; empty where it does not
+    across_images: str = ""
+    #: how it depends on the share of a batch that its process has; empty where several processes equal one
+    per_process: str = ""
     #: parts that `trainer.compile` leaves alone, by attribute
     uncompiled: tuple[str, ...] = ()
     #: weight decay and layer adaptation: of ``all`` parameters, or of ``kernels``, not of biases and normalisation

@@ -30,23 +30,38 @@ from selfsight.nn.distributed import all_reduce_sum, rank, world_size
 from selfsight.nn.multicrop import multi_crop
 from selfsight.nn.precision import float32
 from selfsight.nn.prototypes import Prototypes
+from selfsight.validation import above, takes, whole
 
 
+@takes(
+    num_images=whole(1), hidden_dim=whole(0), dim=whole(1), num_prototypes=whole(2), temperature=above(0),
+    crops_for_assign=whole(0), kmeans_iterations=whole(1),
+)  # fmt: skip
 class DeepClusterV2(Method):
-    """
+    """Clustering in turn with learning: crops predict the cluster of their image, found at the start of each epoch.
+
+    Defaults are the authors' for ImageNet.
+
     Args:
-        hidden_dim, dim: of the projection head, D the width of embeddings.
+        backbone: network to be trained.
+        num_images: N, images of the data set.
+        hidden_dim: width of the projection head's hidden layer; 0 makes the head a single linear layer.
+        dim: D of the embeddings.
         num_prototypes: K of each of H heads.
         temperature: tau of the predictions.
         crops_for_assign: A, positions of the views whose embeddings are remembered; head h clusters the (h mod |A|)-th.
         kmeans_iterations: rounds of k-means at the start of an epoch.
-        num_images: N, images of the data set.
 
     Attributes:
-        memory ``[|A|, N, D]``: last embedding of each image. known ``[N]``: whether there is one.
-        clusters ``[H, N]``: cluster of each image, `UNASSIGNED` where it has none.
+        memory: ``[|A|, N, D]`` last embedding of each image.
+        known: ``[N]`` whether there is one.
+        clusters: ``[H, N]`` cluster of each image, `UNASSIGNED` where it has none.
+
+    Raises:
+        UserError: values that cannot be meant, or more clusters than images.
     """
 
+    needs = ("num_images",)
     n_views = (2, None)
     decay = "all"
     memory: Tensor
@@ -57,13 +72,13 @@ class DeepClusterV2(Method):
         self,
         backbone: nn.Module,
         *,
-        hidden_dim: int,
-        dim: int,
-        num_prototypes: Sequence[int],
-        temperature: float,
-        crops_for_assign: Sequence[int],
-        kmeans_iterations: int,
         num_images: int,
+        hidden_dim: int = 2048,
+        dim: int = 128,
+        num_prototypes: Sequence[int] = (3000, 3000, 3000),
+        temperature: float = 0.1,
+        crops_for_assign: Sequence[int] = (0, 1),
+        kmeans_iterations: int = 10,
     ) -> None:
         super().__init__(backbone)
         if max(num_prototypes) > num_images:

@@ -17,23 +17,37 @@ from torch import Tensor, nn
 from selfsight.contracts import Batch
 from selfsight.losses.distillation import distillation, distillation_with_labels
 from selfsight.methods.base import Method
+from selfsight.validation import SHARE, SWITCH, above, takes, whole
 
 
+@takes(num_classes=whole(1), temperature=above(0), alpha=SHARE, tau2=SWITCH)
 class Distillation(Method):
-    """
+    """Self-training: a student learns what a fine-tuned teacher answers for all images, labelled or not.
+
     Args:
         backbone: the student's.
         teacher: images ``[B, 3, H, W]`` to class scores ``[B, K]``; it stays as it is, in eval mode.
         num_classes: K.
         temperature: tau of both softmaxes; 0.1 for self-distillation, 1 for a smaller student (paper).
         alpha: share of the teacher in the loss, the rest is for known labels; 1 uses none (the paper's default).
-        tau2: multiply by ``temperature^2`` (notebook; only without labels).
+        tau2: multiply by ``temperature^2`` (notebook; only without labels); False: the paper's formula.
+
+    Raises:
+        UserError: values that cannot be meant.
     """
 
+    needs = ("num_classes",)
     n_views = (1, 1)
 
     def __init__(
-        self, backbone: nn.Module, *, teacher: nn.Module, num_classes: int, temperature: float, alpha: float, tau2: bool
+        self,
+        backbone: nn.Module,
+        *,
+        teacher: nn.Module,
+        num_classes: int,
+        temperature: float = 0.1,
+        alpha: float = 1.0,
+        tau2: bool = True,
     ) -> None:
         super().__init__(backbone)
         self.temperature, self.alpha, self.tau2 = temperature, alpha, tau2

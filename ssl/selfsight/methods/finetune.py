@@ -15,7 +15,7 @@ is off unless asked for.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,13 +37,25 @@ from selfsight.nn.ema import EMATeacher
 from selfsight.nn.simclr_head import ProjectionHead
 from selfsight.optim import l2_penalty
 from selfsight.optim.groups import ParamGroup, layer_decayed, split_no_decay
+from selfsight.validation import AUTO, SHARE, SWITCH, above, at_least, takes, whole
 
 
+@takes(
+    num_classes=whole(1), layer=AUTO | whole(-1), freeze_projector=SWITCH, freeze_after=whole(-1),
+    frozen_statistics=SWITCH, classifier_decay=at_least(0), plain_classifier=SWITCH, layer_decay=above(0),
+    mixup=at_least(0), cutmix=at_least(0), label_smoothing=SHARE, binary=SWITCH, erasing=SHARE, ema=SHARE,
+)  # fmt: skip
 class FineTune(Method):
-    """
+    """Fine-tuning: a classifier on the backbone, or on a layer of its projection head, and all below it are trained.
+
+    Defaults are SimCLRv2's for few labels of ImageNet, without what later recipes add.
+
     Args:
+        backbone: pretrained network.
+        num_classes: K.
         projector: the head the backbone was pretrained with, or None.
         layer: of the head's outputs; 0 is the backbone's, 1 the paper's choice for few labels, -1 the head's last.
+            ``auto`` is 1 with a head and 0 without.
         freeze_projector: kept layers of the head pass gradients on but stay as they are (TensorFlow 1 code); otherwise
             they are trained (TensorFlow 2 code).
         freeze_after: -1 trains the whole backbone; b leaves the stem and the first b stages as they are, 4 all of it.
@@ -54,30 +66,34 @@ class FineTune(Method):
             treats it like any other layer (SparK, MAE).
         classifier_std: of the first weights of a classifier that is not plain, biases at 0 then; None: PyTorch's rule.
         layer_decay: below 1 every layer learns more slowly than the one above it, by this factor.
-        mixup, cutmix: parameter of the Beta distribution that mixes pairs of images; with both, one of them by turns
-            of a coin. label_smoothing: share of the target spread over all classes.
+        mixup: parameter of the Beta distribution that mixes pairs of images; with ``cutmix``, too, one of them by turns
+            of a coin.
+        cutmix: parameter of the Beta distribution of boxes pasted from another image.
+        label_smoothing: share of the target spread over all classes.
         binary: every class is a question of its own (binary cross-entropy) instead of one among all.
         erasing: probability that a box of a fiftieth to a third of an image becomes noise (timm's RandomErasing), image
             by image, before any are mixed.
         ema: momentum of an averaged model, which is evaluated beside the network; 0 for none.
 
     Raises:
-        UserError: the head has no such layer, the backbone no such stage, or a share lies outside 0 .. 1.
+        UserError: the head has no such layer, the backbone no such stage, or values that cannot be meant.
     """
 
+    needs = ("num_classes",)
     n_views = (1, 1)
 
     def __init__(
         self,
         backbone: nn.Module,
         *,
-        projector: ProjectionHead | None,
-        layer: int,
         num_classes: int,
-        freeze_projector: bool,
-        freeze_after: int,
-        frozen_statistics: bool,
-        classifier_decay: float,
+        projector: ProjectionHead | None = None,
+        layer: int | Literal["auto"] = "auto",
+        freeze_projector: bool = False,
+        freeze_after: int = -1,
+        frozen_statistics: bool = True,
+        classifier_decay: float = 0.0,
+        plain_classifier: bool = True,
         layer_decay: float = 1.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
@@ -85,15 +101,13 @@ class FineTune(Method):
         binary: bool = False,
         erasing: float = 0.0,
         ema: float = 0.0,
-        plain_classifier: bool = True,
         classifier_std: float | None = None,
     ) -> None:
         super().__init__(backbone)
-        for name, share in {"label_smoothing": label_smoothing, "erasing": erasing, "ema": ema}.items():
-            if not 0 <= share <= 1:
-                raise UserError(f"method.{name} is {share}; it lies between 0 and 1.")
         depth = 0 if projector is None else len(projector)
-        if layer == -1:
+        if layer == "auto":
+            layer = min(1, depth)
+        elif layer == -1:
             layer = depth
         if not 0 <= layer <= depth:
             raise UserError(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfsight.nn.distributed import mean_count
 from selfsight.nn.precision import float32
 from selfsight.optim.groups import l2_penalty
 
@@ -40,7 +41,7 @@ class OnlineProbe(nn.Linear):
             return dict(found)
         y = labels.repeat(len(h) // len(labels))  # [V B]
         scores = float32(self(h.detach()))  # [V B, C]
-        known = (y >= 0).sum().clamp(min=1)
+        known = mean_count(y >= 0)
         loss = F.cross_entropy(scores, y, ignore_index=-1, reduction="sum") / known
         loss = found["loss"] + loss + l2_penalty([self.weight], self.decay)
         return {**found, "loss": loss, "online_accuracy": (scores.detach().argmax(1) == y).sum() / known}

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from selfsight.backbones.interface import feature_map, freeze_beyond_the_map
 from selfsight.contracts import Batch
-from selfsight.errors import UserError, nearest
+from selfsight.errors import UserError
 from selfsight.losses.pixpro import instance_consistency, pixel_consistency, pixel_contrast, positives
 from selfsight.methods.base import Method
 from selfsight.nn.boxes import corners
@@ -33,23 +33,39 @@ from selfsight.nn.ema import EMATeacher
 from selfsight.nn.heads import mlp, pointwise_conv
 from selfsight.nn.precision import float32
 from selfsight.nn.propagation import PixelPropagation
+from selfsight.validation import SWITCH, above, at_least, one_of, takes, whole
 
 LOSSES = ("pixpro", "pixcontrast")
 
 
+@takes(
+    hidden_dim=whole(1), dim=whole(1), loss=one_of(*LOSSES), exponent=at_least(0), clamp=at_least(0),
+    transform_layers=whole(0), normalise_value=SWITCH, pos_ratio=at_least(0), skip_empty=SWITCH, temperature=above(0),
+    instance_weight=at_least(0), decay=one_of("all", "kernels"),
+)  # fmt: skip
 class PixPro(Method):
-    """
+    """Pixel-level consistency: pixels of two views that show one place agree, after propagation to pixels like them.
+
+    Defaults are the authors' for ImageNet. The momentum of the target network is the scheduled value
+    ``teacher_momentum``.
+
     Args:
-        hidden_dim, dim: widths of the projector (two 1x1 convolutions).
+        backbone: network to be trained; needs ``forward_features``.
+        hidden_dim: hidden width of the projector (two 1x1 convolutions).
+        dim: C of the projections.
         loss: ``pixpro`` (consistency after propagation) or ``pixcontrast`` (contrast of projections).
-        exponent, clamp, transform_layers, normalise_value: see `PixelPropagation`.
+        exponent: of the similarities in the propagation, see `PixelPropagation`.
+        clamp: lowest similarity there.
+        transform_layers: of the propagation's transform.
+        normalise_value: unit values in the propagation (the authors' code); False: the paper's equation as it reads.
         pos_ratio: T, the distance below which pixels are a pair, in diagonals of the larger pixel.
         skip_empty: leave images without pairs out of the mean.
         temperature: of ``pixcontrast``.
-        instance_weight: alpha of the instance branch; 0 leaves it out.
+        instance_weight: alpha of the instance branch, which helps classification; 0 leaves it out.
         decay: ``kernels`` (weight decay and layer adaptation spare biases and BatchNorm) or ``all``.
 
-    The momentum of the target network is the scheduled value ``teacher_momentum``.
+    Raises:
+        UserError: values that cannot be meant.
     """
 
     n_views = (2, 2)
@@ -59,22 +75,20 @@ class PixPro(Method):
         self,
         backbone: nn.Module,
         *,
-        hidden_dim: int,
-        dim: int,
-        loss: Literal["pixpro", "pixcontrast"],
-        exponent: float,
-        clamp: float,
-        transform_layers: int,
-        normalise_value: bool,
-        pos_ratio: float,
-        skip_empty: bool,
-        temperature: float,
-        instance_weight: float,
-        decay: Literal["kernels", "all"],
+        hidden_dim: int = 4096,
+        dim: int = 256,
+        loss: Literal["pixpro", "pixcontrast"] = "pixpro",
+        exponent: float = 2.0,
+        clamp: float = 0.0,
+        transform_layers: int = 1,
+        normalise_value: bool = True,
+        pos_ratio: float = 0.7,
+        skip_empty: bool = False,
+        temperature: float = 0.3,
+        instance_weight: float = 0.0,
+        decay: Literal["kernels", "all"] = "kernels",
     ) -> None:
         super().__init__(backbone)
-        if loss not in LOSSES:
-            raise UserError(f"PixPro's loss is '{loss}'; one of {', '.join(LOSSES)}.{nearest(loss, LOSSES)}")
         self.loss, self.pos_ratio, self.skip_empty, self.temperature = loss, pos_ratio, skip_empty, temperature
         self.instance_weight, self.decay = instance_weight, decay
         width = cast(int, backbone.num_features)

@@ -27,16 +27,24 @@ from selfsight.methods.base import Method
 from selfsight.nn.precision import float32
 from selfsight.nn.probes import batch_norm_mlp
 from selfsight.nn.rotate import rotate4
+from selfsight.validation import one_of, takes, whole
 
 
+@takes(hidden_dims=whole(1, empty=True), map_side=whole(1), decay=one_of("all", "kernels"))
 class Rotation(Method):
-    """
+    """Prediction of rotations: a small head says by which of four angles each copy of an image was turned.
+
+    ``batch_size`` counts images: the network sees four times as many rows. Defaults are for ResNets; AlexNet, the
+    paper's network for ImageNet, takes ``hidden_dims=[4096, 4096]`` and ``map_side=6``.
+
     Args:
+        backbone: network to be trained.
         hidden_dims: widths of the head's hidden layers; AlexNet has two of 4096, NIN and ResNets none.
         map_side: the head sees the last map, max-pooled to this side and flattened (AlexNet: 6); None: its global mean.
         decay: ``all`` parameters (the authors) or ``kernels``, which spares biases and normalisation (vissl).
 
-    ``batch_size`` counts images: the network sees four times as many rows.
+    Raises:
+        UserError: values that cannot be meant.
     """
 
     n_views = (1, 1)
@@ -45,9 +53,9 @@ class Rotation(Method):
         self,
         backbone: nn.Module,
         *,
-        hidden_dims: Sequence[int],
-        map_side: int | None,
-        decay: Literal["all", "kernels"],
+        hidden_dims: Sequence[int] = (),
+        map_side: int | None = None,
+        decay: Literal["all", "kernels"] = "all",
     ) -> None:
         super().__init__(backbone)
         self.map_side, self.decay = map_side, decay

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from selfsight.contracts import Batch
-from selfsight.losses.ntxent import contrast_accuracy, contrast_entropy, cross_view_logits, ntxent, unit
+from selfsight.losses.ntxent import REDUCTIONS, contrast_accuracy, contrast_entropy, cross_view_logits, ntxent, unit
 from selfsight.methods.base import Method
 from selfsight.methods.online_probe import OnlineProbe
 from selfsight.nn.ema import EMATeacher
@@ -31,37 +31,51 @@ from selfsight.nn.precision import float32
 from selfsight.nn.queue import Queue
 from selfsight.nn.simclr_head import ProjectionHead
 from selfsight.optim.groups import ParamGroup, split_no_decay
+from selfsight.validation import SHARE, above, at_least, one_of, takes, whole
 
 
+@takes(
+    temperature=above(0), projection_dim=whole(1), projection_layers=whole(1), reduction=one_of(*REDUCTIONS),
+    chunk_size=whole(1), memory=whole(0), memory_momentum=SHARE, online_classes=whole(0), classifier_decay=at_least(0),
+)  # fmt: skip
 class SimCLRv2(Method):
-    """
+    """Contrastive learning of representations: the two views of an image are to be the most similar pair of a batch.
+
+    Defaults are SimCLRv2's for ImageNet; SimCLR has 2 layers in its head.
+
     Args:
+        backbone: network to be trained.
         temperature: tau; 0.1 for ImageNet, 0.5 or 0.2 for CIFAR-10 (authors' README; their issue 166).
-        projection_dim, projection_layers: of the head g; 128 and 3 in SimCLRv2, 128 and 2 in SimCLR.
-        reduction: ``sum_of_means`` (code) or ``mean_2n`` (paper); see `ntxent`.
-        chunk_size: anchors handled at a time in the loss, or null for all of them.
+        projection_dim: width of the projections z.
+        projection_layers: of the head g.
+        reduction: ``sum_of_means`` (code) or ``mean_2n`` (paper), half of it; see `ntxent`.
+        chunk_size: anchors handled at a time in the loss, or None for all of them.
         memory: number of keys remembered from earlier batches; 0 for none.
         memory_momentum: of the average network that makes the keys; 0.999 in the paper.
         online_classes: above 0 trains a linear classifier of that many classes on the detached features along the way,
-            with the same optimiser (tf2/model.py). The backbone does not notice it.
+            see `OnlineProbe`.
         classifier_decay: L2 on that classifier's kernel, as a term of the loss.
+
+    Raises:
+        UserError: values that cannot be meant.
     """
 
     n_views = (2, 2)
+    across_images = "the negatives of an image are the other images of its batch"
 
     def __init__(
         self,
         backbone: nn.Module,
         *,
-        temperature: float,
-        projection_dim: int,
-        projection_layers: int,
-        reduction: str,
-        chunk_size: int | None,
-        memory: int,
-        memory_momentum: float,
-        online_classes: int,
-        classifier_decay: float,
+        temperature: float = 0.1,
+        projection_dim: int = 128,
+        projection_layers: int = 3,
+        reduction: Literal["sum_of_means", "mean_2n"] = "sum_of_means",
+        chunk_size: int | None = None,
+        memory: int = 0,
+        memory_momentum: float = 0.999,
+        online_classes: int = 0,
+        classifier_decay: float = 1e-4,
     ) -> None:
         super().__init__(backbone)
         self.temperature, self.reduction, self.chunk_size = temperature, reduction, chunk_size

@@ -24,16 +24,18 @@ from torch import Tensor, nn
 from torch.nn.init import trunc_normal_
 
 from selfsight.contracts import Batch
-from selfsight.errors import UserError, nearest
+from selfsight.errors import UserError
 from selfsight.losses.spark import masked_patch_loss
 from selfsight.methods.base import Method
 from selfsight.nn.light_decoder import LightDecoder
-from selfsight.nn.sparse.encoder import Engine, Level, SparseEncoder
+from selfsight.nn.sparse.encoder import ENGINES, Engine, Level, SparseEncoder
 from selfsight.nn.sparse.layers import Mask, MaskedBatchNorm2d, visible_cells, visible_count
 from selfsight.optim.groups import ParamGroup
+from selfsight.validation import SWITCH, number, one_of, takes, whole
 
 DECODER_PRECISIONS = ("auto", "bf16")
 DENSIFY_NORMS = ("auto", "bn", "ln", "none")
+BETWEEN = number("a share between 0 and 1", lambda v: 0 < v < 1)
 #: parameters without weight decay and layer adaptation, besides the one-dimensional ones (authors' ``lr_control.py``)
 PLAIN = ("mask_tokens", "gamma", "cls_token", "pos_embed")
 
@@ -54,18 +56,30 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+@takes(
+    mask_ratio=BETWEEN, decoder_width=whole(1), densify_norm=one_of(*DENSIFY_NORMS), levels=whole(1),
+    normalise_pixels=SWITCH, engine=one_of(*ENGINES), sync_batchnorm=SWITCH,
+    decoder_precision=one_of(*DECODER_PRECISIONS),
+)  # fmt: skip
 class SparK(Method):
-    """
+    """Sparse and hierarchical masked modelling: from the visible cells of an image its hidden pixels are predicted.
+
+    Defaults are the authors' for ImageNet.
+
     Args:
-        mask_ratio: share r of hidden cells.
+        backbone: network to be trained, a CNN of timm's.
+        mask_ratio: share r of hidden cells; a cell is as large as the backbone's total stride.
         decoder_width: D, channels at the smallest map; halved at each larger one.
         densify_norm: of the maps before densifying: ``bn``, ``ln``, ``none``, or ``auto`` (what the backbone uses).
         levels: how many maps the decoder sees at most.
         normalise_pixels: predict pixels normalised per cell (the paper's target) or the pixels themselves.
-        decoder_precision: ``bf16`` runs densify and decoder, the larger part of the work, in bfloat16 and leaves the
-            encoder as it is; ``auto`` leaves both to the trainer.
         engine: ``dense``, ``packed`` or ``auto``, see `selfsight.nn.sparse.encoder.SparseEncoder`.
         sync_batchnorm: BatchNorm statistics of all processes, in encoder, densify and decoder.
+        decoder_precision: ``bf16`` runs densify and decoder, the larger part of the work, in bfloat16 and leaves the
+            encoder as it is; ``auto`` leaves both to the trainer.
+
+    Raises:
+        UserError: values that cannot be meant, or a backbone that cannot run sparse.
     """
 
     n_views = (1, 1)
@@ -75,28 +89,16 @@ class SparK(Method):
         self,
         backbone: nn.Module,
         *,
-        mask_ratio: float,
-        decoder_width: int,
-        densify_norm: Literal["auto", "bn", "ln", "none"],
-        levels: int,
-        normalise_pixels: bool,
-        decoder_precision: Literal["auto", "bf16"],
-        engine: Engine,
-        sync_batchnorm: bool,
+        mask_ratio: float = 0.6,
+        decoder_width: int = 768,
+        densify_norm: Literal["auto", "bn", "ln", "none"] = "auto",
+        levels: int = 4,
+        normalise_pixels: bool = True,
+        engine: Engine = "auto",
+        sync_batchnorm: bool = True,
+        decoder_precision: Literal["auto", "bf16"] = "auto",
     ) -> None:
         super().__init__(backbone)
-        if not 0 < mask_ratio < 1:
-            raise UserError(f"SparK's mask_ratio is {mask_ratio}; it is the share of hidden cells, between 0 and 1.")
-        if densify_norm not in DENSIFY_NORMS:
-            raise UserError(
-                f"SparK's densify_norm is '{densify_norm}'; one of {', '.join(DENSIFY_NORMS)}."
-                f"{nearest(densify_norm, DENSIFY_NORMS)}"
-            )
-        if decoder_precision not in DECODER_PRECISIONS:
-            raise UserError(
-                f"SparK's decoder_precision is '{decoder_precision}'; one of {', '.join(DECODER_PRECISIONS)}."
-                f"{nearest(decoder_precision, DECODER_PRECISIONS)}"
-            )
         self.mask_ratio, self.normalise_pixels = mask_ratio, normalise_pixels
         self.decoder_precision = decoder_precision
         self.encoder = SparseEncoder(backbone, engine=engine, most_levels=levels, sync=sync_batchnorm)

@@ -22,20 +22,37 @@ from torch import Tensor, nn
 from selfsight.contracts import Batch
 from selfsight.errors import UserError
 from selfsight.methods.base import Method
+from selfsight.nn.distributed import mean_count
 from selfsight.nn.multicrop import multi_crop
 from selfsight.nn.precision import float32
+from selfsight.validation import SHARE, one_of, takes, whole
 
 
+@takes(num_classes=whole(0), label_smoothing=SHARE, decay=one_of("all", "kernels"))
 class SupCE(Method):
-    """
+    """Supervised cross-entropy: a linear layer on the backbone names the class of every view.
+
+    Defaults are SupContrast's; google-research's for ImageNet are those of recipe=imagenet/supce.
+
     Args:
+        backbone: network to be trained.
         num_classes: C.
         label_smoothing: share of the target that is spread evenly over the classes.
         decay: ``all`` parameters (SupContrast) or ``kernels``, which spares biases and normalisation.
+
+    Raises:
+        UserError: values that cannot be meant, or fewer than two classes.
     """
 
+    needs = ("num_classes",)
+
     def __init__(
-        self, backbone: nn.Module, *, num_classes: int, label_smoothing: float, decay: Literal["all", "kernels"]
+        self,
+        backbone: nn.Module,
+        *,
+        num_classes: int,
+        label_smoothing: float = 0.0,
+        decay: Literal["all", "kernels"] = "all",
     ) -> None:
         super().__init__(backbone)
         if num_classes < 2:
@@ -50,7 +67,7 @@ class SupCE(Method):
             raise UserError("SupCE learns labels and these images have none; choose a labelled data set.")
         y = batch.labels.repeat(len(batch.views))  # [V B]
         logits = float32(self.classifier(multi_crop(self.backbone, batch.views)))  # [V B, C]
-        labelled = (y >= 0).sum().clamp(min=1)
+        labelled = mean_count(y >= 0)
         loss = F.cross_entropy(logits, y, ignore_index=-1, reduction="sum", label_smoothing=self.label_smoothing)
         return {"loss": loss / labelled, "train_accuracy": (logits.detach().argmax(1) == y).sum() / labelled}
 

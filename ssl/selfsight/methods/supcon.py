@@ -28,46 +28,66 @@ from torch import Tensor, nn
 
 from selfsight.contracts import Batch
 from selfsight.errors import UserError
-from selfsight.losses.supcon import by_image, supcon
+from selfsight.losses.supcon import CONTRAST_MODES, DENOMINATORS, SUMMATIONS, by_image, supcon
 from selfsight.methods.base import Method
 from selfsight.nn.distributed import gather_without_grad, rank
 from selfsight.nn.heads import mlp
 from selfsight.nn.multicrop import multi_crop
 from selfsight.nn.precision import float32
+from selfsight.validation import SWITCH, above, one_of, takes, whole
 
 
+@takes(
+    supervised=SWITCH, hidden_dim=whole(0), dim=whole(1), last_bias=SWITCH, init_std=above(0),
+    normalize_embedding=SWITCH, temperature=above(0), base_temperature=above(0), contrast_mode=one_of(*CONTRAST_MODES),
+    summation=one_of(*SUMMATIONS), denominator=one_of(*DENOMINATORS), positives_cap=whole(0),
+    decay=one_of("all", "kernels"),
+)  # fmt: skip
 class SupCon(Method):
-    """
+    """Supervised contrastive learning: views of images of one class are to be nearer than anything else in a batch.
+
+    Defaults are SupContrast's; google-research's for ImageNet are those of recipe=imagenet/supcon.
+
     Args:
+        backbone: network to be trained.
         supervised: images of one class belong together; False: only the views of one image (SimCLR).
         hidden_dim: width of the head's hidden layer; None takes that of the backbone, 0 makes the head a linear layer.
         dim: D of the embeddings.
-        last_bias: whether the head's last layer has a bias. init_std: of the head's first weights, biases at 0 then;
-            None is PyTorch's rule. (google-research: no bias, 0.01.)
+        last_bias: whether the head's last layer has a bias; google-research: not.
+        init_std: of the head's first weights, biases at 0 then; None is PyTorch's rule, google-research takes 0.01.
         normalize_embedding: the backbone's output is divided by its norm before the head.
-        temperature, base_temperature, contrast_mode, summation, denominator, positives_cap: see `supcon_per_anchor`.
+        temperature: T, see `supcon_per_anchor`.
+        base_temperature: scales the loss by ``T / T_base``; None: not at all.
+        contrast_mode: anchors are ``all`` views, or ``one``: the first.
+        summation: ``out`` (equation 2) or ``in`` (equation 3).
+        denominator: ``all``, ``one_positive`` or ``only_negatives``.
+        positives_cap: most views of other images of the class that count; None: all.
         decay: ``all`` parameters (SupContrast) or ``kernels``, which spares biases and normalisation (google-research).
+
+    Raises:
+        UserError: values that cannot be meant.
     """
 
     n_views = (2, None)
+    across_images = "an image is compared with the other images of its batch"
 
     def __init__(
         self,
         backbone: nn.Module,
         *,
-        supervised: bool,
-        hidden_dim: int | None,
-        dim: int,
-        last_bias: bool,
-        init_std: float | None,
-        normalize_embedding: bool,
-        temperature: float,
-        base_temperature: float | None,
-        contrast_mode: Literal["all", "one"],
-        summation: Literal["out", "in"],
-        denominator: Literal["all", "one_positive", "only_negatives"],
-        positives_cap: int | None,
-        decay: Literal["all", "kernels"],
+        supervised: bool = True,
+        hidden_dim: int | None = None,
+        dim: int = 128,
+        last_bias: bool = True,
+        init_std: float | None = None,
+        normalize_embedding: bool = False,
+        temperature: float = 0.1,
+        base_temperature: float | None = 0.07,
+        contrast_mode: Literal["all", "one"] = "all",
+        summation: Literal["out", "in"] = "out",
+        denominator: Literal["all", "one_positive", "only_negatives"] = "all",
+        positives_cap: int | None = None,
+        decay: Literal["all", "kernels"] = "all",
     ) -> None:
         super().__init__(backbone)
         width = cast(int, backbone.num_features)

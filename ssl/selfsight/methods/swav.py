@@ -35,31 +35,50 @@ from selfsight.nn.precision import float32
 from selfsight.nn.prototypes import Prototypes
 from selfsight.nn.queue import Queue
 from selfsight.nn.queue import queue_length as rounded_length
+from selfsight.validation import SWITCH, above, takes, whole
 
 #: what the running share of samples per prototype keeps at each step
 USAGE_MOMENTUM = 0.99
 
 
+@takes(
+    hidden_dim=whole(0), dim=whole(1), num_prototypes=whole(2), temperature=above(0), epsilon=above(0),
+    sinkhorn_iterations=whole(1), hard_codes=SWITCH, crops_for_assign=whole(0), freeze_prototypes_steps=whole(0),
+    queue_length=whole(0), queue_start_epoch=whole(0), batch_size=whole(1),
+)  # fmt: skip
 class SwAV(Method):
-    """
+    """Swapping assignments between views: every crop predicts the prototypes that another crop was assigned to.
+
+    Defaults are the authors' for ImageNet in batches of 4096. In batches of 256 they keep a queue of 3840 embeddings,
+    and freeze the prototypes for 5005 steps.
+
     Args:
+        backbone: network to be trained.
         hidden_dim: width of the projection head's hidden layer; 0 makes the head a single linear layer.
-        dim: D of the embeddings. num_prototypes: K.
+        dim: D of the embeddings.
+        num_prototypes: K; about ten times the classes or more, fewer for small data.
         temperature: tau of the predictions.
-        epsilon, sinkhorn_iterations: see `sinkhorn`. hard_codes: the nearest one-hot vector in place of each code.
+        epsilon: entropy of the codes, see `sinkhorn`; 0.03 where the loss stays at ``ln K``.
+        sinkhorn_iterations: see `sinkhorn`.
+        hard_codes: the nearest one-hot vector in place of each code.
         crops_for_assign: A, positions of the views whose codes are predicted: the global ones.
-        freeze_prototypes_steps: first optimiser steps in which prototypes do not move.
+        freeze_prototypes_steps: first optimiser steps in which prototypes do not move (an epoch of ImageNet, and one).
         queue_length: embeddings kept per entry of A, over all processes, cut to whole batches; 0 leaves the queue out.
         queue_start_epoch: first epoch (from 0) that fills the queue; it is used once it is full.
-        batch_size: images per step over all processes.
+        batch_size: images per batch over all processes; only the queue asks for it.
 
     Attributes:
         queues: one `Queue` of unit embeddings for each entry of A.
-        usage ``[K]``: running share of global views each prototype is the nearest of; for the monitors.
+        usage: ``[K]`` running share of global views each prototype is the nearest of; for the monitors.
+
+    Raises:
+        UserError: values that cannot be meant, or a queue shorter than a batch.
     """
 
+    needs = ("batch_size",)
     n_views = (2, None)
     decay = "all"
+    across_images = "the codes of a batch are shared out among its images"
     uncompiled = ("prototypes", "queues")  # how many rows they get changes when the queue is full
     usage: Tensor
 
@@ -67,34 +86,30 @@ class SwAV(Method):
         self,
         backbone: nn.Module,
         *,
-        hidden_dim: int,
-        dim: int,
-        num_prototypes: int,
-        temperature: float,
-        epsilon: float,
-        sinkhorn_iterations: int,
-        hard_codes: bool,
-        crops_for_assign: Sequence[int],
-        freeze_prototypes_steps: int,
-        queue_length: int,
-        queue_start_epoch: int,
-        batch_size: int,
+        hidden_dim: int = 2048,
+        dim: int = 128,
+        num_prototypes: int = 3000,
+        temperature: float = 0.1,
+        epsilon: float = 0.05,
+        sinkhorn_iterations: int = 3,
+        hard_codes: bool = False,
+        crops_for_assign: Sequence[int] = (0, 1),
+        freeze_prototypes_steps: int = 313,
+        queue_length: int = 0,
+        queue_start_epoch: int = 15,
+        batch_size: int | None = None,
     ) -> None:
         super().__init__(backbone)
-        if num_prototypes < 2:
-            raise UserError(
-                f"SwAV was given num_prototypes={num_prototypes}; it needs at least 2, the paper takes 3000."
-            )
         self.projector = projection_head(backbone, hidden_dim, dim)
         self.prototypes = Prototypes(dim, num_prototypes)
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, sinkhorn_iterations
         self.hard_codes, self.A = hard_codes, list(crops_for_assign)
         self.freeze_prototypes_steps, self.queue_start_epoch = freeze_prototypes_steps, queue_start_epoch
-        length, _ = rounded_length(queue_length, batch_size, 1)
+        length = 0 if batch_size is None else rounded_length(queue_length, batch_size, 1)[0]
         if queue_length and not length:
             raise UserError(
                 f"SwAV's queue_length {queue_length} is less than one batch of {batch_size}; give a multiple of the "
-                "batch, or 0 for no queue."
+                "batch (batch_size=), or 0 for no queue."
             )
         self.queues = cast("list[Queue]", nn.ModuleList(Queue(length, dim) for _ in self.A if length))
         self.register_buffer("usage", torch.full((num_prototypes,), 1 / num_prototypes))

@@ -84,6 +84,14 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return _Sum.apply(x) if world_size() > 1 else x
 
 
+def mean_count(chosen: Tensor) -> Tensor:
+    """What a process divides its sum over the ``chosen`` (bool) by, so that its mean with the others' is that over all.
+
+    Rows that count may be spread unevenly over processes. Where there are none at all, no quotient is infinite.
+    """
+    return all_reduce_sum(chosen.sum()).clamp(min=1) / world_size()
+
+
 @torch.no_grad()
 def all_reduce_max(x: Tensor) -> Tensor:
     """Maximum of ``x`` over ranks, without gradient; ``x`` is left as it is."""

@@ -14,6 +14,9 @@ from torch import Tensor
 from selfsight.nn.precision import full_precision
 from selfsight.nn.step_state import StepState
 
+#: see `Method.across_images`
+ALIGNED = "pseudo-labels are aligned by means over the batches of the step so far"
+
 
 class Alignment(StepState):
     """Distribution alignment with running means: ``p_c = norm(q_c (target_c + eps) / (model_c + eps))``.

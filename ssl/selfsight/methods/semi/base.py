@@ -63,9 +63,12 @@ class Scores(nn.Module):
 
 
 class SemiMethod(Method):
-    """
+    """A method with a classifier that learns from labelled and unlabelled images, and with a teacher that averages it.
+
+    The schedule ``teacher_momentum`` says how slowly the teacher follows.
+
     Args:
-        backbone: timm interface.
+        backbone: network to be trained.
         heads: `Classifier` or `Heads`.
         labels: ``[N_l]`` int64, class of each labelled image; row = its index in the labelled set.
         num_classes: C.
@@ -73,9 +76,11 @@ class SemiMethod(Method):
             USB evaluates.
         decay: weight decay on ``all`` parameters, or on ``kernels``, which spares biases and normalisation.
 
-    The schedule ``teacher_momentum`` says how slowly the teacher follows.
+    Raises:
+        UserError: no labels, or some that are no classes.
     """
 
+    needs: tuple[str, ...] = ("labels", "num_classes")
     schedules = ("teacher_momentum",)
 
     def __init__(
@@ -171,7 +176,9 @@ class SemiMethod(Method):
         """Share of unlabelled images the threshold lets through and, where their labels are known, how many are right.
 
         Args:
-            mask: ``[M]`` in {0, 1}; pseudo_labels: ``[M, C]``.
+            mask: ``[M]`` in {0, 1}.
+            pseudo_labels: ``[M, C]``.
+            unlabelled: the batch they are for.
         """
         found = {"mask_rate": mask.mean()}
         if unlabelled.labels is not None:

@@ -5,7 +5,7 @@ memory of embeddings, and images with similar pseudo-labels form a graph that th
 to reproduce.
 
 As in microsoft/Semi-supervised-learning the memory keeps the aligned labels from before smoothing, and smoothing
-waits for the second epoch and a filled memory.
+waits for the second epoch and a filled memory. Deviation: the graph joins the images of all processes.
 """
 
 from __future__ import annotations
@@ -18,23 +18,43 @@ from torch.nn import functional as F
 
 from selfsight.contracts import SemiBatch
 from selfsight.losses.semi import cross_entropy, graph_contrast, pseudo_label_graph, smoothed
-from selfsight.methods.semi.alignment import QueueAlignment
+from selfsight.methods.semi.alignment import ALIGNED, QueueAlignment
 from selfsight.methods.semi.base import Heads, SemiMethod
+from selfsight.nn.distributed import gather, gather_without_grad
 from selfsight.nn.queue import Queue
+from selfsight.validation import SHARE, above, at_least, takes, whole
 
 
+@takes(
+    num_classes=whole(1), dim=whole(1), K=whole(1), T=above(0), alpha=SHARE, tau=at_least(0), tau_c=at_least(0),
+    lambda_u=at_least(0), lambda_c=at_least(0), da_length=whole(1), queue_batches=whole(0),
+)  # fmt: skip
 class CoMatch(SemiMethod):
-    """
+    """Contrastive graph regularisation: pseudo-labels make a graph of images, which their embeddings reproduce.
+
+    Defaults are USB's for CIFAR-10; STL-10 takes ``lambda_c=5``.
+
     Args:
-        labels, num_classes: see `SemiMethod`.
-        dim: D of the embeddings. K: rows of the memory (published: five global batches, labelled and unlabelled).
-        T: temperature of similarities. alpha: share of the own label in smoothing.
-        tau: confidence a pseudo-label needs. tau_c: similarity two pseudo-labels need to be joined in the graph.
-        lambda_u, lambda_c: weights of the unlabelled and the contrastive loss. da_length: batches in alignment's queue.
-        queue_batches: steps before smoothing may start.
+        backbone: network to be trained.
+        labels: ``[N_l]`` int64, class of each labelled image.
+        num_classes: C.
+        dim: D of the embeddings.
+        K: rows of the memory; published are five global batches, of 64 labelled and 448 unlabelled images.
+        T: temperature of similarities.
+        alpha: share of the own label in smoothing.
+        tau: confidence a pseudo-label needs.
+        tau_c: similarity two pseudo-labels need to be joined in the graph.
+        lambda_u: weight of the unlabelled loss.
+        lambda_c: weight of the contrastive loss.
+        da_length: steps in alignment's queue.
+        queue_batches: steps before smoothing may start; it waits for the second epoch, too.
+
+    Raises:
+        UserError: values that cannot be meant.
     """
 
     n_views = (3, 3)
+    across_images = f"the graph of pseudo-labels joins the images of a batch, and {ALIGNED}"
 
     def __init__(
         self,
@@ -42,16 +62,16 @@ class CoMatch(SemiMethod):
         *,
         labels: Tensor,
         num_classes: int,
-        dim: int,
-        K: int,
-        T: float,
-        alpha: float,
-        tau: float,
-        tau_c: float,
-        lambda_u: float,
-        lambda_c: float,
-        da_length: int,
-        queue_batches: int,
+        dim: int = 64,
+        K: int = 2560,
+        T: float = 0.2,
+        alpha: float = 0.9,
+        tau: float = 0.95,
+        tau_c: float = 0.8,
+        lambda_u: float = 1.0,
+        lambda_c: float = 1.0,
+        da_length: int = 32,
+        queue_batches: int = 5,
     ) -> None:
         heads = Heads(backbone.num_features, num_classes, dim)  # type: ignore[arg-type]
         super().__init__(backbone, heads, labels=labels, num_classes=num_classes)
@@ -68,11 +88,11 @@ class CoMatch(SemiMethod):
             aligned = self.alignment(logits_w.softmax(-1))  # [M, C]
             p = self.smooth(aligned, z_w)
             mask = (p.amax(-1) >= self.tau).to(p.dtype)  # [M]
-            self.memorise(torch.cat([z_w, z_x]), torch.cat([aligned, F.one_hot(y, self.num_classes).to(p.dtype)]))
-            graph = pseudo_label_graph(p, self.tau_c)  # [M, M]
+            self.memorise(z_w, aligned, z_x, y)
+            graph = pseudo_label_graph(gather_without_grad(p), self.tau_c)  # [N, N], all processes' images
         L_x = cross_entropy(logits_x, y)
         L_u = cross_entropy(logits_s, p, mask)
-        L_c = graph_contrast(z_s, z_other, graph, self.T)
+        L_c = graph_contrast(gather(z_s), gather(z_other), graph, self.T)
         terms = {"loss_sup": L_x.detach(), "loss_unsup": L_u.detach(), "loss_contrast": L_c.detach()}
         total = L_x + self.lambda_u * L_u + self.lambda_c * L_c
         return {"loss": total, **terms, **self.monitors(mask, p, batch.unlabelled)}
@@ -83,10 +103,10 @@ class CoMatch(SemiMethod):
             return p
         return smoothed(p, z, self.memory.data, self.memory_labels.data, self.T, self.alpha)
 
-    def memorise(self, z: Tensor, labels: Tensor) -> None:
-        """Keep embeddings ``[n, D]`` and labels ``[n, C]`` for the memory."""
-        self.collect(z=z, labels=labels)
+    def memorise(self, z: Tensor, p: Tensor, z_x: Tensor, y: Tensor) -> None:
+        """Keep embeddings and labels for the memory: ``[M, D]``, ``[M, C]``; of labelled images ``[B, D]``, ``[B]``."""
+        self.collect(z=z, p=p, z_x=z_x, p_x=F.one_hot(y, self.num_classes).to(p.dtype))
 
-    def take_in(self, z: Tensor, labels: Tensor) -> None:
-        self.memory.push(z)
-        self.memory_labels.push(labels)
+    def take_in(self, z: Tensor, p: Tensor, z_x: Tensor, p_x: Tensor) -> None:
+        self.memory.push(torch.cat([z, z_x]))
+        self.memory_labels.push(torch.cat([p, p_x]))

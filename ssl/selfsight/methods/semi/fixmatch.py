@@ -16,16 +16,27 @@ from torch import Tensor, nn
 
 from selfsight.contracts import Batch, SemiBatch
 from selfsight.losses.semi import cross_entropy
-from selfsight.methods.semi.alignment import Alignment
+from selfsight.methods.semi.alignment import ALIGNED, Alignment
 from selfsight.methods.semi.base import Classifier, SemiMethod
+from selfsight.validation import SHARE, at_least, takes, whole
 
 
+@takes(num_classes=whole(1), tau=at_least(0), lambda_u=at_least(0), da_m=SHARE)
 class FixMatch(SemiMethod):
-    """
+    """Consistency and confidence: what the weak view surely is, the strong view has to be, too.
+
+    Defaults are the paper's for CIFAR-10.
+
     Args:
-        labels, num_classes: see `SemiMethod`.
-        tau: confidence a pseudo-label needs. lambda_u: weight of the unlabelled loss.
-        da_m: momentum of distribution alignment to uniform; None leaves alignment out.
+        backbone: network to be trained.
+        labels: ``[N_l]`` int64, class of each labelled image.
+        num_classes: C.
+        tau: confidence a pseudo-label needs.
+        lambda_u: weight of the unlabelled loss.
+        da_m: momentum of distribution alignment to uniform (USB: 0.999); None leaves alignment out, as the paper does.
+
+    Raises:
+        UserError: values that cannot be meant.
     """
 
     n_views = (2, 2)
@@ -36,14 +47,15 @@ class FixMatch(SemiMethod):
         *,
         labels: Tensor,
         num_classes: int,
-        tau: float,
-        lambda_u: float,
-        da_m: float | None,
+        tau: float = 0.95,
+        lambda_u: float = 1.0,
+        da_m: float | None = None,
     ) -> None:
         heads = Classifier(backbone.num_features, num_classes)  # type: ignore[arg-type]
         super().__init__(backbone, heads, labels=labels, num_classes=num_classes)
         self.tau, self.lambda_u = tau, lambda_u
         self.alignment = None if da_m is None else Alignment(num_classes, da_m)
+        self.across_images = ALIGNED if self.alignment else ""
 
     def training_step(self, batch: SemiBatch, batch_idx: int) -> Mapping[str, Tensor]:
         y = batch.labelled.labels

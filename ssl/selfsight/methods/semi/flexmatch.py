@@ -15,20 +15,34 @@ from torch import Tensor, nn
 from selfsight.contracts import Batch
 from selfsight.methods.semi.base import write_rows
 from selfsight.methods.semi.fixmatch import FixMatch
+from selfsight.validation import SHARE, SWITCH, at_least, takes, whole
 
 
+@takes(num_classes=whole(1), num_unlabelled=whole(1), tau=at_least(0), lambda_u=at_least(0), da_m=SHARE, warmup=SWITCH)
 class FlexMatch(FixMatch):
-    """
+    """FixMatch with curriculum pseudo-labelling: a class that is hard to learn gets a lower threshold.
+
+    Defaults are the paper's for CIFAR-10.
+
     Args:
-        labels, num_classes, tau, lambda_u, da_m: see `FixMatch`.
+        backbone: network to be trained.
+        labels: ``[N_l]`` int64, class of each labelled image.
+        num_classes: C.
         num_unlabelled: length of the unlabelled set, which the indices of its images refer to.
+        tau: confidence a pseudo-label of the best learned class needs.
+        lambda_u: weight of the unlabelled loss.
+        da_m: momentum of distribution alignment to uniform; None leaves alignment out.
         warmup: images without a confident label count as a class of their own when the best class is looked for.
 
     Attributes:
-        selected ``[N_u]``: last confident label of each image, -1 for none yet.
-        learned ``[C]``: a, between 0 and 1.
+        selected: ``[N_u]`` last confident label of each image, -1 for none yet.
+        learned: ``[C]`` a, between 0 and 1.
+
+    Raises:
+        UserError: values that cannot be meant.
     """
 
+    needs = (*FixMatch.needs, "num_unlabelled")
     selected: Tensor
     learned: Tensor
 
@@ -39,10 +53,10 @@ class FlexMatch(FixMatch):
         labels: Tensor,
         num_classes: int,
         num_unlabelled: int,
-        tau: float,
-        lambda_u: float,
-        da_m: float | None,
-        warmup: bool,
+        tau: float = 0.95,
+        lambda_u: float = 1.0,
+        da_m: float | None = None,
+        warmup: bool = True,
     ) -> None:
         super().__init__(backbone, labels=labels, num_classes=num_classes, tau=tau, lambda_u=lambda_u, da_m=da_m)
         self.warmup = warmup

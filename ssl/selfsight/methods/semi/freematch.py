@@ -5,7 +5,7 @@ by how probable the network finds the class. A fairness term keeps the predictio
 classes as the running view of the weak ones is.
 
 All running means take in the batch before the mask is made, and pseudo-labels are hard, as in
-microsoft/Semi-supervised-learning.
+microsoft/Semi-supervised-learning. Deviation: fairness compares the means over the images of all processes.
 """
 
 from __future__ import annotations
@@ -19,22 +19,37 @@ from torch.nn import functional as F
 from selfsight.contracts import SemiBatch
 from selfsight.losses.semi import cross_entropy, fairness
 from selfsight.methods.semi.base import Classifier, SemiMethod
+from selfsight.nn.distributed import gather, gather_without_grad
+from selfsight.validation import SHARE, SWITCH, at_least, takes, whole
 
 
+@takes(num_classes=whole(1), lambda_u=at_least(0), w_f=at_least(0), m=SHARE, quantile=SWITCH, clip=SHARE)
 class FreeMatch(SemiMethod):
-    """
+    """Self-adaptive thresholds: a pseudo-label counts where it is surer than the network usually is of that class.
+
+    Defaults are the paper's for CIFAR-10; SVHN takes ``clip=0.95``.
+
     Args:
-        labels, num_classes: see `SemiMethod`.
-        lambda_u: weight of the unlabelled loss. w_f: weight of the fairness term.
+        backbone: network to be trained.
+        labels: ``[N_l]`` int64, class of each labelled image.
+        num_classes: C.
+        lambda_u: weight of the unlabelled loss.
+        w_f: weight of the fairness term.
         m: momentum of all running means.
         quantile: take the confidence below which 80 % of the batch lies instead of its mean.
-        clip: highest threshold; None leaves it free (SVHN: 0.95).
+        clip: highest threshold; None leaves it free.
 
     Attributes:
-        tau: running confidence. p_model ``[C]``: running mean prediction. hist ``[C]``: running label frequencies.
+        tau: running confidence.
+        p_model: ``[C]`` running mean prediction.
+        hist: ``[C]`` running label frequencies.
+
+    Raises:
+        UserError: values that cannot be meant.
     """
 
     n_views = (2, 2)
+    across_images = "thresholds follow the batches of the step so far, and fairness compares the means of a batch"
     tau: Tensor
     p_model: Tensor
     hist: Tensor
@@ -45,11 +60,11 @@ class FreeMatch(SemiMethod):
         *,
         labels: Tensor,
         num_classes: int,
-        lambda_u: float,
-        w_f: float,
-        m: float,
-        quantile: bool,
-        clip: float | None,
+        lambda_u: float = 1.0,
+        w_f: float = 0.001,
+        m: float = 0.999,
+        quantile: bool = False,
+        clip: float | None = None,
     ) -> None:
         heads = Classifier(backbone.num_features, num_classes)  # type: ignore[arg-type]
         super().__init__(backbone, heads, labels=labels, num_classes=num_classes)
@@ -69,7 +84,7 @@ class FreeMatch(SemiMethod):
             mask = (confidence >= tau * (p_model / p_model.max())[label]).to(p.dtype)
         L_s = cross_entropy(logits_x, y)
         L_u = cross_entropy(logits_s, label, mask)
-        L_f = fairness(logits_s, mask, p_model, hist)
+        L_f = fairness(gather(logits_s), gather_without_grad(mask), p_model, hist)
         terms = {"loss_sup": L_s, "loss_unsup": L_u, "loss_fair": L_f}
         monitors = {"threshold": tau, **self.monitors(mask, p, batch.unlabelled)}
         total = L_s + self.lambda_u * L_u + self.w_f * L_f

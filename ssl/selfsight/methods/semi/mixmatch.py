@@ -23,19 +23,32 @@ from selfsight.methods.semi.base import Classifier, SemiMethod
 from selfsight.nn.batchnorm import frozen_statistics
 from selfsight.nn.precision import float32
 from selfsight.optim.schedule import Ramp
+from selfsight.validation import SHARE, above, at_least, takes, whole
 
 
+@takes(num_classes=whole(1), T=above(0), mixup_alpha=above(0), lambda_u=at_least(0), ramp=SHARE)
 class MixMatch(SemiMethod):
-    """
-    Args:
-        labels, num_classes: see `SemiMethod`.
-        T: sharpening temperature. mixup_alpha: of the Beta distribution the mixing weight comes from.
-        lambda_u: final weight of the unlabelled loss. ramp: share of the run in which it grows from 0.
+    """Guessed labels, sharpened, and pairs of images mixed with their labels.
 
-    Labelled and unlabelled batches have one size (``mu`` of 1).
+    Labelled and unlabelled batches have one size (``mu`` of 1). Defaults are USB's for CIFAR-10; CIFAR-100 takes
+    ``lambda_u=150``.
+
+    Args:
+        backbone: network to be trained.
+        labels: ``[N_l]`` int64, class of each labelled image.
+        num_classes: C.
+        T: sharpening temperature.
+        mixup_alpha: of the Beta distribution the mixing weight comes from.
+        lambda_u: final weight of the unlabelled loss.
+        ramp: share of the run in which it grows from 0.
+
+    Raises:
+        UserError: values that cannot be meant.
     """
 
     n_views = (2, 2)
+    across_images = "the images of a batch are mixed with each other"
+    per_process = "each process mixes the images of its share"
 
     def __init__(
         self,
@@ -43,10 +56,10 @@ class MixMatch(SemiMethod):
         *,
         labels: Tensor,
         num_classes: int,
-        T: float,
-        mixup_alpha: float,
-        lambda_u: float,
-        ramp: float,
+        T: float = 0.5,
+        mixup_alpha: float = 0.5,
+        lambda_u: float = 100.0,
+        ramp: float = 0.4,
     ) -> None:
         heads = Classifier(backbone.num_features, num_classes)  # type: ignore[arg-type]
         super().__init__(backbone, heads, labels=labels, num_classes=num_classes)

@@ -21,23 +21,44 @@ from torch.nn import functional as F
 
 from selfsight.contracts import SemiBatch
 from selfsight.losses.semi import aggregate, cross_entropy, instance_consistency, log_similarity, unfold_log
-from selfsight.methods.semi.alignment import QueueAlignment
+from selfsight.methods.semi.alignment import ALIGNED, QueueAlignment
 from selfsight.methods.semi.base import Heads, SemiMethod, write_rows
+from selfsight.validation import SHARE, SWITCH, above, at_least, one_of, takes, whole
 
 
+@takes(
+    num_classes=whole(1), dim=whole(1), tt=above(0), st=above(0), alpha=SHARE, tau=at_least(0), lambda_u=at_least(0),
+    lambda_in=at_least(0), da_length=whole(1), da_eps=at_least(0), teacher=SWITCH, bank_m=SHARE,
+    decay=one_of("all", "kernels"),
+)  # fmt: skip
 class SimMatch(SemiMethod):
-    """
+    """Similarity matching: a strong view agrees with the weak one in its class and in its likeness to labelled images.
+
+    Defaults are the authors' for ImageNet.
+
     Args:
-        labels, num_classes: see `SemiMethod`.
-        dim: D of the embeddings. tt, st: temperatures of the similarities of teacher and student.
-        alpha: share of the own probability in aggregation. tau: confidence a pseudo-label needs.
-        lambda_u, lambda_in: weights of the class and the instance loss.
-        da_length: batches in alignment's queue; None leaves alignment out. da_eps: see `QueueAlignment`.
+        backbone: network to be trained.
+        labels: ``[N_l]`` int64, class of each labelled image.
+        num_classes: C.
+        dim: D of the embeddings.
+        tt: temperature of the teacher's similarities.
+        st: temperature of the student's.
+        alpha: share of the own probability in aggregation.
+        tau: confidence a pseudo-label needs.
+        lambda_u: weight of the class loss.
+        lambda_in: weight of the instance loss.
+        da_length: steps in alignment's queue; None leaves alignment out.
+        da_eps: see `QueueAlignment`.
+        teacher: weak views through an averaged teacher (ImageNet), or through the student (CIFAR).
         bank_m: share of the old embedding that stays in the bank (``teacher=False``).
-        decay: see `SemiMethod`.
+        decay: weight decay on ``all`` parameters, or on ``kernels``, which spares biases and normalisation.
 
     Attributes:
-        bank ``[N_l, D]``, bank_labels ``[N_l]``: embedding and class of each labelled image.
+        bank: ``[N_l, D]`` embedding of each labelled image.
+        bank_labels: ``[N_l]`` its class.
+
+    Raises:
+        UserError: values that cannot be meant.
     """
 
     n_views = (2, 2)
@@ -50,18 +71,18 @@ class SimMatch(SemiMethod):
         *,
         labels: Tensor,
         num_classes: int,
-        dim: int,
-        tt: float,
-        st: float,
-        alpha: float,
-        tau: float,
-        lambda_u: float,
-        lambda_in: float,
-        da_length: int | None,
-        da_eps: float,
-        teacher: bool,
-        bank_m: float,
-        decay: Literal["all", "kernels"],
+        dim: int = 128,
+        tt: float = 0.1,
+        st: float = 0.1,
+        alpha: float = 0.9,
+        tau: float = 0.7,
+        lambda_u: float = 10.0,
+        lambda_in: float = 5.0,
+        da_length: int | None = 256,
+        da_eps: float = 0.0,
+        teacher: bool = True,
+        bank_m: float = 0.7,
+        decay: Literal["all", "kernels"] = "all",
     ) -> None:
         heads = Heads(backbone.num_features, num_classes, dim)  # type: ignore[arg-type]
         super().__init__(
@@ -71,6 +92,7 @@ class SimMatch(SemiMethod):
         self.tt, self.st, self.alpha, self.tau, self.bank_m = tt, st, alpha, tau, bank_m
         self.lambda_u, self.lambda_in, self.teaches = lambda_u, lambda_in, teacher
         self.alignment = None if da_length is None else QueueAlignment(num_classes, da_length, da_eps)
+        self.across_images = ALIGNED if self.alignment else ""
         self.register_buffer("bank", F.normalize(torch.randn(len(labels), dim)))
         self.register_buffer("bank_labels", labels.clone())
 
