@@ -20,8 +20,8 @@ def masked_patch_loss(reconstruction: Tensor, images: Tensor, active: Tensor, *,
     .. math:: \\ell = \\frac{1}{|H| + 10^{-8}} \\sum_{c \\in H} \\frac{1}{N} \\sum_{i=1}^{N}
               \\left(y_{ci} - \\frac{x_{ci} - m_c}{\\sigma_c}\\right)^2
 
-    with H the hidden cells of the whole batch (the mean over processes is that over all cells), N the entries of a cell, and m, sigma from `patch_statistics`. 0 where
-    nothing is hidden. A blank prediction scores about 1.
+    with H the hidden cells of the whole batch, N the entries of a cell, and m, sigma from `patch_statistics`; the mean
+    over processes is that over the cells of all. 0 where nothing is hidden. A blank prediction scores about 1.
 
     Args:
         reconstruction: y, ``[B, C, h p, w p]``, not normalised.
