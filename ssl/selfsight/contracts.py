@@ -15,8 +15,8 @@ else:
     Interface = Protocol
 
 
-@runtime_checkable  # type: ignore[misc]
-class Backbone(Interface):
+@runtime_checkable
+class Backbone(Interface):  # type: ignore[misc]
     """A network without classifier: timm's interface. Nothing has to inherit from it.
 
     `selfsight.backbones.registry.create` gives one by name, `selfsight.backbones.interface.wrap` makes one of any

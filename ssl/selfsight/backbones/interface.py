@@ -180,7 +180,8 @@ def wrap(
     if output.ndim == 4:
         module.register_forward_hook(_average)
     if not hasattr(module, "forward_features"):
-        module.forward_features = module.forward  # the map, where it gives one: without the hook
+        # the map, where it gives one: without the hook
+        module.forward_features = module.forward  # type: ignore[assignment]
     module.num_features = output.shape[1]  # type: ignore[assignment]
     if feature_info is not None:
         stages = [dict(entry) for entry in feature_info]
@@ -307,7 +308,7 @@ def patch_side(backbone: nn.Module) -> int | None:
     return max(size) if isinstance(size, (tuple, list)) else size
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 

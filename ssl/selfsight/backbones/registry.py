@@ -97,13 +97,13 @@ def create(
 
 def _build(name: str, image_size: int | None, arguments: dict[str, Any]) -> Any:
     """The network as timm builds it, for images of ``image_size`` as far as its constructor asks for that."""
-    for_size = {"dynamic_img_size": True} | ({} if image_size is None else {"img_size": image_size})
+    for_size: dict[str, Any] = {"dynamic_img_size": True} | ({} if image_size is None else {"img_size": image_size})
     for_size = {option: value for option, value in for_size.items() if option not in arguments}
     if name.startswith(RESIZES_ITSELF):
         for_size = {}
     while True:
         try:
-            net = timm.create_model(name, **arguments, **for_size)
+            net: Any = timm.create_model(name, **arguments, **for_size)
         except (UserError, *REFUSALS) as error:
             unknown = next((option for option in for_size if f"'{option}'" in str(error)), None)
             if isinstance(error, (UserError, TypeError)) and unknown is not None:

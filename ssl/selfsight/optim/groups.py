@@ -126,7 +126,7 @@ def matched_layers(module: nn.Module) -> tuple[dict[str, int], int]:
         )
     prefix, network = f"{place[0]}." if place[0] else "", cast(Any, place[1])
     last = "a classifier"  # what the matcher does not know comes after everything
-    named = SimpleNamespace(named_parameters=lambda: [*network.named_parameters(), (last, None)])
+    named: Any = SimpleNamespace(named_parameters=lambda: [*network.named_parameters(), (last, None)])
     layers = group_parameters(named, network.group_matcher(), reverse=True)
     head = layers[last]
     return {name: layers.get(name.removeprefix(prefix), head) for name, _ in module.named_parameters()}, head
