@@ -180,7 +180,8 @@ def wrap(
     if output.ndim == 4:
         module.register_forward_hook(_average)
     if not hasattr(module, "forward_features"):
-        module.forward_features = module.forward  # type: ignore[assignment]  # the map, where it gives one: without the hook
+        # the map, where it gives one: without the hook
+        module.forward_features = module.forward  # type: ignore[assignment]
     module.num_features = output.shape[1]  # type: ignore[assignment]
     if feature_info is not None:
         stages = [dict(entry) for entry in feature_info]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -95,7 +95,7 @@ def _resized(
         return weights
     from selfsight.backbones.interface import one_line, usual_size
 
-    source: Any = _network(spec, path)
+    source = cast(Any, _network(spec, path))
     before, after = usual_size(source), usual_size(net)
     if before == after or type(source) is not type(net):
         return weights

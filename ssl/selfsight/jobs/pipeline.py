@@ -15,6 +15,7 @@ from selfsight.composition.overrides import checked, compose
 from selfsight.datamodules import DataModule
 from selfsight.datamodules.datasets.splits import chosen_labels
 from selfsight.engine.measure import Outcome, headline
+from selfsight.evaluation.base import Figures
 from selfsight.jobs.launch import run_nested_job
 from selfsight.runs.folder import RunFolder
 
@@ -22,7 +23,7 @@ from selfsight.runs.folder import RunFolder
 SOURCE = {"pretrain": "start", "finetune": "run", "distill": "teacher"}
 
 
-def perform(job: str, words: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def perform(job: str, words: Sequence[str], folder: Path, settings: Mapping[str, object]) -> Figures:
     """The summary of a job's run in ``folder``: done now, gone on with, or found finished there.
 
     Args:
@@ -41,7 +42,7 @@ def perform(job: str, words: Sequence[str], folder: Path, settings: Mapping[str,
     return run.read_summary()
 
 
-def composed(job: str, words: Sequence[str], settings: Mapping[str, Any] | None = None) -> DictConfig:
+def composed(job: str, words: Sequence[str], settings: Mapping[str, object] | None = None) -> DictConfig:
     """The configuration of a job from words and, set after them, further keys.
 
     Raises:
@@ -87,7 +88,7 @@ def follow(cfg: DictConfig, folder: RunFolder) -> Outcome:
     return Outcome(headline(summary), folder)
 
 
-def shrunk(cfg: DictConfig) -> dict[str, Any]:
+def shrunk(cfg: DictConfig) -> dict[str, object]:
     """The values of the choice of ``debug`` that the run was made with, by key: its steps are to be as short."""
     if cfg.get("debug") is None:
         return {}

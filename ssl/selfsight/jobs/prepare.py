@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -57,7 +56,7 @@ def run(cfg: DictConfig) -> None:
     )
 
 
-def checked(cfg: DictConfig, source: Path, out: Path) -> dict[str, Any]:
+def checked(cfg: DictConfig, source: Path, out: Path) -> dict[str, object]:
     """The settings, each a value that can be worked with."""
     if not source.is_dir():
         raise UserError(f"source is '{source}', which is no folder; name a folder of images.")
@@ -66,7 +65,7 @@ def checked(cfg: DictConfig, source: Path, out: Path) -> dict[str, Any]:
     return {key: expect(key, cfg[key], kind) for key, kind in SETTINGS.items()}
 
 
-def make(preparation: Any, workers: int, console: Console) -> dict[str, str]:
+def make(preparation: Preparation, workers: int, console: Console) -> dict[str, str]:
     """All parts, several at a time; the files that cannot be read, with the reason."""
     unreadable: dict[str, str] = {}
     threads = torch.get_num_threads()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +26,10 @@ from selfsight.reporting.embedding_map import PALE, WRONG
 from selfsight.reporting.thumbnails import thumbnail
 from selfsight.runs.folder import RunFolder
 from selfsight.runs.records import with_folder
+
+if TYPE_CHECKING:
+    from bokeh.models import LayoutDOM
+    from bokeh.models.widgets import Button, Div, FileInput, Select
 
 LISTED = 48  # pictures beside the map, at most
 NAMED = 40  # classes up to which a legend names their colours
@@ -59,11 +64,11 @@ class Explorer:
             }
         )
         self.view = CDSView(filter=BooleanFilter(booleans=[True] * len(known.rows)))
-        wide: dict[str, Any] = {"sizing_mode": "stretch_width"}
+        wide: Mapping[str, Any] = {"sizing_mode": "stretch_width"}
         colour = Select(title="colour", value=first, options=self.colour_options(), name="colour", **wide)
-        classes: list[Any] = [EVERYTHING, *self.class_filters()]
+        classes: list[str | tuple[str, str]] = [EVERYTHING, *self.class_filters()]
         self.label = Select(title="class", value=EVERYTHING, options=classes, name="class", **wide)
-        errors: list[Any] = [EVERYTHING, ERRORS] if known.labels is not None else [EVERYTHING]
+        errors: list[str | tuple[str, str]] = [EVERYTHING, ERRORS] if known.labels is not None else [EVERYTHING]
         self.errors = Select(title="show", value=EVERYTHING, options=errors, name="show", **wide)
         self.path = TextInput(title="search by image: path", placeholder="photo.jpg", name="path", **wide)
         upload = FileInput(title="or a file", accept="image/*", name="upload")
@@ -81,7 +86,7 @@ class Explorer:
         self.source.selected.on_change("indices", lambda attr, old, new: self.show_selected(new))
         self.layout = self._laid_out(colour, upload, export)
 
-    def _laid_out(self, colour: Any, upload: Any, export: Any) -> Any:
+    def _laid_out(self, colour: Select, upload: FileInput, export: Button) -> LayoutDOM:
         from bokeh.layouts import column, row
         from bokeh.plotting import figure
 
@@ -109,7 +114,7 @@ class Explorer:
         both = row(plot, side, sizing_mode="stretch_width", styles={"flex-wrap": "wrap"})
         return column(self._title(), both, sizing_mode="stretch_width")
 
-    def _title(self) -> Any:
+    def _title(self) -> Div:
         from bokeh.models.widgets import Div
 
         about = f"<b style='font-size:18px'>{html.escape(self.folder.name)}</b> &nbsp; {len(self.known.rows):,} "
@@ -124,7 +129,7 @@ class Explorer:
         names = {class_name(self.data.data, i): i for i in range(self.data.data.num_classes)}
         return names | ({NO_LABEL: -1} if (self.known.labels < 0).any() else {})
 
-    def colour_options(self) -> list[Any]:
+    def colour_options(self) -> list[str | tuple[str, str]]:
         return [*self.colourings, *(["loss"] if self.known.loss is not None else [])]
 
     def colours(self, title: str) -> list[str]:

@@ -141,9 +141,9 @@ class RunFolder:
     def write_config(self, cfg: DictConfig) -> None:
         write_text(self.path / "config.yaml", _resolved_text(cfg))
 
-    def append_metrics(self, row: Mapping[str, Any]) -> None:
+    def append_metrics(self, row: Mapping[str, object]) -> None:
         """Add an epoch to metrics.csv; new columns widen the table, an epoch already there is replaced."""
-        rows = [old for old in self.read_metrics() if int(old["epoch"]) < int(row["epoch"])]
+        rows = [old for old in self.read_metrics() if int(old["epoch"]) < int(str(row["epoch"]))]
         rows.append({key: "" if value is None else str(value) for key, value in row.items()})
         columns: list[str] = []
         for one in rows:
@@ -160,7 +160,7 @@ class RunFolder:
         with self.metrics.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
+    def write_summary(self, summary: Mapping[str, object]) -> None:
         write_text(self.summary, json.dumps(summary, indent=2) + "\n")
 
     def read_summary(self) -> dict[str, Any]:
