@@ -257,7 +257,7 @@ def _tifffile(data: bytes, max_pixels: int) -> np.ndarray:
     try:
         import tifffile
     except ImportError:
-        raise Unreadable("a TIFF file of a rare kind: pip install tifffile reads more of them") from None
+        raise Unreadable("a TIFF file of a rare kind; pip install 'selfsight[tiff]' reads more of them") from None
     from PIL import Image, ImageOps
 
     try:

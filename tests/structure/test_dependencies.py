@@ -23,6 +23,7 @@ MODULES = {
     "hydra-core": "hydra",
     "opencv-python-headless": "cv2",
     "pillow": "PIL",
+    "pillow-heif": "pillow_heif",
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
     "typing-extensions": "typing_extensions",

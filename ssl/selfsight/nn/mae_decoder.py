@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from selfsight.errors import UserError
@@ -38,6 +37,8 @@ class MAEDecoder(nn.Module):
         mlp_ratio: float = 4.0,
         eps: float = 1e-6,
     ) -> None:
+        from timm.models.vision_transformer import Block
+
         super().__init__()
         if dim % heads:
             raise UserError(f"MAE's decoder has {heads} heads, and its width of {dim} does not divide by them.")

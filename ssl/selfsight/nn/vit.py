@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.layers import DropPath
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint_sequential
 
 from selfsight.errors import UserError
 from selfsight.nn.patches import take_patches
 
+if TYPE_CHECKING:  # timm is imported by `selfsight.backbones` alone, which comes above
+    from timm.models.vision_transformer import VisionTransformer
+
 
 def is_vit(backbone: nn.Module) -> bool:
     """Whether a backbone is a plain transformer on patches, whose tokens can be left out (``vit_*``, ``deit_*``)."""
+    from timm.models.vision_transformer import VisionTransformer
+
     return isinstance(backbone, VisionTransformer) and backbone.pos_embed is not None
 
 
@@ -89,6 +92,8 @@ def mass_mask(attention: Tensor, threshold: float) -> Tensor:
 
 def without_drop_path(network: nn.Module) -> nn.Module:
     """``network`` itself, with stochastic depth switched off everywhere: for teachers in training mode."""
+    from timm.layers import DropPath
+
     for module in network.modules():
         if isinstance(module, DropPath):
             module.drop_prob = 0.0
