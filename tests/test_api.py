@@ -45,7 +45,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> ss.Run:
     return ss.pretrain(
         method="swav", dataset="folder", root=photos, image_size=16, backbone="resnet_digits", epochs=1,
-        runs=tmp_path_factory.mktemp("runs"), name="colours", **SMOKE, **{"dataset.test_fraction": 0.25},
+        runs=tmp_path_factory.mktemp("runs"), name="colours", **SMOKE,
+        **{"dataset.test_fraction": 0.25, "dataset.split": "draw"},
     )  # fmt: skip
 
 

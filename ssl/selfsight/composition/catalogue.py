@@ -235,7 +235,7 @@ class Default(NamedTuple):
     """An entry of a defaults list: ``group`` is None for a configuration that is taken in whole."""
 
     group: str | None
-    choice: Any
+    choice: object
 
 
 def defaults(path: Path) -> list[Default]:
@@ -256,7 +256,7 @@ def chain(job: str) -> list[Path]:
     """The files that a job's configuration consists of, without groups: those it takes in, then its own."""
     path = primary(job)
     inner = [name for group, name in defaults(path) if group is None]
-    return [*(file for name in inner for file in chain(name)), path]
+    return [*(file for name in inner for file in chain(str(name))), path]
 
 
 def job_of(name: str) -> str:
@@ -276,9 +276,9 @@ def job_of(name: str) -> str:
     return str(found)
 
 
-def job_groups(job: str) -> dict[str, Any]:
+def job_groups(job: str) -> dict[str, object]:
     """The groups of a job, those of `GROUPS` first, each with its default; None where none has to be chosen."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for path in chain(job):
         found |= {group: choice for group, choice in defaults(path) if group is not None}
     return {

@@ -6,7 +6,7 @@ A default has one home, the signature. A file states what its name makes differe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 
@@ -14,6 +14,9 @@ from selfsight.composition.catalogue import chain, content, files, job_groups
 from selfsight.composition.keys import did_you_mean, flat_keys, is_plain, plain
 from selfsight.composition.targets import check_kind_of, locate, parameters, takes_any
 from selfsight.errors import USAGE, UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 #: arguments that a run gives itself, by the part they belong to: nobody has to, and nothing stands for them
 GIVEN: Mapping[str, tuple[str, ...]] = {
@@ -64,7 +67,7 @@ def stated(node: DictConfig) -> DictConfig:
     return found
 
 
-def differences(group: str, choice: str, node: DictConfig) -> tuple[str, dict[str, Any]]:
+def differences(group: str, choice: str, node: DictConfig) -> tuple[str, dict[str, object]]:
     """What a part is called, and which of its values differ from those of the choice it was composed from.
 
     Something of a person's own, whose ``_target_`` has taken the place of the choice's, is called by its class.
@@ -100,7 +103,7 @@ def presets_line(cfg: DictConfig) -> str | None:
     return f"values for {where}: {', '.join(told)} (presets=null: without them)" if told else None
 
 
-def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     if isinstance(node, dict):
         for key, value in node.items():
             yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
@@ -108,7 +111,7 @@ def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, node
 
 
-def _told(key: str, value: Any) -> str:
+def _told(key: str, value: object) -> str:
     parent, _, leaf = key.rpartition(".")
     if leaf == "_target_":
         return f"{parent} {str(value).rpartition('.')[2]}"
@@ -120,7 +123,7 @@ def _told(key: str, value: Any) -> str:
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
-def _parts(node: Any, prefix: str = "") -> Iterator[tuple[str, DictConfig]]:
+def _parts(node: object, prefix: str = "") -> Iterator[tuple[str, DictConfig]]:
     """Every part with a ``_target_``, the outer ones first."""
     if isinstance(node, ListConfig):
         for i in range(len(node)):
@@ -172,14 +175,14 @@ def _refuse(job: str, cfg: DictConfig, key: str, arguments: list[str] | None = N
     raise UserError(f"there is no key '{key}'{place}.{did_you_mean(job, key, keys)}", status=USAGE)
 
 
-def _files_of(cfg: DictConfig) -> Iterator[Any]:
+def _files_of(cfg: DictConfig) -> Iterator[Path]:
     for group, choice in (cfg.get("choices") or {}).items():
         for name in choice if isinstance(choice, ListConfig) else [choice]:
             for _, path in files(str(group), str(name)):
                 yield path
 
 
-def _states(path: Any, key: str) -> bool:
+def _states(path: Path, key: str) -> bool:
     found = set(flat_keys(OmegaConf.create(content(path))))
     return key in found or key.partition(".")[2] in found
 

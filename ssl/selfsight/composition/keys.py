@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from selfsight.composition.catalogue import choices, content, file, is_own_group, job_groups
 from selfsight.composition.targets import parameters, takes_any
 from selfsight.errors import USAGE, UserError
+
+if TYPE_CHECKING:
+    from inspect import Parameter
+
+    from hydra.core.override_parser.types import Override as Parsed
+    from omegaconf import DictConfig
 
 #: parts that hold things by names of the person's choosing
 OPEN = ("callbacks", "logger", "views", "schedule", "evaluator.final", "evaluator.online.evaluators", "then", "steps")
@@ -46,7 +52,7 @@ class Override(NamedTuple):
     """A word such as ``key=value``, and what Hydra reads in it."""
 
     text: str
-    parsed: Any
+    parsed: Parsed
 
     @property
     def key(self) -> str:
@@ -84,7 +90,7 @@ class Override(NamedTuple):
 # --- which key is meant ----------------------------------------------------------------------------------------------
 
 
-def resolve_key(job: str, cfg: Any, override: Override, retargeted: Sequence[str] = ()) -> list[str]:
+def resolve_key(job: str, cfg: DictConfig, override: Override, retargeted: Sequence[str] = ()) -> list[str]:
     """The words by which Hydra sets a key: one that is there, or an argument that the thing configured takes as well.
 
     Args:
@@ -118,7 +124,7 @@ def resolve_key(job: str, cfg: Any, override: Override, retargeted: Sequence[str
     return _refuse(job, key, [*keys, *quickly_known(cfg)], parent, arguments)
 
 
-def quickly_known(cfg: Any) -> list[str]:
+def quickly_known(cfg: DictConfig) -> list[str]:
     """Keys that a signature has and the files have not, as far as nothing large has to be imported for them."""
     node = node_at(cfg, "trainer")
     return [f"trainer.{name}" for name in arguments_of(node, "trainer")]
@@ -135,7 +141,7 @@ def flat_keys(node: Any, prefix: str = "") -> Iterator[str]:
             yield from flat_keys(child, f"{prefix}{key}.")
 
 
-def node_at(cfg: Any, key: str) -> Any:
+def node_at(cfg: DictConfig, key: str) -> DictConfig | None:
     """The part of a configuration that a key names; None where there is none, or a single value."""
     from omegaconf import DictConfig, OmegaConf
 
@@ -143,12 +149,12 @@ def node_at(cfg: Any, key: str) -> Any:
     return node if isinstance(node, DictConfig) else None
 
 
-def arguments_of(node: Any, key: str) -> Mapping[str, Any]:
+def arguments_of(node: DictConfig | None, key: str) -> Mapping[str, Parameter]:
     """The arguments that the ``_target_`` of a part takes; none where it names nothing."""
     return parameters(node._target_, f"{key}._target_") if node is not None and "_target_" in node else {}
 
 
-def _coerce_to_argument(argument: Any, override: Override) -> str:
+def _coerce_to_argument(argument: Parameter | None, override: Override) -> str:
     """The word, if its values are of the kind of an argument's default, or of one that its annotation names."""
     from omegaconf import OmegaConf
 
@@ -161,7 +167,7 @@ def _coerce_to_argument(argument: Any, override: Override) -> str:
     return coerce_to_node_type(OmegaConf.create({argument.name: plain(argument.default)}), override)
 
 
-def is_plain(value: Any) -> bool:
+def is_plain(value: object) -> bool:
     """Whether a default can stand in YAML."""
     if isinstance(value, (list, tuple)):
         return all(map(is_plain, value))
@@ -177,11 +183,11 @@ def plain(value: Any) -> Any:
     return {key: plain(inner) for key, inner in value.items()} if isinstance(value, dict) else value
 
 
-def _is_open(job: str, cfg: Any, key: str) -> bool:
+def _is_open(job: str, cfg: DictConfig, key: str) -> bool:
     return key in OPEN and (key in cfg or key in job_groups(job) or node_at(cfg, key) is not None)
 
 
-def _deleted(job: str, cfg: Any, override: Override) -> list[str]:
+def _deleted(job: str, cfg: DictConfig, override: Override) -> list[str]:
     """The words by which Hydra takes a key away: an argument is at its default again, a part that jobs read is empty.
 
     Raises:
@@ -196,22 +202,24 @@ def _deleted(job: str, cfg: Any, override: Override) -> list[str]:
     if not may_go(cfg, key):
         mended = "" if node_at(cfg, key) is not None else f"; give it a value: {key}=VALUE"
         raise UserError(f"`selfsight {job}` cannot do without {key}{mended}.", status=USAGE)
-    return deletion(key, OmegaConf.select(node, leaf, throw_on_missing=False)) if leaf in node else []
+    if node is None or leaf not in node:
+        return []
+    return deletion(key, OmegaConf.select(node, leaf, throw_on_missing=False))
 
 
-def deletion(key: str, value: Any) -> list[str]:
+def deletion(key: str, value: object) -> list[str]:
     """The words that take away a key: to Hydra a null is not there, and what is not there cannot be deleted."""
     return [*([f"{key}=false"] if value is None else []), f"~{key}"]
 
 
-def may_go(cfg: Any, key: str) -> bool:
+def may_go(cfg: DictConfig, key: str) -> bool:
     """Whether a key can be left out: it is an argument, or one of several things by name."""
     parent = key.rpartition(".")[0]
     node = node_at(cfg, parent)
     return key in OPEN or parent in OPEN or (node is not None and "_target_" in node)
 
 
-def _refuse(job: str, key: str, keys: list[str], parent: str, arguments: Mapping[str, Any]) -> list[str]:
+def _refuse(job: str, key: str, keys: list[str], parent: str, arguments: Mapping[str, Parameter]) -> list[str]:
     keys = [*keys, *(f"{parent}.{name}" for name, a in arguments.items() if a.kind is not a.VAR_KEYWORD)]
     raise UserError(f"there is no key '{key}'.{did_you_mean(job, key, keys)}", status=USAGE)
 
@@ -293,14 +301,16 @@ def coerce_to_node_type(holder: Any, override: Override) -> str:
     return f"{override.key}={','.join(text if text.startswith('[') else f'[{text}]' for text in texts)}"
 
 
-def check_kind(key: str, node: Any, new: Any) -> None:
+def check_kind(key: str, node: Any, new: object) -> None:
     """Refuse one value for several, what is no number for a number, and anything but true, false, auto for a switch."""
     from omegaconf import DictConfig, ListConfig
 
     if isinstance(node, DictConfig) and not isinstance(new, dict):
         inner = [name for name in map(str, node) if not name.startswith("_")]
         several = ", ".join(f"{key}.{name}" for name in inner[:3])
-        aside = f", or leave it out: ~{key}" if new is None and may_go(node._get_root(), key) else ""
+        aside = (
+            f", or leave it out: ~{key}" if new is None and may_go(cast("DictConfig", node._get_root()), key) else ""
+        )
         raise UserError(f"{key} holds several values ({several}, …); set one of them{aside}.", status=USAGE)
     old = None if isinstance(node, (DictConfig, ListConfig)) else node._value()
     if isinstance(old, bool) and not isinstance(new, bool) and new != "auto":

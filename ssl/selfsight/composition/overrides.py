@@ -27,6 +27,8 @@ from selfsight.composition.keys import Override, resolve_key
 from selfsight.errors import USAGE, UserError, nearest
 
 if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
+    from hydra.core.override_parser.types import Override as Parsed
     from omegaconf import DictConfig
 
 #: keys of paths and names: their values are taken as they are typed, whatever the characters mean to Hydra
@@ -52,7 +54,7 @@ class Composed(NamedTuple):
 
     cfg: DictConfig
     hydra: DictConfig
-    choices: dict[str, Any]
+    choices: dict[str, object]
 
 
 def compose(job: str, words: Sequence[str]) -> DictConfig:
@@ -92,7 +94,7 @@ def load(job: str, overrides: Sequence[str]) -> Composed:
     return Composed(cfg, hydra, made)
 
 
-def engine(job: str) -> Any:
+def engine(job: str) -> Hydra:
     """Hydra itself, on the whole search path."""
     from selfsight.compat import hydra_engine
 
@@ -144,7 +146,7 @@ def begin_anew(cfg: DictConfig, overrides: Sequence[str]) -> None:
             del node[name]
 
 
-def retargeted(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+def retargeted(cfg: DictConfig, overrides: Sequence[str]) -> dict[str, object]:
     """The parts that are no choice of a group: made by a ``_target_`` that is set, which stands for one."""
     return {part: cfg[part]._target_ for part in _retargeted(overrides) if part in cfg and part != "optimizer"}
 
@@ -350,7 +352,7 @@ def hydra_words(job: str, words: Sequence[str], *, many: bool, run: bool) -> tup
     return many, places, left
 
 
-def _hydra_override(word: str) -> Any:
+def _hydra_override(word: str) -> Parsed | None:
     """A word on Hydra itself as Hydra reads it; None for another one."""
     if not word.lstrip("+~").startswith(("hydra.", "hydra/")):
         return None
@@ -370,7 +372,7 @@ def _in_place_of(key: str, many: bool) -> str:
 # --- groups ----------------------------------------------------------------------------------------------------------
 
 
-def group_choice(group: str, word: str, parsed: Any, job: str = "pretrain") -> list[str]:
+def group_choice(group: str, word: str, parsed: Parsed, job: str = "pretrain") -> list[str]:
     """The words that choose what ``group=…`` names.
 
     Raises:

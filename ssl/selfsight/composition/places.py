@@ -35,7 +35,7 @@ def check_places(cfg: DictConfig) -> None:
             raise UserError(f"the label split '{path}' cannot be read: {error.strerror}.") from None
 
 
-def _expect_folder(key: str, value: Any) -> None:
+def _expect_folder(key: str, value: object) -> None:
     place = Path(str(value)).expanduser()
     if not place.is_dir():
         what = "is a file" if place.exists() else "does not exist"

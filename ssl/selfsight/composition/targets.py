@@ -22,7 +22,7 @@ KINDS = {
 }
 
 
-def locate(target: Any, key: str = "_target_") -> Callable[..., Any]:
+def locate(target: object, key: str = "_target_") -> Callable[..., Any]:
     """The class or function with this dotted path; one that has moved, where it stands now.
 
     Args:
@@ -51,7 +51,7 @@ def locate(target: Any, key: str = "_target_") -> Callable[..., Any]:
     return found
 
 
-def parameters(target: Any, key: str = "_target_") -> Mapping[str, inspect.Parameter]:
+def parameters(target: object, key: str = "_target_") -> Mapping[str, inspect.Parameter]:
     """The arguments that a target takes by name, in their order. One called like ``**kwargs`` takes any further ones.
 
     Raises:
@@ -71,7 +71,7 @@ def takes_any(arguments: Mapping[str, inspect.Parameter]) -> bool:
     return any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values())
 
 
-def check_kind_of(group: str, target: Any, key: str) -> None:
+def check_kind_of(group: str, target: object, key: str) -> None:
     """Refuse a class that is no part of this kind, as far as a class tells; what a function makes is seen later.
 
     Args:
@@ -116,7 +116,7 @@ def _module(name: str, key: str, path: str) -> Any:
         raise UserError(f"{key} is '{path}', and '{name}' does not import: {reason}.", status=USAGE) from error
 
 
-def _names(found: Any) -> list[str]:
+def _names(found: object) -> list[str]:
     """What a module or class holds, for the nearest of it."""
     inner = [module.name for module in pkgutil.iter_modules(getattr(found, "__path__", []))]
     return [*(name for name in dir(found) if not name.startswith("_")), *inner]

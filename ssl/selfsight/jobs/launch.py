@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TextIO
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -96,7 +96,7 @@ def check_given(cfg: DictConfig) -> None:
         UserError: a value that has to be given is not.
     """
 
-    def holder(key: str) -> Any:
+    def holder(key: str) -> DictConfig:
         return OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else cfg
 
     # OmegaConf.missing_keys would resolve references to a data set that only the job will fill in.
@@ -182,7 +182,7 @@ def run_in_subprocess(job: str, cfg: DictConfig, words: Sequence[str]) -> Outcom
         return _read_outcome(answer)
 
 
-def written_to(stream: Any) -> Any:
+def written_to(stream: TextIO) -> TextIO | None:
     """The file behind a stream, for another process to write to; None, the terminal, where there is none."""
     try:
         stream.fileno()

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -25,6 +25,13 @@ from selfsight.files import write_text
 from selfsight.jobs.launch import run_nested_job
 from selfsight.validation import NULL, check_fields, one_of, whole
 
+if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
+    from hydra.core.override_parser.types import Override
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import TrialState
+
 BASIC, OPTUNA = "basic", "optuna"
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler", "qmc": "QMCSampler", "cmaes": "CmaEsSampler"}
 
@@ -37,7 +44,7 @@ class Tried:
         figures: the job's, by name. objective: the one that a sweep goes by. error: why there are none.
     """
 
-    figures: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, object] = field(default_factory=dict)
     objective: str | None = None
     error: str | None = None
 
@@ -56,7 +63,7 @@ class Tried:
                 f"{nearest(str(self.objective), known)}",
                 status=USAGE,
             )
-        return float(self.figures[self.objective])
+        return float(str(self.figures[self.objective]))
 
 
 @dataclass(frozen=True)
@@ -172,7 +179,7 @@ class OptunaSweep:
     seed: Annotated[int | None, NULL | whole(0)] = 0
     storage: str | None = None
     study_name: str | None = None
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self, "hydra.sweeper.")
@@ -191,7 +198,7 @@ class OptunaSweep:
             raise UserError(f"there is no key 'hydra.sweeper.{other[0]}'.{nearest(other[0], known)}", status=USAGE)
         return cls(**settings)
 
-    def run(self, name: str, hydra: Any, master: DictConfig, task: Task) -> Iterator[tuple[list[str], Tried]]:
+    def run(self, name: str, hydra: Hydra, master: DictConfig, task: Task) -> Iterator[tuple[list[str], Tried]]:
         """Each combination with what became of it, told in a line; the best one is told at the end and kept in a file.
 
         Raises:
@@ -216,7 +223,7 @@ class OptunaSweep:
                 yield [*fixed, *words], outcome
         self.conclude(study, str(master.objective), Path(master.hydra.sweep.dir))
 
-    def study(self, objective: str) -> Any:
+    def study(self, objective: str) -> Study:
         """Optuna's study.
 
         Raises:
@@ -251,7 +258,7 @@ class OptunaSweep:
             load_if_exists=True,
         )
 
-    def space(self, name: str, typed: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    def space(self, name: str, typed: Sequence[str]) -> tuple[list[str], dict[str, BaseDistribution]]:
         """The words that all combinations share, and what is tried, by key.
 
         Raises:
@@ -268,7 +275,7 @@ class OptunaSweep:
             )
         return [str(one.input_line) for one in overrides if not one.is_sweep_override()], space
 
-    def conclude(self, study: Any, objective: str, place: Path) -> None:
+    def conclude(self, study: Study, objective: str, place: Path) -> None:
         """Tell the best combination, and keep it as Hydra's own sweepers do."""
         done = [trial for trial in study.trials if trial.value is not None]
         if not done:
@@ -281,11 +288,11 @@ class OptunaSweep:
         write_text(place / "optimization_results.yaml", OmegaConf.to_yaml(OmegaConf.create(found)))
 
 
-def distribution(override: Any) -> Any:
+def distribution(override: Override) -> BaseDistribution:
     """What Optuna draws a key's values from."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    sweep = override.value()
+    sweep: Any = override.value()
     if override.is_interval_sweep():
         low, high, log = sweep.start, sweep.end, "log" in sweep.tags
         kind = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
@@ -297,7 +304,7 @@ def distribution(override: Any) -> Any:
     return CategoricalDistribution(list(override.sweep_string_iterator()))
 
 
-def _failed() -> Any:
+def _failed() -> TrialState:
     from optuna.trial import TrialState
 
     return TrialState.FAIL
