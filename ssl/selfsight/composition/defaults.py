@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 
-from selfsight.composition.catalogue import chain, content, files, job_groups
+from selfsight.composition.catalogue import chain, conf_dir, content, files, job_groups
 from selfsight.composition.keys import did_you_mean, flat_keys, is_plain, plain
 from selfsight.composition.targets import check_kind_of, locate, parameters, takes_any
 from selfsight.errors import USAGE, UserError
@@ -144,6 +144,8 @@ def _complete(job: str, cfg: DictConfig, key: str, node: DictConfig) -> None:
     for name in [str(name) for name in node if not str(name).startswith("_")]:
         if name not in arguments and _is_null(node, name):  # an option of another choice, taken away
             del node[name]
+        elif name not in arguments and not takes_any(arguments) and _is_ours(cfg, f"{key}.{name}"):
+            del node[name]  # of a schedule or optimiser that somebody has chosen another one for
         elif name not in arguments and not takes_any(arguments):
             _refuse(job, cfg, f"{key}.{name}", list(arguments))
     for name, argument in arguments.items():
@@ -180,6 +182,11 @@ def _files_of(cfg: DictConfig) -> Iterator[Path]:
         for name in choice if isinstance(choice, ListConfig) else [choice]:
             for _, path in files(str(group), str(name)):
                 yield path
+
+
+def _is_ours(cfg: DictConfig, key: str) -> bool:
+    """Whether a file of the package's own states a key."""
+    return any(path.is_relative_to(conf_dir()) and _states(path, key) for path in _files_of(cfg))
 
 
 def _states(path: Path, key: str) -> bool:
