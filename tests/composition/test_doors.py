@@ -312,6 +312,7 @@ def test_a_target_begins_anew(here: Path) -> None:
     cfg = compose("pretrain", ["method=swav", "method._target_=own_parts.Gentle", "method.calm=false"])
     assert cfg.method == {"_target_": "own_parts.Gentle", "calm": False, "temperature": 0.7}
     assert cfg.choices.method == "own_parts.Gentle"
+    assert compose("pretrain", ["dataset=cifar10"]).choices.presets is None
     cfg = compose("pretrain", ["optimizer._target_=torch.optim.NAdam"])
     assert (cfg.optimizer.lr, cfg.optimizer.momentum_decay) == (0.002, 0.004)
     cfg = compose("pretrain", ["schedule.lr._target_=selfsight.optim.schedule.Constant", "schedule.lr.value=2"])
@@ -367,7 +368,7 @@ def test_what_is_taken_away_is_at_its_default_or_empty() -> None:
     assert compose("pretrain", ["~evaluator.final"]).evaluator.final == {}
     assert compose("pretrain", ["~evaluator.online.evaluators.knn"]).evaluator.online.evaluators == {}
     assert compose("pretrain", ["dataset=folder", "~dataset.eval_resize"]).dataset.eval_resize is None
-    assert compose("pretrain", ["dataset=folder", "~dataset.image_size"]).dataset.image_size == 224
+    assert compose("pretrain", ["optimizer=sgd", "~optimizer.momentum"]).optimizer.momentum == 0
     assert "lr" not in compose("pretrain", ["~schedule.lr"]).schedule
     assert compose("pretrain", ["~trainer.max_epochs"]).trainer.max_epochs == 100
 

@@ -17,6 +17,7 @@ from selfsight.composition.catalogue import (
     content,
     evaluates_while_training,
     file,
+    files,
     is_own_group,
     job_groups,
     job_of,
@@ -127,6 +128,8 @@ def finish(job: str, composed: Composed, overrides: Sequence[str]) -> DictConfig
         begin_anew(cfg, overrides)
         expand_single_evaluator(job, cfg, str(made.get("evaluator")))
         cfg.job = job_of(job)
+        if not files("presets", str(made.get("presets"))):  # they are optional
+            made |= {"presets": None} if "presets" in made else {}
         cfg.choices = made | retargeted(cfg, overrides)
         complete(cfg, job)
     OmegaConf.set_struct(cfg, True)
