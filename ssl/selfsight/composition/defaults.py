@@ -174,7 +174,7 @@ def _refuse(job: str, cfg: DictConfig, key: str, arguments: list[str] | None = N
     parent = key.rpartition(".")[0]
     keys = [*(each for each in flat_keys(cfg) if each != key), *(f"{parent}.{name}" for name in arguments or ())]
     place = next((f" ({path})" for path in _files_of(cfg) if _states(path, key)), "")
-    raise UserError(f"there is no key '{key}'{place}.{did_you_mean(job, key, keys)}", status=USAGE)
+    raise UserError(f"there is no key '{key}'{place}.{did_you_mean(job, key, keys, typed=not place)}", status=USAGE)
 
 
 def _files_of(cfg: DictConfig) -> Iterator[Path]:

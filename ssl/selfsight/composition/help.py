@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import re
 import textwrap
@@ -171,7 +172,12 @@ def show_info(job: str, words: Sequence[str], kind: str) -> None:
 
     from selfsight.composition.overrides import checked, engine
 
-    engine(job).show_info(kind, job, checked(job, words), RunMode.RUN)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        engine(job).show_info(kind, job, checked(job, words), RunMode.RUN)  # it tells by the root of all logs
+    finally:
+        root.handlers, root.level = handlers, level
 
 
 # --- completion ------------------------------------------------------------------------------------------------------

@@ -75,10 +75,24 @@ class Override(NamedTuple):
         """The word without the sign in front of it: ``key=value``."""
         return self.text.lstrip("+~")
 
+    @property
+    def is_pattern(self) -> bool:
+        """Whether it names choices by a pattern: ``glob(sim*)``."""
+        kind = self.parsed.value_type
+        return kind is not None and kind.name == "GLOB_CHOICE_SWEEP"
+
     def values(self) -> list[Any]:
-        """All that it gives to its key: of a sweep several, of an interval its two ends."""
+        """All that it gives to its key: of a sweep several, of an interval its two ends.
+
+        Raises:
+            UserError: it is a pattern, for which there is nothing to choose from.
+        """
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
+        if self.is_pattern:
+            raise UserError(
+                f"'{self.text}': glob(…) is for choices of a group; name values of {self.key}.", status=USAGE
+            )
         if self.parsed.is_interval_sweep():
             return [self.value.start, self.value.end]
         if not self.parsed.is_sweep_override():
@@ -111,13 +125,17 @@ def resolve_key(job: str, cfg: DictConfig, override: Override, retargeted: Seque
         return (
             _deleted(job, cfg, override) if there or leaf in arguments else _refuse(job, key, keys, parent, arguments)
         )
+    if override.adds and override.value == {} and node_at(cfg, key) is not None:
+        return [override.text]
+    if leaf == "_target_" and _is_open(job, cfg, parent.rpartition(".")[0]):
+        return [f"++{parent}={{}}", f"++{override.bare}"]
     if there and override.value == {}:  # to Hydra: add nothing to what is there
         return [f"~{key}", f"+{override.bare}"]
     if there:
         return [coerce_to_node_type(node, override)]
     if taken:
         return [f"+{_coerce_to_argument(arguments.get(leaf), override)}"]
-    if _is_open(job, cfg, parent) or (leaf == "_target_" and _is_open(job, cfg, parent.rpartition(".")[0])):
+    if _is_open(job, cfg, parent):
         return [f"+{override.bare}"]
     if override.adds and node is None and parent in job_groups(job):  # of what another run brings, which will refuse it
         return [override.text]
@@ -224,8 +242,11 @@ def _refuse(job: str, key: str, keys: list[str], parent: str, arguments: Mapping
     raise UserError(f"there is no key '{key}'.{did_you_mean(job, key, keys)}", status=USAGE)
 
 
-def did_you_mean(job: str, key: str, keys: Sequence[str]) -> str:
+def did_you_mean(job: str, key: str, keys: Sequence[str], *, typed: bool = True) -> str:
     """The sentence that leads from a wrong key to the one that was meant; empty where none is near.
+
+    Args:
+        typed: on the command line, and not in a file of a choice.
 
     In this order: another program's name for it, a key of a choice that was not made, the same name elsewhere, a
     similar one beside it, a similar one anywhere.
@@ -236,7 +257,7 @@ def did_you_mean(job: str, key: str, keys: Sequence[str]) -> str:
     parent, _, leaf = key.rpartition(".")
     if (meant := called_here(job, key, keys)) is not None:
         return f" Did you mean '{meant}'?"
-    if owners := choices_with(job, key):
+    if typed and (owners := choices_with(job, key)):
         return f" It belongs to {key.partition('.')[0]}={', '.join(owners)}."
     nodes = {inner.rpartition(".")[0] for inner in keys}
     single = [each for each in keys if each not in nodes]  # a part that holds others is no place for a value

@@ -17,13 +17,14 @@ from selfsight.composition.catalogue import (
     content,
     evaluates_while_training,
     file,
+    files,
     is_own_group,
     job_groups,
     job_of,
     recipe_job,
     search_path,
 )
-from selfsight.composition.keys import Override, resolve_key
+from selfsight.composition.keys import OPEN, Override, resolve_key
 from selfsight.errors import USAGE, UserError, nearest
 
 if TYPE_CHECKING:
@@ -81,10 +82,11 @@ def load(job: str, overrides: Sequence[str]) -> Composed:
     from hydra.types import RunMode
     from omegaconf import OmegaConf, open_dict
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     try:
         cfg = engine(job).compose_config(job, list(overrides), RunMode.RUN, from_shell=False)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
         raise as_user_error(error) from None
     with open_dict(cfg):
         hydra = cfg.pop("hydra")
@@ -128,6 +130,8 @@ def finish(job: str, composed: Composed, overrides: Sequence[str]) -> DictConfig
         begin_anew(cfg, overrides)
         expand_single_evaluator(job, cfg, str(made.get("evaluator")))
         cfg.job = job_of(job)
+        if not files("presets", str(made.get("presets"))):  # they are optional
+            made |= {"presets": None} if "presets" in made else {}
         cfg.choices = made | retargeted(cfg, overrides)
         complete(cfg, job)
     OmegaConf.set_struct(cfg, True)
@@ -205,9 +209,11 @@ def checked(job: str, words: Sequence[str], *, sweep: bool = False) -> list[str]
     if not values:
         return [*chosen, *own]
     targets = [override for override in values if override.key.endswith("._target_")]  # they say which keys there are
-    cfg = load(job, [*first, *(f"++{override.bare}" for override in targets)]).cfg
-    retargeted = [override.key.rpartition(".")[0] for override in targets]
-    known = [text for override in values for text in resolve_key(job, cfg, override, retargeted)]
+    parts = [override.key.removesuffix("._target_") for override in targets]
+    named = [f"++{part}={{}}" for part in parts if part.rpartition(".")[0] in OPEN]
+    cfg = load(job, [*first, *named, *(f"++{override.bare}" for override in targets)]).cfg
+    in_order = [*targets, *(override for override in values if override not in targets)]
+    known = [text for override in in_order for text in resolve_key(job, cfg, override, parts)]
     return [*chosen, *own, *known]
 
 
@@ -396,7 +402,7 @@ def group_choice(group: str, word: str, parsed: Parsed, job: str = "pretrain") -
         )
     for name in names:
         if name != "null":
-            file(group, name)
+            content(file(group, name))  # which refuses what is no configuration
     return [f"{group}={','.join(names)}" if parsed.is_sweep_override() else override.bare]
 
 
@@ -407,7 +413,7 @@ def chosen_names(group: str, override: Override, known: Sequence[str]) -> list[s
         UserError: several at once where one is expected, or a pattern that fits none.
     """
     parsed = override.parsed
-    if parsed.value_type is not None and parsed.value_type.name == "GLOB_CHOICE_SWEEP":
+    if override.is_pattern:
         found = [str(name) for name in override.value.filter(list(known))]
         if not found:
             raise UserError(f"'{override.text}' fits none of {', '.join(known)}.", status=USAGE)
