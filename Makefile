@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: setup demo test lint notebooks bench clean
+.PHONY: setup demo quick test lint notebooks bench clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(TYPES)/selfsight
+
+# While working: losses, layers, optimisers, methods, the authors' numbers, the structure of the source.
+quick: setup
+	$(BIN)/ruff check .
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m quick tests/parity tests/properties tests/structure
 
 # One thread a process, a process a core.
 test: lint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -46,10 +47,10 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretraining of two steps, fine-tuned on two labels a class."""
     runs = tmp_path_factory.mktemp("runs")
-    go("pretrain", *SMOKE, f"runs={runs}", "name=simclr")
+    shutil.copytree(finished_run, runs / "simclr")
     go("finetune", *SMOKE, f"run={runs}/simclr", "labels.per_class=2", f"runs={runs}", "name=tuned")
     return runs
 

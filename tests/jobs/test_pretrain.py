@@ -88,9 +88,8 @@ def test_an_evaluator_in_the_place_of_the_whole_evaluation(tmp_path: Path, capsy
     assert "knn_top1" not in rows(tmp_path / "one")[-1]
 
 
-def test_jobs_on_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pretrain("debug=smoke", f"runs={tmp_path}", "name=one", "report=false")
-    run = tmp_path / "one"
+def test_jobs_on_a_run(own_run: Path) -> None:
+    run = own_run
     summary = json.loads((run / "summary.json").read_text())
     cli.main(["knn", f"run={run}", "evaluator.k=[1]"])
     (record,) = (run / "eval").glob("knn*.json")

@@ -32,9 +32,10 @@ from ..small import SmallNet
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    for name, *words in (("a",), ("b", "seed=1"), ("c", "method=swav")):
+    shutil.copytree(finished_run, folder / "a")
+    for name, *words in (("b", "seed=1"), ("c", "method=swav")):
         cli.main(["pretrain", "debug=smoke", "report=false", f"runs={folder}", f"name={name}", *words])
     return folder
 
