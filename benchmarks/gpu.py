@@ -134,7 +134,6 @@ def throughput(device: torch.device, name: str, case: Case, way: Way, steps: int
             loss = module.training_step(batch, number)["loss"]
         optimizer.zero_grad()
         loss.backward()
-        module.on_after_backward()
         module.on_before_optimizer_step(optimizer)
         optimizer.step()
         module.end_step()
@@ -203,7 +202,7 @@ class Lightly(nn.Module):
     def begin_step(self, number: int) -> None:
         """Nothing to set."""
 
-    def on_after_backward(self) -> None:
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Nothing moves."""
 
     def end_step(self) -> None:

@@ -42,7 +42,6 @@ def plain_loop(method: SimCLRv2, batches: list[Batch]) -> torch.Tensor:
         loss = method.training_step(batch, step)["loss"]
         optimizer.zero_grad()
         loss.backward()
-        method.on_after_backward()
         method.on_before_optimizer_step(optimizer)
         optimizer.step()
         method.end_step()

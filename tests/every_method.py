@@ -155,6 +155,8 @@ def draws_of_the_whole(step: int, k: int, parts: int) -> Iterator[None]:
 
     def drawing(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def drawn(*size: Any, **options: Any) -> Tensor:
+            if options.get("generator") is not None:  # the same on all processes
+                return draw(*size, **options)
             rows, *rest = size[0] if isinstance(size[0], (tuple, list, torch.Size)) else size
             options = {name: value for name, value in options.items() if name in ("dtype", "device")}
             return draw(parts * rows, *rest, generator=g, **options).chunk(parts)[k]

@@ -116,7 +116,6 @@ def train(
         result = method.training_step(batch(step, name, **sizes), step)
         optimizer.zero_grad()
         result["loss"].backward()
-        method.on_after_backward()
         method.on_before_optimizer_step(optimizer)
         optimizer.step()
         method.end_step()

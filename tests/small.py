@@ -80,7 +80,6 @@ def train(
         optimizer.zero_grad()
         result = method.training_step(data[step % len(data)], step % len(data))
         result["loss"].backward()
-        method.on_after_backward()
         method.on_before_optimizer_step(optimizer)
         optimizer.step()
         method.end_step()

@@ -36,7 +36,7 @@ def learn(rank: int, kind: type[Method]) -> dict[str, Any]:
         for p in method.parameters():  # as data parallel training does
             if p.grad is not None:
                 p.grad = all_reduce_sum(p.grad) / W
-        method.on_after_backward()
+        method.on_before_optimizer_step(optimizer)
         optimizer.step()
         method.end_step()
         losses.append(all_reduce_sum(loss.detach()) / W)

@@ -59,7 +59,7 @@ def learn(rank: int, world: int, case: str) -> dict[str, Any]:
         result = module(share(whole, rank, world), step)
         optimizer.zero_grad()
         result["loss"].backward()
-        method.on_after_backward()
+        method.on_before_optimizer_step(optimizer)
         optimizer.step()
         method.end_step()
         losses.append(

@@ -57,7 +57,7 @@ def train(rank: int, kind: str) -> dict[str, Any]:
         for p in method.parameters():  # as data parallel training does
             if p.grad is not None:
                 p.grad = all_reduce_sum(p.grad) / W
-        method.on_after_backward()
+        method.on_before_optimizer_step(optimizer)
         optimizer.step()
         method.end_step()
         steps.append({name: all_reduce_sum(value) / W for name, value in result.items()})

@@ -240,7 +240,7 @@ def end_to_end(case: Case) -> None:
         batch = Batch([view[step] for view in images], torch.arange(B), boxes=[box[step] for box in places])
         loss = method.training_step(batch, step)["loss"]
         loss.backward()
-        method.on_after_backward()
+        method.on_before_optimizer_step(optimizer)
         gradients = gradients or {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
         optimizer.step()
         method.end_step()

@@ -347,7 +347,7 @@ def training(case: Case) -> None:
         step = method.training_step(Batch(views, torch.arange(hp["batch"]), labels), t)["loss"]
         optimizer.zero_grad()
         step.backward()
-        method.on_after_backward()
+        method.on_before_optimizer_step(optimizer)
         optimizer.step()
         method.end_step()
         values = [getattr(made, part).state_dict()[key].detach() for part, key in variable_names(made).values()]

@@ -318,7 +318,7 @@ def walk(case: Case, method: SimMatchV2, rank: int | None = None) -> dict[str, A
         result = (method.training_step if rank is None else module)(batch, i)
         optimizer.zero_grad()
         result["loss"].backward()
-        method.on_after_backward()
+        method.on_before_optimizer_step(optimizer)
         optimizer.step()
         method.end_step()
         for name in LOSSES:

@@ -284,7 +284,7 @@ def full_step(case: Case) -> None:
     views = crops(case)
     value = method.training_step(Batch(views, torch.arange(len(views[0]))), 0)["loss"]
     value.backward()
-    method.on_after_backward()
+    method.on_before_optimizer_step(None)  # type: ignore[arg-type]
     gradients = official_names({name: p.grad for name, p in method.named_parameters()})  # type: ignore[misc]
     case.compare("loss", value, TOLERANCE)
     for name in case.out:
@@ -316,7 +316,7 @@ def end_to_end(case: Case) -> None:
         optimizer.zero_grad()
         value = method.training_step(batches[step % n], step % n)["loss"]
         value.backward()
-        method.on_after_backward()
+        method.on_before_optimizer_step(optimizer)
         optimizer.step()
         method.end_step()
         losses.append(value.detach())

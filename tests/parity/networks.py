@@ -149,7 +149,6 @@ def run_steps(
             for p in method.parameters():
                 if p.grad is not None:
                     p.grad = all_reduce_sum(p.grad) / world_size()
-        method.on_after_backward()
         method.on_before_optimizer_step(optimizer)
         optimizer.step()
         method.end_step()

@@ -62,9 +62,9 @@ def learn(kind: type[Method], parts: int, steps: int = STEPS, **changes: Any) ->
             if k == 0:  # prototypes are put back on the sphere before they are used
                 at_start.update({name: p.detach().clone() for name, p in method.named_parameters()})
             loss.backward()
-            method.on_after_backward()
             for name, value in state(method).items():
                 assert same(value, at_start[name]), f"{kind.__name__}: {name} moves within a step"
+        method.on_before_optimizer_step(optimizer)
         optimizer.step()
         optimizer.zero_grad()
         method.end_step()

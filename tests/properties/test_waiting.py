@@ -63,7 +63,7 @@ def test_no_step_waits_for_the_device(run: str) -> None:
         with NoTransfers() if step else nullcontext():  # tables are brought over once
             found = method.training_step(batch, step)
             found["loss"].backward()
-            method.on_after_backward()
+            method.on_before_optimizer_step(optimizer)
         optimizer.step()
         optimizer.zero_grad()
         with NoTransfers() if step else nullcontext():

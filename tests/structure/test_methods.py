@@ -88,10 +88,7 @@ def test_a_method_without_training_step_is_refused() -> None:
     ("target", "sentence"),
     [
         ("torch.nn.Identity", r"method \(torch.nn.Identity\) is no method"),
-        (
-            "selfsight.methods.semi.fixmatch.FixMatch",
-            "FixMatch has to know labels, which ImageDataModule does not",
-        ),
+        ("selfsight.methods.semi.flexmatch.FlexMatch", "FlexMatch has to know num_unlabelled, which ImageDataModule"),
     ],
 )
 def test_what_cannot_be_a_method_of_these_data_is_refused(target: str, sentence: str) -> None:

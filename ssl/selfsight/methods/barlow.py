@@ -32,6 +32,7 @@ class BarlowTwins(Method):
     """Redundancy reduction: the correlations of two views' embeddings become the identity.
 
     Args:
+        backbone: network to be trained.
         projector: widths of the projector's layers, the last that of the embeddings.
         lambd: weight of the correlations off the diagonal.
         bias_lr: learning rate of biases and normalisation as a multiple of the weights' (0.0048 to 0.2 in the paper).
@@ -39,6 +40,7 @@ class BarlowTwins(Method):
     """
 
     n_views = (2, 2)
+    across_images = "correlations are those over the images of a batch"
 
     def __init__(
         self,

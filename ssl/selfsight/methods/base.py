@@ -27,6 +27,7 @@ class Method(StepState, LightningModule):
 
     - `before_step` comes before its first batch: a target network moves, images are clustered;
     - `collect` notes what each batch adds to queues, banks and running means;
+    - `on_before_optimizer_step`, Lightning's, meets the whole gradients: to clip them, or to keep a part from moving;
     - `after_step` comes after the optimiser: a teacher follows the new weights. `take_in` then gets all that was
       collected.
 
@@ -39,7 +40,6 @@ class Method(StepState, LightningModule):
                 method.begin_step(step)
                 loss = method.training_step(batch, i)["loss"] / len(batches)
                 loss.backward()
-                method.on_after_backward()
             method.on_before_optimizer_step(optimizer)
             optimizer.step()
             optimizer.zero_grad()

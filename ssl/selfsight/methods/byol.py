@@ -35,8 +35,10 @@ class BYOL(Method):
     The average's momentum tau is the scheduled value ``teacher_momentum``.
 
     Args:
-        hidden_dim: width of the projector's hidden layer. predictor_dim: of the predictor's; None: the same.
-        dim: of projections and predictions.
+        backbone: network to be trained.
+        hidden_dim: width of the projector's hidden layer.
+        dim: D of projections and predictions.
+        predictor_dim: width of the predictor's hidden layer; None: that of the projector's.
         online_classes: above 0 trains a linear classifier of that many classes on the detached features of the first
             view along the way, with the same optimiser (the authors' code). The backbone does not notice it.
     """

@@ -35,14 +35,19 @@ from selfsight.optim.clipping import clip_each
 
 
 class DINO(Method):
-    """Self-distillation with no labels.
+    """Self-distillation with no labels: from every crop, what a slow copy says of each other large one.
 
     The teacher's momentum and temperature are the scheduled values ``teacher_momentum`` and ``teacher_temperature``;
     that of the weight decay, where there is one, goes to the optimiser.
 
     Args:
+        backbone: network to be trained.
         out_dim: K; 65536 for ImageNet, fewer for small data.
-        head_layers, hidden_dim, bottleneck_dim, head_norm, norm_last_layer: see `DINOHead`.
+        head_layers: linear layers of the head before unit length, see `DINOHead`.
+        hidden_dim: their width.
+        bottleneck_dim: width of what is brought to unit length.
+        head_norm: BatchNorm between them.
+        norm_last_layer: the rows of the last layer stay unit vectors.
         student_temperature: tau_s.
         centre_momentum: what the centre keeps at each step.
         n_global: large crops, the first ones, which the teacher sees.
@@ -50,7 +55,7 @@ class DINO(Method):
         clip_grad: longest gradient of a tensor; 0: any.
 
     Attributes:
-        centre ``[K]``: running mean of the teacher's scores.
+        centre: ``[K]`` running mean of the teacher's scores.
     """
 
     n_views = (2, None)

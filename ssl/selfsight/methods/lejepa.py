@@ -28,19 +28,22 @@ from selfsight.nn.multicrop import multi_crop
 
 
 class LeJEPA(Method):
-    """Latent-Euclidean joint embedding: agreeing views, Gaussian embeddings.
+    """Latent-Euclidean joint embedding: views agree, and their embeddings follow a Gaussian.
 
     Args:
+        backbone: network to be trained.
         embedding_dim: width of a linear layer between backbone and projector; None leaves it out.
         projector: widths of the projector's layers, the last that of the embeddings, which may be small.
         lambd: weight of SIGReg; agreement has ``1 - lambd``.
         slices: K, random directions a step.
-        t_max, points: see `selfsight.losses.lejepa.epps_pulley`.
+        t_max: end of the integral, see `selfsight.losses.lejepa.epps_pulley`.
+        points: where it is evaluated.
         n_global: views whose mean the others are compared with, the first ones; None: all.
     """
 
     n_views = (2, None)
     decay = "all"
+    across_images = "the embeddings of a batch are compared with a Gaussian"
 
     def __init__(
         self,

@@ -38,11 +38,14 @@ class Masked(NamedTuple):
 
 
 class MAE(Method):
-    """Masked autoencoder: predict the pixels of hidden patches.
+    """Masked autoencoder: from the visible patches of an image the pixels of the hidden ones are predicted.
 
     Args:
+        backbone: network to be trained, a vision transformer.
         mask_ratio: share of hidden patches.
-        decoder_dim, decoder_depth, decoder_heads: of the decoder.
+        decoder_dim: width of the decoder.
+        decoder_depth: its blocks.
+        decoder_heads: attention heads of a block.
         normalise_pixels: predict pixels normalised per patch, or the pixels themselves.
 
     Raises:

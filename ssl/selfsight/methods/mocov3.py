@@ -37,7 +37,9 @@ class MoCoV3(Method):
     The average's momentum m is the scheduled value ``teacher_momentum``.
 
     Args:
-        hidden_dim: width of the hidden layers of projector and predictor. dim: of queries and keys.
+        backbone: network to be trained.
+        hidden_dim: width of the hidden layers of projector and predictor.
+        dim: of queries and keys.
         temperature: tau; 1 for ResNet-50, 0.2 for transformers.
         heads: ``resnet`` (a projector of two layers, nothing after the predictor), ``vit`` (three layers, BatchNorm
             after the predictor), or ``auto``: what fits the backbone.
@@ -48,6 +50,7 @@ class MoCoV3(Method):
     """
 
     n_views = (2, 2)
+    across_images = "a query looks for its key among those of its batch"
     schedules = ("teacher_momentum",)
 
     def __init__(

@@ -29,6 +29,7 @@ class SimSiam(Method):
     """Simple Siamese learning: predict the projection of the other view, which gets no gradient.
 
     Args:
+        backbone: network to be trained.
         dim: D of projections and predictions.
         projector_layers: linear layers of the projector; 3, and 2 on CIFAR.
         projector_dim: width of its hidden layers; None takes that of the backbone.

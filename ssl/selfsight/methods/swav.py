@@ -23,6 +23,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from selfsight.contracts import Batch
 from selfsight.errors import UserError
@@ -154,7 +155,7 @@ class SwAV(Method):
     def queue_in_use(self) -> bool:
         return self.epoch >= self.queue_start_epoch and any(queue.full for queue in self.queues)
 
-    def on_after_backward(self) -> None:
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self.step < self.freeze_prototypes_steps:
             self.prototypes.weight.grad = None  # no gradient at all, or weight decay and momentum would move them
 

@@ -24,14 +24,18 @@ from selfsight.nn.heads import mlp
 
 
 class VICReg(Method):
-    """Variance, invariance and covariance of embeddings.
+    """Variance-invariance-covariance: views agree, and the embeddings of a batch spread along every axis alike.
 
     Args:
+        backbone: network to be trained.
         expander: widths of the expander's layers, the last that of the embeddings.
-        sim_coeff, std_coeff, cov_coeff: weights of invariance, variance and covariance (the paper's lambda, mu, nu).
+        sim_coeff: weight of invariance, the paper's lambda.
+        std_coeff: weight of variance, its mu.
+        cov_coeff: weight of covariance, its nu.
     """
 
     n_views = (2, 2)
+    across_images = "variances and covariances are those over the images of a batch"
 
     def __init__(
         self,

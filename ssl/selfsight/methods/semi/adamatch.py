@@ -16,21 +16,25 @@ from torch import Tensor, nn
 
 from selfsight.contracts import SemiBatch
 from selfsight.losses.semi import cross_entropy
-from selfsight.methods.semi.alignment import Alignment
+from selfsight.methods.semi.alignment import ALIGNED, Alignment
 from selfsight.methods.semi.base import Classifier, SemiMethod
 from selfsight.nn.distributed import all_reduce_sum, world_size
 
 
 class AdaMatch(SemiMethod):
-    """Pseudo-labels above a share of the confidence for labelled images.
+    """Relative confidence: pseudo-labels above a share of the confidence for labelled images.
 
     Args:
-        labels, num_classes: see `SemiMethod`.
-        tau: that share. lambda_u: weight of the unlabelled loss.
+        backbone: network to be trained.
+        labels: ``[N_l]`` int64, class of each labelled image.
+        num_classes: C.
+        tau: that share.
+        lambda_u: weight of the unlabelled loss.
         m: momentum of the alignment's running means.
     """
 
     n_views = (2, 2)
+    across_images = f"the threshold follows the labelled images of a batch, and {ALIGNED}"
 
     def __init__(
         self,

@@ -28,8 +28,11 @@ class MeanTeacher(SemiMethod):
     """Consistency with an average of the network itself.
 
     Args:
-        labels, num_classes: see `SemiMethod`.
-        weight: final weight of the consistency. ramp: share of the run in which it grows from 0.
+        backbone: network to be trained.
+        labels: ``[N_l]`` int64, class of each labelled image.
+        num_classes: C.
+        weight: final weight of the consistency.
+        ramp: share of the run in which it grows from 0.
         labelled_consistency: labelled images count in it as well; they come in two views then.
         teacher_moves: ``after`` the optimiser's step, or ``before`` it, towards the weights the gradients are of
             (Labbeti/SSLH).

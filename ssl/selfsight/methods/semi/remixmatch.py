@@ -35,16 +35,21 @@ ALIGNMENTS = ("ema", "window")
 class ReMixMatch(MixMatch):
     """MixMatch with anchors from weak views, aligned guesses and a rotation head.
 
+    Labelled and unlabelled batches have one size (``mu`` of 1).
+
     Args:
-        labels, num_classes: see `SemiMethod`.
+        backbone: network to be trained.
+        labels: ``[N_l]`` int64, class of each labelled image.
+        num_classes: C.
         T: sharpening temperature.
         mixup_alpha: of the Beta distribution the mixing weight comes from.
-        lambda_u: final weight of mixed unlabelled images. lambda_s: of the first strong view unmixed.
+        lambda_u: final weight of mixed unlabelled images.
+        lambda_s: final weight of the first strong view unmixed.
         lambda_r: weight of the rotations; 0 leaves them and their head out.
         ramp: share of the run in which lambda_u and lambda_s grow from 0.
-        align: ``ema``, running means of momentum ``m``, or ``window``, the mean of the last ``window`` steps.
-
-    Labelled and unlabelled batches have one size (``mu`` of 1).
+        align: ``ema``, running means, or ``window``, the mean of the last steps.
+        m: momentum of the running means.
+        window: how many steps.
     """
 
     n_views: tuple[int, int | None] = (2, None)

@@ -24,17 +24,21 @@ class SoftMatch(SemiMethod):
     """Pseudo-labels weighted by a Gaussian of their confidence.
 
     Args:
-        labels, num_classes: see `SemiMethod`.
+        backbone: network to be trained.
+        labels: ``[N_l]`` int64, class of each labelled image.
+        num_classes: C.
         lambda_u: weight of the unlabelled loss.
         n_sigma: how many times narrower than the confidences the Gaussian is.
         m: momentum of the running mean and variance.
         align: bring predictions to the uniform distribution before they are weighed (the paper's uniform alignment).
 
     Attributes:
-        mu, var: running mean and variance of the confidence.
+        mu: running mean of the confidence.
+        var: its running variance.
     """
 
     n_views = (2, 2)
+    across_images = "weights follow the confidences of the batches of the step so far"
     mu: Tensor
     var: Tensor
 
