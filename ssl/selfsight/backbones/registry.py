@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import selfsight.backbones
 from selfsight.errors import UserError, nearest
 
-STEMS = ("imagenet", "cifar")
+STEMS = ("imagenet", "cifar", "cifar_pad2")
 
 
 def create(
@@ -41,7 +41,8 @@ def create(
     Args:
         name: any name timm knows, a pretrained tag included, or one of ours.
         stem: ``imagenet`` is the network as it is; ``cifar`` starts a ResNet with a 3x3 convolution of stride 1 and
-            padding 1 and no pooling, for images of about 32 pixels (Chen et al. 2020, appendix B.9).
+            padding 1 and no pooling, for images of about 32 pixels (Chen et al. 2020, appendix B.9); ``cifar_pad2``
+            pads by 2, as solo-learn's networks do.
         in_chans: channels of the images.
         drop_path: stochastic depth rate of the last block, growing linearly from 0 at the first.
         pretrained: start from timm's published weights (downloaded by timm).
@@ -57,7 +58,7 @@ def create(
         raise UserError(f"stem is '{stem}', and a stem is one of {', '.join(STEMS)}.{nearest(stem, STEMS)}")
     if drop_path:
         kwargs["drop_path_rate"] = drop_path
-    own_stem = "stem" in inspect.signature(timm.model_entrypoint(name)).parameters
+    own_stem = "stem" in inspect.signature(timm.model_entrypoint(name)).parameters and stem != "cifar_pad2"
     if own_stem:
         kwargs["stem"] = stem
     try:
@@ -70,12 +71,12 @@ def create(
         raise UserError(
             f"The weights of '{name}' are not to be had ({_one_line(error)}); use pretrained=false."
         ) from error
-    if stem == "cifar" and not own_stem:
+    if stem != "imagenet" and not own_stem:
         if not isinstance(net, ResNet):
             raise UserError(
-                f"The backbone '{name}' has no stem for small images; stem=cifar is for ResNets, leave it out here."
+                f"The backbone '{name}' has no stem for small images; stem={stem} is for ResNets, leave it out here."
             )
-        _give_cifar_stem(net, in_chans)
+        _give_cifar_stem(net, in_chans, padding=2 if stem == "cifar_pad2" else 1)
     if getattr(net, "head_hidden_size", net.num_features) != net.num_features:
         _end_at_the_map(net)
     return net
@@ -103,8 +104,8 @@ def _register_ours() -> tuple[str, ...]:
     return names
 
 
-def _give_cifar_stem(net: Any, in_chans: int) -> None:
-    net.conv1 = nn.Conv2d(in_chans, net.feature_info[0]["num_chs"], 3, padding=1, bias=False)
+def _give_cifar_stem(net: Any, in_chans: int, padding: int) -> None:
+    net.conv1 = nn.Conv2d(in_chans, net.feature_info[0]["num_chs"], 3, padding=padding, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
     net.maxpool = nn.Identity()
     for info in net.feature_info:
