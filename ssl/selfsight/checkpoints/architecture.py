@@ -12,17 +12,12 @@ import torch
 from torch import Tensor
 
 from selfsight.backbones.registry import create, is_known
-from selfsight.checkpoints.format import State, counters
+from selfsight.checkpoints.format import RESNETS, State, counters, depth_of, length
 from selfsight.checkpoints.spark import convnext_to_timm, with_last_norm
 from selfsight.errors import UserError
 
 Spec = dict[str, Any]
 
-#: blocks of the four stages of a ResNet, and whether they are bottlenecks: depth
-RESNETS = {
-    (False, (2, 2, 2, 2)): 18, (False, (3, 4, 6, 3)): 34, (True, (3, 4, 6, 3)): 50, (True, (3, 4, 23, 3)): 101,
-    (True, (3, 8, 36, 3)): 152, (True, (3, 24, 36, 3)): 200,
-}  # fmt: skip
 #: (groups, width of the first block's 3x3 convolution, depth): timm's name
 WIDE = {
     (1, 128, 50): "wide_resnet50_2", (1, 128, 101): "wide_resnet101_2", (32, 128, 50): "resnext50_32x4d",
@@ -190,11 +185,6 @@ def _renamed(name: str, pairs: list[tuple[str, str]]) -> str:
 # --- families --------------------------------------------------------------------------------------------------------
 
 
-def _length(state: Mapping[str, Tensor], pattern: str) -> int:
-    """How many numbers the first group of ``pattern`` takes at the beginning of names, counted from 0."""
-    return 1 + max((int(m[1]) for name in state if (m := re.match(pattern, name))), default=-1)
-
-
 def _with(spec: Spec, **options: Any) -> Spec:
     return spec | {key: value for key, value in options.items() if value is not None}
 
@@ -205,14 +195,14 @@ def _colours(weight: Tensor) -> int | None:
 
 def _resnet(state: State) -> Spec:
     """Torchvision's names; of networks that share shapes, too, torchvision's (`simclr_resnet*` have to be named)."""
-    bottleneck = "layer1.0.conv3.weight" in state
-    layers = tuple(_length(state, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+    depth, bottleneck = depth_of(state)
+    layers = [length(state, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)]
     first, inner = state["conv1.weight"], state["layer1.0.conv2.weight" if bottleneck else "layer1.0.conv1.weight"]
-    stem, depth = first.shape[0], RESNETS.get((bottleneck, layers)) or _depth_of_half(bottleneck, layers)
+    stem = first.shape[0]
     common = {
         "in_chans": _colours(first),
         "stem": "cifar" if first.shape[2] == 3 else None,
-        "layers": None if depth else list(layers),
+        "layers": None if depth else layers,
     }
     if stem > 64 and bottleneck and depth in (50, 101, 200):
         return _with({"name": f"resnet{depth}_widened", "width": stem // 64}, in_chans=common["in_chans"])
@@ -226,14 +216,8 @@ def _resnet(state: State) -> Spec:
     )
 
 
-def _depth_of_half(bottleneck: bool, layers: tuple[int, ...]) -> int | None:
-    """The smallest depth that the stages of a torn file can belong to; None where every stage is there."""
-    fits = (depth for (b, full), depth in RESNETS.items() if b == bottleneck and all(map(int.__le__, layers, full)))
-    return next(fits, None) if 0 in layers else None
-
-
 def _deep_stem_resnet(state: State) -> Spec:
-    first, layers = state["conv1.0.weight"], tuple(_length(state, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+    first, layers = state["conv1.0.weight"], tuple(length(state, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
     colours = _colours(first)
     if "layer1.0.conv2.fc1.weight" in state:  # selective kernels: SimCLRv2's
         middle = state["layer4.0.conv2.fc1.weight"].shape
@@ -248,7 +232,7 @@ def _deep_stem_resnet(state: State) -> Spec:
 
 
 def _convnext(state: State) -> Spec:
-    depths = tuple(_length(state, rf"stages\.{stage}\.blocks\.(\d+)\.") for stage in range(4))
+    depths = tuple(length(state, rf"stages\.{stage}\.blocks\.(\d+)\.") for stage in range(4))
     stem = state["stem.0.weight"]
     size = CONVNEXTS.get((depths, stem.shape[0]))
     second = "stages.0.blocks.0.mlp.grn.weight" in state
@@ -262,9 +246,11 @@ def _convnext(state: State) -> Spec:
 
 
 def _vit(state: State) -> Spec:
+    if "patch_embed.proj.0.weight" in state:
+        return _conv_stem_vit(state)
     patch, positions = state["patch_embed.proj.weight"], state["pos_embed"].shape[1]
     dim, pixels = patch.shape[0], patch.shape[2]
-    depth, prefix = _length(state, r"blocks\.(\d+)\."), 1 if "cls_token" in state else 0
+    depth, prefix = length(state, r"blocks\.(\d+)\."), 1 if "cls_token" in state else 0
     unplaced = prefix == 1 and math.isqrt(positions) ** 2 == positions  # its class token has no position
     side = math.isqrt(positions if unplaced else positions - prefix)
     size, image = VITS.get((dim, depth)), pixels * side
@@ -289,12 +275,22 @@ def _vit(state: State) -> Spec:
     )
 
 
+def _conv_stem_vit(state: State) -> Spec:
+    """MoCo v3's transformers whose patches are made by four convolutions."""
+    size = {384: "small", 768: "base"}.get(state["pos_embed"].shape[2])
+    if size is None:
+        raise UserError(
+            "it holds a transformer with a convolutional stem that has no name here; name it: backbone=NAME."
+        )
+    return _with({"name": f"vit_conv_{size}_moco"}, in_chans=_colours(state["patch_embed.proj.0.weight"]))
+
+
 def _unusual(value: Any, usual: Any) -> Any:
     return None if value == usual else value
 
 
 def _nin(state: State) -> Spec:
-    blocks = _length(state, r"conv(\d+)\.") - 1
+    blocks = length(state, r"conv(\d+)\.") - 1
     return _with({"name": f"nin{blocks}"}, in_chans=_colours(state["conv1.0.0.0.weight"]))
 
 
@@ -303,7 +299,7 @@ def _alexnet(state: State) -> Spec:
 
 
 def _wide_resnet(state: State) -> Spec:
-    stages, units = _length(state, r"block(\d+)\.") - 1, _length(state, r"block1\.layer\.(\d+)\.")
+    stages, units = length(state, r"block(\d+)\.") - 1, length(state, r"block1\.layer\.(\d+)\.")
     widen = state["block1.layer.0.conv1.weight"].shape[0] // 16
     first, others = "conv1.bias" in state, "block1.layer.0.conv1.bias" in state
     flavour = "torchssl" if others else "usb" if first else "simmatch"

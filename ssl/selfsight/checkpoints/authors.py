@@ -147,17 +147,23 @@ def _one_line(error: Exception) -> str:
 class Opaque:
     """Stands for an object of a class that is not loaded: keeps what it was made from, and does nothing."""
 
+    parts: list[Any]
+
+    def __new__(cls, *arguments: Any, **named: Any) -> Opaque:
+        made = super().__new__(cls)
+        made.parts = [*arguments, *named.values()]
+        return made
+
     def __init__(self, *arguments: Any, **named: Any) -> None:
-        self.arguments, self.named = arguments, named
+        pass
 
     def __setstate__(self, state: Any) -> None:
-        self.state = state
+        self.parts.append(state)
 
     @property
     def content(self) -> Any:
         """The one mapping it is made of, or the sequence of its parts."""
-        parts = [*self.arguments, *self.named.values(), *([self.state] if hasattr(self, "state") else [])]
-        return parts[0] if len(parts) == 1 else parts
+        return self.parts[0] if len(self.parts) == 1 else self.parts
 
 
 class _Arrays(pickle.Unpickler):
@@ -174,7 +180,19 @@ class _Arrays(pickle.Unpickler):
             return dict
         if (module, name) == ("_codecs", "encode"):  # how Python 2 stored bytes
             return lambda text, encoding="latin1": text.encode("latin1")
+        if module.partition(".")[0] == "dill" and name == "_create_array":
+            return _dill_array
+        if module.partition(".")[0] == "dill" and name.startswith("_create"):  # it makes a class, such as a named tuple
+            return lambda *_, **__: Opaque
         return Opaque
+
+
+def _dill_array(make: Any, arguments: Any, state: Any, attributes: Any = None) -> Any:
+    """An array as dill takes it apart: NumPy's own parts, and attributes of a subclass, which are left out."""
+    array = make(*arguments)
+    if isinstance(array, np.ndarray):
+        array.__setstate__(state)
+    return array
 
 
 def _pickled(path: Path, trust: bool) -> dict[str, Any]:

@@ -140,3 +140,28 @@ def counters(state: State) -> State:
     """``state`` with the counters of BatchNorm, at 0 where a file has none (PyTorch before 0.4.1, TensorFlow)."""
     absent = {name.replace("running_mean", "num_batches_tracked") for name in state if name.endswith("running_mean")}
     return {name: torch.tensor(0) for name in absent} | state
+
+
+#: blocks of the four stages of a ResNet, and whether they are bottlenecks: depth
+RESNETS = {
+    (False, (2, 2, 2, 2)): 18, (False, (3, 4, 6, 3)): 34, (True, (3, 4, 6, 3)): 50, (True, (3, 4, 23, 3)): 101,
+    (True, (3, 8, 36, 3)): 152, (True, (3, 24, 36, 3)): 200,
+}  # fmt: skip
+
+
+def length(state: Mapping[str, Tensor], pattern: str) -> int:
+    """How many numbers the first group of ``pattern`` takes at the beginning of names, counted from 0."""
+    return 1 + max((int(m[1]) for name in state if (m := re.match(pattern, name))), default=-1)
+
+
+def depth_of(state: Mapping[str, Tensor], prefix: str = "") -> tuple[int | None, bool]:
+    """Depth of a ResNet under torchvision's names, None for none of the usual ones; whether it has bottlenecks.
+
+    A torn file is of the smallest depth that the stages it has can belong to.
+    """
+    bottleneck = f"{prefix}layer1.0.conv3.weight" in state
+    layers = tuple(length(state, rf"{re.escape(prefix)}layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+    if (bottleneck, layers) in RESNETS or 0 not in layers:
+        return RESNETS.get((bottleneck, layers)), bottleneck
+    fits = (depth for (b, full), depth in RESNETS.items() if b == bottleneck and all(map(int.__le__, layers, full)))
+    return next(fits, None), bottleneck

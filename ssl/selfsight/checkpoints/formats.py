@@ -15,21 +15,28 @@ from torch import Tensor, nn
 
 from selfsight.checkpoints import authors
 from selfsight.checkpoints.architecture import BEHIND, Spec, blank, matching, recognise, renamed, shown, with_classifier
+from selfsight.checkpoints.byol import BYOL
+from selfsight.checkpoints.dino import DINO
 from selfsight.checkpoints.format import Converted, Format, State, unwrapped
+from selfsight.checkpoints.lejepa import LEJEPA
 from selfsight.checkpoints.libraries import LIGHTLY, MMPRETRAIN, PLAIN, PREFIXES, SOLO, VISSL
+from selfsight.checkpoints.mae import MAE
+from selfsight.checkpoints.mocov3 import MOCOV3
 from selfsight.checkpoints.pixpro import PIXPRO
 from selfsight.checkpoints.rotation import ALEXNET_FORMAT, NIN
 from selfsight.checkpoints.simclr import SIMCLR, SIMCLR_SUPERVISED
 from selfsight.checkpoints.simmatchv2 import SIMMATCHV2
+from selfsight.checkpoints.simsiam import SIMSIAM
 from selfsight.checkpoints.spark import SPARK
 from selfsight.checkpoints.supcon import SUPCE, SUPCON
 from selfsight.checkpoints.swav import DEEPCLUSTERV2, SWAV
+from selfsight.checkpoints.vicreg import BARLOW, VICREG
 from selfsight.errors import UserError
 
 #: asked in this order; `PLAIN` after all of them
 FORMATS: tuple[Format, ...] = (
     SIMCLR, SIMCLR_SUPERVISED, SWAV, DEEPCLUSTERV2, PIXPRO, SPARK, SIMMATCHV2, NIN, ALEXNET_FORMAT, SUPCON, SUPCE,
-    VISSL, MMPRETRAIN, LIGHTLY, SOLO,
+    BYOL, MOCOV3, SIMSIAM, VICREG, BARLOW, LEJEPA, DINO, MAE, VISSL, MMPRETRAIN, LIGHTLY, SOLO,
 )  # fmt: skip
 
 #: what a file calls the part that holds the network, and the parts that do not

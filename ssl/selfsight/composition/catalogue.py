@@ -27,6 +27,7 @@ JOBS = {
     "invariance": ("evaluate", "how far each augmentation moves the features"),
     "diagnostics": ("evaluate", "collapse and quality without labels"),
     "embed": ("embed", "write the features of every image to a file"),
+    "import": ("import_weights", "anyone's checkpoint as a backbone folder, or as a run that goes on"),
     "export": ("export", "a run's backbone for detectron2, torchvision, timm or ONNX"),
     "report": ("report", "write report.html of a run again"),
     "explore": ("explore", "the embedding of a run in a browser: lasso, neighbours, search by image, export"),
