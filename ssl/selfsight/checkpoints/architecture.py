@@ -242,7 +242,9 @@ def _convnext(state: State) -> Spec:
             "name the network: backbone=NAME."
         )
     name = f"convnextv2_{size}" if second else f"convnext_{size}"
-    return _with({"name": name}, in_chans=_colours(stem))
+    convolutions = state["stages.0.blocks.0.mlp.fc1.weight"].ndim == 4  # in place of linear layers
+    usual = size in ("atto", "femto", "pico", "nano") and not second
+    return _with({"name": name}, conv_mlp=_unusual(convolutions, usual), in_chans=_colours(stem))
 
 
 def _vit(state: State) -> Spec:

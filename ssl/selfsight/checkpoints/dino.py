@@ -6,7 +6,7 @@ Files of the backbone alone are the teacher's, under timm's or torchvision's nam
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -32,7 +32,7 @@ def _centre_in_a_row(state: State) -> State:
     return {**named, "centre": named["centre"].flatten()}
 
 
-def of_the_method(kind: str) -> Any:
+def of_the_method(kind: str) -> Callable[[dict[str, Any], State], dict[str, Any]]:
     """`Format.amend` that takes the method's own ViT for timm's: its positions follow the paper when resized."""
 
     def amend(spec: dict[str, Any], state: State) -> dict[str, Any]:

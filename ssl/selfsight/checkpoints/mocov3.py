@@ -6,10 +6,12 @@ The projector stands where the network had its classifier: ``fc`` of a ResNet, `
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from selfsight.checkpoints.dino import of_the_method
-from selfsight.checkpoints.format import Format, by_rules
+from selfsight.checkpoints.format import Format, State, by_rules
 
 
 def _settings(state: Mapping[str, Tensor]) -> list[str]:
@@ -19,6 +21,12 @@ def _settings(state: Mapping[str, Tensor]) -> list[str]:
         f"method.dim={state['predictor.0.weight'].shape[1]}",
         f"method.heads={'vit' if last > 4 else 'resnet'}",
     ]
+
+
+def _amend(spec: dict[str, Any], state: State) -> dict[str, Any]:
+    """The small transformer has twelve heads, which shapes do not tell."""
+    heads = {"num_heads": 12} if spec["name"].startswith("vit_small") else {}
+    return {**of_the_method("moco")(spec, state), **heads}
 
 
 MOCOV3 = Format(
@@ -40,5 +48,5 @@ MOCOV3 = Format(
     method="mocov3",
     settings=_settings,
     untrained=r"momentum_encoder\..+|.+\.pos_embed",
-    amend=of_the_method("moco"),  # its small one has twelve heads, which shapes do not show
+    amend=_amend,
 )
