@@ -10,6 +10,7 @@ import argparse
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,18 +105,18 @@ def momentum(*networks: nn.Module) -> dict[str, Any]:
 # --- authors ---------------------------------------------------------------------------------------------------------
 
 
-def swav() -> Published:
+def swav(optimizer: bool = False) -> Published:
+    """A released file; or a training checkpoint, with the network in a part of its own, beside the optimiser."""
     net = resnet()
     head = mlp(nn.Linear(512, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 16))
-    state = {**net.state_dict(), **under("projection_head.", head), "prototypes.weight": torch.randn(30, 16)}
-    return Published(under("module.", state), net, images(), method="swav")
-
-
-def swav_training() -> Published:
-    """A training checkpoint: the network in a part of its own, beside the optimiser."""
-    found = swav()
-    rest = {"epoch": 3, "optimizer": momentum(resnet()), "amp": {"loss_scaler0": {"loss_scale": 65536.0}}}
-    return found._replace(content={"state_dict": found.content, **rest}, left_out=len(list(resnet().parameters())))
+    prototypes = nn.Linear(16, 30, bias=False)
+    state = {**net.state_dict(), **under("projection_head.", head), **under("prototypes.", prototypes)}
+    content = under("module.", state)
+    if not optimizer:
+        return Published(content, net, images(), method="swav")
+    kept = momentum(net, head, prototypes)
+    rest = {"epoch": 3, "optimizer": kept, "amp": {"loss_scaler0": {"loss_scale": 65536.0}}}
+    return Published({"state_dict": content, **rest}, net, images(), len(kept["state"]), method="swav")
 
 
 def deepclusterv2() -> Published:
@@ -168,7 +169,7 @@ class Nin(nn.Module):
         super().__init__()
         widths = [(192, 160, 96), (192, 192, 192), *[(192, 192, 192)] * (blocks - 2)]
         c_in, self.units = 3, nn.ModuleList()
-        for b, (width, side) in enumerate(zip(widths, [5, 5, *[3] * (blocks - 2)], strict=True)):
+        for width, side in zip(widths, [5, 5, *[3] * (blocks - 2)], strict=True):
             for i, c in enumerate(width):
                 kernel = side if i == 0 else 1
                 conv = nn.Conv2d(c_in, c, kernel, padding=kernel // 2, bias=False)
@@ -288,7 +289,7 @@ def spark_encoder_convnext() -> Published:
 
 def spark(net: nn.Module, named: State, channels: tuple[int, ...], norm: Callable[[int], nn.Module]) -> Published:
     """The whole model of SparK: encoder, decoder, densify layers, tokens, and what the authors' class keeps besides."""
-    width, smallest = 32, channels[-1]
+    width = 32
     state = {"imn_m": torch.full((1, 3, 1, 1), torch.nan), "imn_s": torch.zeros(1, 3, 1, 1)}
     state |= {"norm_black": torch.zeros(1, 3, 64, 64), **under("sparse_encoder.sp_cnn.", named)}
     for j in range(5):
@@ -504,7 +505,7 @@ def mocov3_vit() -> Published:
 
     def head(dims: list[int]) -> nn.Sequential:
         layers: list[nn.Module] = []
-        for i, (a, b) in enumerate(zip(dims, dims[1:], strict=False)):
+        for i, (a, b) in enumerate(pairwise(dims)):
             last = i == len(dims) - 2
             layers += [nn.Linear(a, b, bias=False), batch_norm(last), *([] if last else [nn.ReLU()])]
         return nn.Sequential(*layers)
@@ -518,8 +519,8 @@ def mocov3_vit() -> Published:
 def simsiam() -> Published:
     net, d = resnet(), 512
     projector = mlp(
-        nn.Linear(d, d, bias=False), nn.BatchNorm1d(d), nn.ReLU(), nn.Linear(d, d, bias=False), nn.BatchNorm1d(d), nn.ReLU(),
-        nn.Linear(d, 64), nn.BatchNorm1d(64, affine=False),
+        nn.Linear(d, d, bias=False), nn.BatchNorm1d(d), nn.ReLU(), nn.Linear(d, d, bias=False), nn.BatchNorm1d(d),
+        nn.ReLU(), nn.Linear(d, 64), nn.BatchNorm1d(64, affine=False),
     )  # fmt: skip
     predictor = mlp(nn.Linear(64, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 64))
     state = {**under("encoder.", net), **under("encoder.fc.", projector), **under("predictor.", predictor)}
@@ -761,24 +762,57 @@ def moco() -> Published:
 
 #: format (as `Format.name` begins): builders of its files
 PROJECTS: dict[str, Callable[[], Published]] = {
-    "SimCLR": simclr, "SwAV": swav, "SwAV training": swav_training, "DeepCluster-v2": deepclusterv2, "PixPro": pixpro,
-    "SupCon": supcon, "SupCon on several GPUs": lambda: supcon(2), "SupCE": supce, "RotNet's NIN": rotnet_nin,
-    "RotNet's AlexNet": rotnet_alexnet, "RotNet's AlexNet by VISSL": rotnet_alexnet_by_vissl,
-    "SparK": spark_full, "SparK ConvNeXt": spark_full_convnext, "SimMatchV2": simmatchv2, "BYOL": byol, "MoCo v3": mocov3,
-    "MoCo v3 ViT": mocov3_vit, "SimSiam": simsiam, "VICReg": vicreg, "Barlow Twins": barlow, "LeJEPA": lejepa,
-    "DINO": dino, "MAE": mae, "lightly": lightly_sequential, "lightly DINO": lightly_dino, "solo-learn": solo_learn,
-    "solo-learn CIFAR": lambda: solo_learn(True), "VISSL": vissl, "VISSL ViT": vissl_vit, "mmpretrain": mmpretrain,
-    "mmpretrain ViT": mmpretrain_vit, "mmpretrain ConvNeXt": mmpretrain_convnext,
-    "weights alone": tv_resnet, "weights alone: ResNeXt": tv_resnext, "weights alone: torchvision's ConvNeXt": tv_convnext,
-    "weights alone: torchvision's ViT": tv_vit, "weights alone: timm's ViT": timm_vit,
-    "weights alone: timm, named": timm_efficientnet, "weights alone: SparK's encoder": spark_encoder,
-    "weights alone: SparK's ConvNeXt": spark_encoder_convnext, "weights alone: DINO's backbone": dino_backbone,
-    "weights alone: MAE's encoder": mae_encoder, "weights alone: MAE's fine-tuned": mae_finetuned,
-    "weights alone: DDP": wrapped("module."), "weights alone: compiled": wrapped("_orig_mod."),
-    "weights alone: both": wrapped("module._orig_mod."), "weights alone: model.": wrapped("model."),
-    "weights alone under 'encoder.'": wrapped("encoder."), "weights alone under 'backbone.'": wrapped("module.backbone."),
+    "SimCLR": simclr,
+    "SwAV": swav,
+    "SwAV training": lambda: swav(optimizer=True),
+    "DeepCluster-v2": deepclusterv2,
+    "PixPro": pixpro,
+    "SupCon": supcon,
+    "SupCon on several GPUs": lambda: supcon(2),
+    "SupCE": supce,
+    "RotNet's NIN": rotnet_nin,
+    "RotNet's AlexNet": rotnet_alexnet,
+    "RotNet's AlexNet by VISSL": rotnet_alexnet_by_vissl,
+    "SparK": spark_full,
+    "SparK ConvNeXt": spark_full_convnext,
+    "SimMatchV2": simmatchv2,
+    "BYOL": byol,
+    "MoCo v3": mocov3,
+    "MoCo v3 ViT": mocov3_vit,
+    "SimSiam": simsiam,
+    "VICReg": vicreg,
+    "Barlow Twins": barlow,
+    "LeJEPA": lejepa,
+    "DINO": dino,
+    "MAE": mae,
+    "lightly": lightly_sequential,
+    "lightly DINO": lightly_dino,
+    "solo-learn": solo_learn,
+    "solo-learn CIFAR": lambda: solo_learn(True),
+    "VISSL": vissl,
+    "VISSL ViT": vissl_vit,
+    "mmpretrain": mmpretrain,
+    "mmpretrain ViT": mmpretrain_vit,
+    "mmpretrain ConvNeXt": mmpretrain_convnext,
+    "weights alone": tv_resnet,
+    "weights alone: ResNeXt": tv_resnext,
+    "weights alone: torchvision's ConvNeXt": tv_convnext,
+    "weights alone: torchvision's ViT": tv_vit,
+    "weights alone: timm's ViT": timm_vit,
+    "weights alone: timm, named": timm_efficientnet,
+    "weights alone: SparK's encoder": spark_encoder,
+    "weights alone: SparK's ConvNeXt": spark_encoder_convnext,
+    "weights alone: DINO's backbone": dino_backbone,
+    "weights alone: MAE's encoder": mae_encoder,
+    "weights alone: MAE's fine-tuned": mae_finetuned,
+    "weights alone: DDP": wrapped("module."),
+    "weights alone: compiled": wrapped("_orig_mod."),
+    "weights alone: both": wrapped("module._orig_mod."),
+    "weights alone: model.": wrapped("model."),
+    "weights alone under 'encoder.'": wrapped("encoder."),
+    "weights alone under 'backbone.'": wrapped("module.backbone."),
     "weights alone under 'encoder_q.'": moco,
-}  # fmt: skip
+}
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

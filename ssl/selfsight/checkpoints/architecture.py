@@ -7,9 +7,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfsight.backbones.registry import create, is_known
 from selfsight.checkpoints.format import RESNETS, State, counters, depth_of, length
@@ -50,17 +49,10 @@ def recognise(state: Mapping[str, Tensor]) -> tuple[Spec, State] | None:
     return None
 
 
-def blank(spec: Spec) -> dict[str, Tensor]:
-    """The state dict of the network that ``spec`` makes, without memory."""
+def blank(spec: Spec) -> nn.Module:
+    """The network that ``spec`` makes, without memory."""
     with torch.device("meta"):
-        return create(**{**spec, "pretrained": False}).state_dict()
-
-
-def with_classifier(spec: Spec) -> set[str]:
-    """Names of the network as it classifies: some have layers between their last map and the classifier."""
-    options = {key: value for key, value in spec.items() if key not in ("stem", "pretrained", "drop_path")}
-    with torch.device("meta"):
-        return set(timm.create_model(options.pop("name"), **options).state_dict())
+        return create(**{**spec, "pretrained": False})
 
 
 def matching(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> tuple[State, list[str]]:
@@ -206,6 +198,8 @@ def _resnet(state: State) -> Spec:
     }
     if stem > 64 and bottleneck and depth in (50, 101, 200):
         return _with({"name": f"resnet{depth}_widened", "width": stem // 64}, in_chans=common["in_chans"])
+    if not bottleneck and layers == [1, 1, 1, 1] and stem < 64:
+        return _with({"name": "resnet10_slim", "width": stem}, in_chans=common["in_chans"], stem=common["stem"])
     groups = inner.shape[0] // inner.shape[1] if bottleneck else 1
     name = WIDE.get((groups, inner.shape[0], depth or 0)) if bottleneck else None
     widths = [state[n].shape[0] for i in (1, 2, 3, 4) if (n := f"layer{i}.0.bn1.weight") in state and not bottleneck]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsight.checkpoints import authors
-from selfsight.checkpoints.architecture import BEHIND, Spec, blank, matching, recognise, renamed, shown, with_classifier
+from selfsight.checkpoints.architecture import BEHIND, Spec, blank, matching, recognise, renamed, shown
 from selfsight.checkpoints.byol import BYOL
 from selfsight.checkpoints.dino import DINO
 from selfsight.checkpoints.format import Converted, Format, State, unwrapped
@@ -139,11 +139,26 @@ def of(
 
 @dataclass(frozen=True)
 class Sought:
-    """The network that is looked for, where its tensors need not tell."""
+    """The network that is looked for.
+
+    Attributes:
+        spec: its arguments, as far as they are known. wanted: its state dict. what: it is, for sentences.
+        left_out: its parts without a parameter, which stand where a network that classifies has further layers.
+    """
 
     spec: Spec
     wanted: Mapping[str, Tensor]
     what: str
+    left_out: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, net: nn.Module, spec: Spec, what: str) -> Sought:
+        bare = [name for name, part in net.named_children() if not any(True for _ in part.parameters())]
+        return cls(spec, net.state_dict(), what, bare)
+
+    @classmethod
+    def made_from(cls, spec: Spec) -> Sought:
+        return cls.of(blank(spec), spec, shown(spec))
 
     @classmethod
     def given(cls, backbone: str | Mapping[str, Any] | None, net: nn.Module | None) -> Sought | None:
@@ -152,11 +167,10 @@ class Sought:
             UserError: there is no network of that name.
         """
         if net is not None:
-            return cls({}, net.state_dict(), "backbone as this run has it")
+            return cls.of(net, {}, "backbone as this run has it")
         if backbone is None:
             return None
-        spec = {"name": backbone} if isinstance(backbone, str) else dict(backbone)
-        return cls(spec, blank(spec), shown(spec))
+        return cls.made_from({"name": backbone} if isinstance(backbone, str) else dict(backbone))
 
 
 def network(converted: Converted, format: Format, sought: Sought | None) -> tuple[Spec, State]:
@@ -176,12 +190,10 @@ def network(converted: Converted, format: Format, sought: Sought | None) -> tupl
                     "backbone=NAME."
                 )
             spec = format.amend(found[0], state)
-        sought = Sought(spec, blank(spec), shown(spec))
+        sought = Sought.made_from(spec)
     state = renamed(state)
     weights, left = matching(state, sought.wanted, sought.what)
-    rest = [name for name in left if not re.fullmatch(BEHIND, name)]
-    if rest and sought.spec:
-        rest = [name for name in rest if name not in with_classifier(sought.spec)]
+    rest = [n for n in left if not re.fullmatch(BEHIND, n) and n.partition(".")[0] not in sought.left_out]
     if rest:
         raise UserError(
             f"beside a {sought.what} it holds {len(rest)} tensors that this network does not have: {listed(rest)}; if "

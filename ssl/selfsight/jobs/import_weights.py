@@ -23,11 +23,14 @@ from selfsight.engine import build
 from selfsight.engine.build import Parts
 from selfsight.engine.checkpointing import AtomicCheckpoints
 from selfsight.errors import USAGE, UserError
+from selfsight.jobs.launch import alone_as_whole
 from selfsight.jobs.pipeline import composed
 from selfsight.methods.base import Method
 from selfsight.optim import LAMB, LARS
 from selfsight.runs.console import make_console, quiet
 from selfsight.runs.folder import RunFolder
+
+OPTIMISER, KEPT_ON = "state of the optimiser", "the state of the optimiser goes on"
 
 #: what each optimiser keeps of a parameter
 KEPT: dict[type[Optimizer], tuple[str, ...]] = {
@@ -79,6 +82,8 @@ def report(imported: Imported, spec: Mapping[str, Any], out: Path, told: Sequenc
     assumed = f"images of {spec['image_size']} pixels, mean {spec['mean']}, std {spec['std']}"
     say(f"{imported.format.title}: {shown(imported.spec)}, {len(imported.backbone)} tensors; {assumed}")
     for reason, names in imported.unused.items():
+        if reason == OPTIMISER and KEPT_ON in " ".join(told):
+            continue
         say(f"left out, {reason}: {len(names)} ({listed(names)})")
     for line in told:
         say(line)
@@ -117,6 +122,7 @@ def write_run(imported: Imported, out: Path, words: Sequence[str], epoch: int | 
     settings = {"backbone": {"_target_": "selfsight.backbones.registry.create", **imported.spec}}
     cfg = composed("pretrain", [*imported.settings, *words], {**settings, "runs": str(out.parent), "name": out.name})
     cfg.job = "pretrain"
+    alone_as_whole("pretrain", cfg)
     parts = build.parts(cfg)
     method = parts.method
     told = take_over(method, imported, out)
@@ -169,33 +175,64 @@ def other_shape(method: Method, key: str, theirs: Tensor, ours: Tensor, out: Pat
 
 
 def save(parts: Parts, imported: Imported, folder: RunFolder, epoch: int | None) -> list[str]:
-    """Write the checkpoint of a run that has done ``epoch`` epochs."""
-    method, length = parts.method, parts.length
+    """Write the checkpoint of a run that has done ``epoch`` epochs; returns what was decided."""
+    method, epochs = parts.method, parts.length.epochs
+    told, words = kept_words(method.configure_optimizers(), imported)
+    done = epoch if epoch is not None else (imported.epochs or 0) if words else 0
+    if done >= epochs:
+        if epoch is not None:
+            raise UserError(
+                f"epoch is {epoch}, and the run has {epochs} epochs, so that none is left; add trainer.max_epochs=N to "
+                "pretrain=.",
+                status=USAGE,
+            )
+        told.append(f"the file has seen {done} epochs and the run has {epochs}: its schedule begins anew")
+        done = 0
+    if done:
+        told.append(f"goes on after epoch {done} of {epochs}")
+    parts.datamodule.load_state_dict({"epoch": done, "batch": 0})
     trainer = Trainer(
-        accelerator="cpu", devices=1, max_epochs=0, logger=False, enable_checkpointing=False, barebones=False,
+        accelerator="cpu", devices=1, max_epochs=0, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
         plugins=[AtomicCheckpoints()],
     )  # fmt: skip
-    trainer.fit(method, datamodule=parts.datamodule)  # no step: it brings method and optimiser together
-    told, kept = keep_slots(trainer.optimizers[0], method, imported)
-    done = epoch if epoch is not None else imported.epochs if kept else None
-    if done is not None and done >= length.epochs:
-        if epoch is not None:
-            raise UserError(
-                f"epoch is {epoch}, and the run has {length.epochs} epochs: none is left; add "
-                f"trainer.max_epochs={2 * max(1, done)} to pretrain=."
-            )
-        told.append(f"the file has seen {done} epochs, and the run has {length.epochs}: its schedule begins anew")
-        done = None
-    if done:
-        told.append(f"goes on after epoch {done} of {length.epochs}")
-        at(trainer, done, done * length.steps_per_epoch)
+    trainer.fit(method, datamodule=parts.datamodule)  # no step: it brings method, optimiser and images together
+    fill(trainer.optimizers[0], method, imported, words)
+    set_counters(trainer, done, done * parts.length.steps_per_epoch)
     trainer.save_checkpoint(folder.checkpoint)
     return told
 
 
-def at(trainer: Trainer, epoch: int, step: int) -> None:
-    """Set Lightning's counters to the end of an epoch; `save_checkpoint` writes them down, and `fit` goes on there."""
+def kept_words(optimizer: Optimizer, imported: Imported) -> tuple[list[str], tuple[str, ...]]:
+    """What the optimiser keeps of a parameter and the file has, in its words; none where they differ, which is told."""
+    if not imported.slots:
+        return [], ()
+    words = next((words for kind, words in KEPT.items() if isinstance(optimizer, kind)), ())
+    found = next(iter(imported.slots.values()))
+    if words and set(words) <= set(found):
+        return [f"{KEPT_ON}: {', '.join(words)}"], words
+    mine = type(optimizer).__name__
+    return [f"the file's optimiser keeps {listed(found)}, which {mine} does not go by: it begins anew"], ()
+
+
+def fill(optimizer: Optimizer, method: Method, imported: Imported, words: Sequence[str]) -> None:
+    """Give the optimiser what the file's one kept of each parameter."""
+    names = {parameter: name for name, parameter in method.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            slot = imported.slots.get(names[parameter])
+            if words and slot is not None:
+                optimizer.state[parameter] = {word: placed(slot[word], parameter, word) for word in words}
+                if isinstance(optimizer, LAMB) and "step" in slot:  # it counts for all parameters of a group together
+                    group["step"] = int(slot["step"])
+
+
+def placed(value: Tensor, parameter: Tensor, word: str) -> Tensor:
+    return value.to(torch.float32) if word == "step" else value.to(parameter.dtype).reshape(parameter.shape).clone()
+
+
+def set_counters(trainer: Trainer, epoch: int, step: int) -> None:
+    """Bring Lightning's counters to the end of an epoch: `save_checkpoint` writes them down, `fit` goes on there."""
     loop = trainer.fit_loop
     for count in (loop.epoch_progress.current, loop.epoch_progress.total):
         count.ready = count.started = count.processed = count.completed = epoch
@@ -203,27 +240,3 @@ def at(trainer: Trainer, epoch: int, step: int) -> None:
     for progress in (inner.batch_progress, inner.automatic_optimization.optim_progress.optimizer.step):
         progress.total.ready = progress.total.completed = step
     inner._batches_that_stepped = step
-
-
-def keep_slots(optimizer: Optimizer, method: Method, imported: Imported) -> tuple[list[str], bool]:
-    """Give the optimiser what the file's one kept, where both keep the same; says so, and whether it did."""
-    if not imported.slots:
-        return [], False
-    words = next((words for kind, words in KEPT.items() if isinstance(optimizer, kind)), ())
-    found = next(iter(imported.slots.values()))
-    if not words or not set(words) <= set(found):
-        mine = type(optimizer).__name__
-        return [f"the file's optimiser keeps {listed(found)}, which {mine} does not go by: it begins anew"], False
-    names = {parameter: name for name, parameter in method.named_parameters()}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            slot = imported.slots.get(names[parameter])
-            if slot is not None:
-                optimizer.state[parameter] = {word: placed(slot[word], parameter, word) for word in words}
-                if isinstance(optimizer, LAMB) and "step" in slot:
-                    group["step"] = int(slot["step"])
-    return [f"the state of the optimiser goes on: {', '.join(words)}"], True
-
-
-def placed(value: Tensor, parameter: Tensor, word: str) -> Tensor:
-    return value.to(torch.float32) if word == "step" else value.to(parameter.dtype).reshape(parameter.shape).clone()
