@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from selfsight.api import pretrain as pretrain
     from selfsight.backbones.interface import wrap as wrap
     from selfsight.backbones.registry import create as backbone
+    from selfsight.checkpoints.importing import import_weights as import_weights
     from selfsight.checkpoints.load import load as load
 
 __version__ = "0.1.0"
-__all__ = ["Run", "__version__", "backbone", "embed", "finetune", "load", "pretrain", "wrap"]
+__all__ = ["Run", "__version__", "backbone", "embed", "finetune", "import_weights", "load", "pretrain", "wrap"]
 
 #: public name: the module it stands in, and its name there. torch is imported only when something needs it
 _HOMES = {
@@ -23,6 +24,7 @@ _HOMES = {
     "backbone": ("backbones.registry", "create"),
     "embed": ("api", "embed"),
     "finetune": ("api", "finetune"),
+    "import_weights": ("checkpoints.importing", "import_weights"),
     "load": ("checkpoints.load", "load"),
     "pretrain": ("api", "pretrain"),
     "wrap": ("backbones.interface", "wrap"),

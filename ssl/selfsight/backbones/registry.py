@@ -27,7 +27,7 @@ from selfsight.backbones.interface import one_line
 from selfsight.contracts import Backbone
 from selfsight.errors import UserError, nearest
 
-STEMS = ("imagenet", "cifar")
+STEMS = ("imagenet", "cifar", "cifar_pad2")
 POOLS = ("token", "avg")
 REFUSALS = (OSError, RuntimeError, TypeError, ValueError, AssertionError, ZeroDivisionError)  # of constructors
 RESIZES_ITSELF = ("crossvit",)  # images of any size to the one it was published with
@@ -57,7 +57,8 @@ def create(
         pool: what a feature is: ``token`` (the class token), ``avg`` (the mean of the places in the image); null for
             what the network was published with.
         stem: ``imagenet`` is the network as it is; ``cifar`` starts a ResNet with a 3x3 convolution of stride 1 and
-            padding 1 and no pooling, for images of about 32 pixels (Chen et al. 2020, appendix B.9).
+            padding 1 and no pooling, for images of about 32 pixels (Chen et al. 2020, appendix B.9); ``cifar_pad2``
+            pads by 2, as solo-learn's networks do.
         in_chans: channels of the images.
         drop_path: stochastic depth rate of the last block, growing linearly from 0 at the first.
         freeze_patch_embed: leave the patch projection as it begins, which steadies contrastive training of
@@ -75,16 +76,16 @@ def create(
         raise UserError(f"stem is '{stem}', and a stem is one of {', '.join(STEMS)}.{nearest(stem, STEMS)}")
     if pool not in (None, *POOLS):
         raise UserError(f"pool is '{pool}', and one of {', '.join(POOLS)} was expected.{nearest(str(pool), POOLS)}")
-    own_stem = "stem" in inspect.signature(timm.model_entrypoint(name)).parameters
+    own_stem = "stem" in inspect.signature(timm.model_entrypoint(name)).parameters and stem != "cifar_pad2"
     asked = {"patch_size": patch_size, "global_pool": pool, "drop_path_rate": drop_path, "stem": own_stem and stem}
     kwargs |= {option: value for option, value in asked.items() if value}
     net = _build(name, image_size, {"pretrained": pretrained, "num_classes": 0, "in_chans": in_chans, **kwargs})
-    if stem == "cifar" and not own_stem:
+    if stem != "imagenet" and not own_stem:
         if not isinstance(net, ResNet):
             raise UserError(
-                f"The backbone '{name}' has no stem for small images; stem=cifar is for ResNets, leave it out here."
+                f"The backbone '{name}' has no stem for small images; stem={stem} is for ResNets, leave it out here."
             )
-        _give_cifar_stem(net, in_chans)
+        _give_cifar_stem(net, in_chans, padding=2 if stem == "cifar_pad2" else 1)
     if getattr(net, "head_hidden_size", net.num_features) != net.num_features:
         _end_at_the_map(net)
     if freeze_patch_embed:
@@ -155,8 +156,8 @@ def _freeze_patch_embed(net: Any, name: str) -> None:
     getattr(patches, "proj", patches).requires_grad_(False)
 
 
-def _give_cifar_stem(net: Any, in_chans: int) -> None:
-    net.conv1 = nn.Conv2d(in_chans, net.feature_info[0]["num_chs"], 3, padding=1, bias=False)
+def _give_cifar_stem(net: Any, in_chans: int, padding: int) -> None:
+    net.conv1 = nn.Conv2d(in_chans, net.feature_info[0]["num_chs"], 3, padding=padding, bias=False)
     nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
     net.maxpool = nn.Identity()
     for info in net.feature_info:

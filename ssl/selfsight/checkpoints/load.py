@@ -17,6 +17,9 @@ from selfsight.checkpoints.export import DESCRIPTION, WEIGHTS, is_ours, name_of
 from selfsight.contracts import Backbone
 from selfsight.errors import UserError, nearest
 
+AUTHORS = "authors:"  #: before the path of a checkpoint of others, in so many words
+OURS = (".safetensors", ".json")
+
 
 def load(path: str | Path) -> Backbone:
     """The backbone of a run folder, frozen and in eval mode, on the CPU.
@@ -70,11 +73,17 @@ def start_from(net: nn.Module, path: str | Path) -> nn.Module:
     """``net`` with the weights of the backbone at ``path``, in place, to train on from there.
 
     Args:
-        path: as for `load`.
+        path: as for `load`; or a checkpoint of others, which `selfsight.checkpoints.formats` recognises, with
+            ``authors:`` before it or without.
 
     Raises:
         UserError: as `load`, and weights of another network than ``net``.
     """
+    if (file := of_others(path)) is not None:
+        from selfsight.checkpoints import formats
+
+        net.load_state_dict(formats.read(file, net=net).backbone)
+        return net
     file, spec = describe(path)
     weights = _resized(_read(file), net, spec, path)
     _check(weights, net.state_dict(), file, "backbone of this run")
@@ -111,6 +120,16 @@ def _resized(
     return resized
 
 
+def of_others(path: str | Path) -> Path | None:
+    """The file that ``path`` names where it is no backbone of ours; None where it is one, or a folder of one."""
+    from selfsight.checkpoints.tensorflow import prefix_of
+
+    plain = Path(str(path).removeprefix(AUTHORS)).expanduser()
+    if str(path).startswith(AUTHORS) or (prefix_of(plain) is not None and not (plain / DESCRIPTION).is_file()):
+        return plain
+    return plain if plain.is_file() and not (plain.suffix in OURS and plain.with_suffix(".json").is_file()) else None
+
+
 def describe(path: str | Path) -> tuple[Path, dict[str, Any]]:
     """Path of the weights at ``path``, and what ``backbone.json`` says about them.
 
@@ -118,7 +137,7 @@ def describe(path: str | Path) -> tuple[Path, dict[str, Any]]:
         UserError: a file is missing, or the description cannot be read.
     """
     path = Path(path).expanduser()
-    if not path.is_dir() and path.suffix in (".safetensors", ".json"):
+    if not path.is_dir() and path.suffix in OURS:
         weights, description = path.with_suffix(".safetensors"), path.with_suffix(".json")
     else:
         weights, description = path / WEIGHTS, path / DESCRIPTION

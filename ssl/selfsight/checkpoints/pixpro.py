@@ -11,9 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from selfsight.checkpoints.format import Format, State
 from selfsight.errors import UserError
-
-State = dict[str, Tensor]
 
 #: (the authors' prefix, ours)
 _PARTS = (
@@ -52,16 +51,32 @@ def backbone_weights(checkpoint: Mapping[str, Any]) -> State:
 
 def _renamed(state: Mapping[str, Tensor], theirs: int) -> State:
     """Names from column ``theirs`` of the tables to the other one."""
-    named = {}
-    for name, value in state.items():
-        pair = next((p for p in _PARTS if name.startswith(p[theirs])), None)
-        if pair is not None:
-            rest = name.removeprefix(pair[theirs])
-            layer = None if "backbone." in pair[1] else next((x for x in _LAYERS if rest.startswith(x[theirs])), None)
-            if layer is not None:
-                rest = layer[1 - theirs] + rest.removeprefix(layer[theirs])
-            named[pair[1 - theirs] + rest] = value
-    return named
+    names = {name: _other_name(name, theirs) for name in state}
+    return {other: state[name] for name, other in names.items() if other is not None}
+
+
+def _other_name(name: str, theirs: int = 0) -> str | None:
+    pair = next((p for p in _PARTS if name.startswith(p[theirs])), None)
+    if pair is None:
+        return None
+    rest = name.removeprefix(pair[theirs])
+    layer = None if "backbone." in pair[1] else next((x for x in _LAYERS if rest.startswith(x[theirs])), None)
+    if layer is not None:
+        rest = layer[1 - theirs] + rest.removeprefix(layer[theirs])
+    return pair[1 - theirs] + rest
+
+
+def _settings(state: Mapping[str, Tensor]) -> list[str]:
+    transform = "propagation.value_transform."
+    layers = 2 if f"{transform}3.weight" in state else 1 if f"{transform}weight" in state else 0
+    dim, hidden = state["projector.3.weight"].shape[:2]
+    instance = "instance_predictor.0.weight" in state
+    return [
+        f"method.hidden_dim={hidden}",
+        f"method.dim={dim}",
+        f"method.transform_layers={layers}",
+        f"method.instance_weight={1.0 if instance else 0.0}",
+    ]
 
 
 def _authors_state(checkpoint: Mapping[str, Any]) -> State:
@@ -73,3 +88,14 @@ def _authors_state(checkpoint: Mapping[str, Any]) -> State:
             "ckpt_epoch_*.pth or a published file of zdaxie/PixPro."
         )
     return state
+
+
+PIXPRO = Format(
+    name="PixPro",
+    project="zdaxie/PixPro",
+    marks=(r"encoder\.conv1\.weight", r"encoder_k\.conv1\.weight", r"projector\.linear1\.weight"),
+    rename=_other_name,
+    method="pixpro",
+    settings=_settings,
+    untrained=r"\w+_k\..+",
+)

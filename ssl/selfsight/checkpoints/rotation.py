@@ -10,12 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from selfsight.checkpoints.format import IMAGENET, Format, State, counters
 from selfsight.errors import UserError
-
-State = dict[str, Tensor]
 
 #: position of a convolution in the authors' list of AlexNet's blocks: its number
 ALEXNET = {0: 1, 2: 2, 4: 3, 5: 4, 6: 5}
@@ -39,12 +35,7 @@ def from_official(checkpoint: Mapping[str, Any]) -> State:
             "This is no checkpoint of gidariss/FeatureLearningRotNet: the first convolution of NIN or AlexNet is not "
             "there; give a model_net_epoch* file of theirs."
         )
-    counters = {
-        name.replace("running_mean", "num_batches_tracked"): torch.tensor(0)
-        for name in found
-        if name.endswith("running_mean")
-    }
-    return counters | found
+    return counters(found)
 
 
 def _our_name(name: str) -> str:
@@ -57,3 +48,29 @@ def _our_name(name: str) -> str:
     if m := ALEXNET_HEAD.fullmatch(name):
         return f"head.{ALEXNET_LAYER[m[1]]}.{m[2]}"
     return name
+
+
+def _named(name: str) -> str | None:
+    ours = _our_name(name)
+    return ours if ours.startswith(("backbone.", "head.")) else None
+
+
+NIN = Format(
+    name="RotNet's NIN",
+    project="gidariss/FeatureLearningRotNet",
+    marks=(r"_feature_blocks\.0\.Block1_ConvB1\.layers\.Conv\.weight",),
+    rename=_named,
+    method="rotation",
+    finish=counters,
+    described={"image_size": 32, "mean": [0.4914, 0.4822, 0.4465], "std": [0.2470, 0.2435, 0.2616]},
+)
+ALEXNET_FORMAT = Format(
+    name="RotNet's AlexNet",
+    project="gidariss/FeatureLearningRotNet",
+    marks=(r"_feature_blocks\.0\.0\.weight", r"_feature_blocks\.6\.1\.weight"),
+    rename=_named,
+    method="rotation",
+    settings=lambda state: ["method.hidden_dims=[4096,4096]", "method.map_side=6"],
+    finish=counters,
+    described=IMAGENET,
+)

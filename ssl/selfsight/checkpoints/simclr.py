@@ -1,9 +1,8 @@
 """The SimCLRv2 authors' TensorFlow checkpoints, as networks of ours.
 
-Variables come as NumPy arrays by name, so that nothing here needs TensorFlow. Where it is installed:
+Variables come as NumPy arrays by name, as `selfsight.checkpoints.tensorflow.read_bundle` gives them:
 
-    reader = tf.train.load_checkpoint("r50_1x_sk0/model.ckpt-250228")
-    variables = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    variables = read_bundle("r50_1x_sk0/model.ckpt-250228")
 
 The names number convolutions and BatchNorms separately, in the order in which resnet.py makes them: a block's shortcut
 first, which is the order of our modules, too.
@@ -23,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from selfsight.backbones.registry import create
 from selfsight.backbones.simclr_resnet import DEPTHS, BasicBlock
+from selfsight.checkpoints.format import Converted, Format, counters
 from selfsight.errors import UserError
 from selfsight.nn.simclr_head import ProjectionHead, ProjectionLayer
 
@@ -54,19 +54,23 @@ def from_tensorflow(variables: Mapping[str, np.ndarray], *, ema: bool = False) -
     """
     prefix = "ema_model/" if ema else ""
     mine = {name.removeprefix(prefix): value for name, value in variables.items() if name.startswith(prefix)}
-    spec = architecture(mine)
-    backbone = create(**spec)
-    projector = classifier = None
-    kernels = [mine[name] for j in range(len(mine)) if (name := f"head_contrastive/nl_{j}/dense/kernel") in mine]
-    if kernels:
-        projector = ProjectionHead(kernels[0].shape[0], kernels[-1].shape[1], len(kernels))
-    if (kernel := mine.get("head_supervised/linear_layer/dense/kernel")) is not None:
-        classifier = nn.Linear(*kernel.shape)
-    found = Pretrained(spec, backbone, projector, classifier)
+    found = _networks(architecture(mine), mine)
     for part, state in state_dicts(mine, found).items():
         module: nn.Module = getattr(found, part)
         module.to(next(iter(state.values())).dtype).load_state_dict(state, strict=False)  # all but num_batches_tracked
     return found
+
+
+def _networks(spec: dict[str, Any], variables: Mapping[str, np.ndarray]) -> Pretrained:
+    """The networks that variables belong to, as they are initialised."""
+    projector = classifier = None
+    names = [f"head_contrastive/nl_{j}/dense/kernel" for j in range(len(variables))]
+    kernels = [variables[name] for name in names if name in variables]
+    if kernels:
+        projector = ProjectionHead(kernels[0].shape[0], kernels[-1].shape[1], len(kernels))
+    if (kernel := variables.get("head_supervised/linear_layer/dense/kernel")) is not None:
+        classifier = nn.Linear(*kernel.shape)
+    return Pretrained(spec, create(**spec), projector, classifier)
 
 
 def state_dicts(variables: Mapping[str, np.ndarray], target: Pretrained) -> dict[str, dict[str, Tensor]]:
@@ -85,18 +89,19 @@ def state_dicts(variables: Mapping[str, np.ndarray], target: Pretrained) -> dict
             f"{len(over)} left over, '{(missing + over)[0]}' for one."
         )
     for name, (part, key) in names.items():
-        value = torch.from_numpy(np.array(variables[name]))
-        if value.ndim == 4:
-            value = value.permute(3, 2, 0, 1)
-        elif value.ndim == 2:
-            value = value.T
+        value = _laid_out(torch.from_numpy(np.array(variables[name])))
         if value.shape != shapes[part][key]:
             raise UserError(
                 f"Variable '{name}' of the checkpoint has the shape {[*value.shape]} where a {target.spec['name']} has "
                 f"{[*shapes[part][key]]}: it comes from another architecture."
             )
-        states[part][key] = value.contiguous()
+        states[part][key] = value
     return states
+
+
+def _laid_out(value: Tensor) -> Tensor:
+    """A kernel as PyTorch lays it out; all else as it is."""
+    return (value.permute(3, 2, 0, 1) if value.ndim == 4 else value.T if value.ndim == 2 else value).contiguous()
 
 
 def variable_names(target: Pretrained) -> dict[str, tuple[str, str]]:
@@ -160,3 +165,61 @@ def architecture(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def _numbered(scope: str, i: int) -> str:
     return scope if i == 0 else f"{scope}_{i}"
+
+
+class _TensorFlow(Format):
+    """Variables are told by their place in the network, which is built first."""
+
+    def convert(self, state: Mapping[str, Tensor]) -> Converted:
+        variables = {name: value.numpy() for name, value in state.items()}
+        spec = architecture(variables)
+        with torch.device("meta"):
+            target = _networks(spec, variables)
+            names = variable_names(target)
+            parts = state_dicts(variables, target)
+        prefix = {"backbone": "backbone.", "projector": "projector.", "classifier": "classifier."}
+        ours = {name: prefix[part] + key for name, (part, key) in names.items()}
+        converted = Converted(spec=spec, names=ours)
+        converted.state = counters({prefix[part] + k: v for part, found in parts.items() for k, v in found.items()})
+        for name in (name for name in state if name not in names):
+            variable = name.removesuffix("/Momentum")
+            if name.endswith("/Momentum") and variable in names:
+                converted.slots[ours[variable]] = {"momentum_buffer": _laid_out(state[name])}
+            reason = next((why for pattern, why in self.unused if re.fullmatch(pattern, name)), None)
+            if reason is None:
+                converted.unknown.append(name)
+            else:
+                converted.leave_out(reason, [name])
+        return converted
+
+
+def _settings(state: Mapping[str, Tensor]) -> list[str]:
+    layers = sum(name.startswith("projector.") and name.endswith(".linear.weight") for name in state)
+    return [
+        f"method.projection_layers={layers}",
+        f"method.projection_dim={len(state[f'projector.{layers - 1}.linear.weight'])}",
+        f"method.online_classes={len(state['classifier.weight']) if 'classifier.weight' in state else 0}",
+    ]
+
+
+SIMCLR, SIMCLR_SUPERVISED = (
+    _TensorFlow(
+        name=name,
+        project="google-research/simclr",
+        marks=marks,
+        rename=lambda name: None,
+        unused=(
+            (r".+/Momentum", "state of the optimiser"),
+            (r"ema_model/.+", "a moving average beside the network"),
+            (r"(.*/)?memory.*", "keys remembered from earlier batches"),
+            (r"global_step.*", "records of the training"),
+        ),
+        method=method,
+        settings=_settings,
+        described={"image_size": 224, "mean": None, "std": None},  # values from 0 to 1, as they are
+    )
+    for name, method, marks in (
+        ("SimCLR", "simclrv2", ("base_model/conv2d/kernel", "head_contrastive/nl_0/dense/kernel")),
+        ("SimCLR's supervised network", None, ("base_model/conv2d/kernel",)),
+    )
+)

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from selfsight.checkpoints.format import Format, State, by_rules
 from selfsight.errors import UserError
-
-State = dict[str, Tensor]
 
 #: (the authors' network, the prefix of its backbone here, of its heads)
 _NETWORKS = (
@@ -55,26 +54,37 @@ def from_official(checkpoint: Mapping[str, Any]) -> State:
     Raises:
         UserError: a file that is not one of theirs.
     """
-    state = _authors_state(checkpoint)
-    filled = (state["u_labels"].sum(1) > 0).sum()
-    ours: State = {
-        "l_bank": state["l_bank"],
-        "l_labels": state["l_labels"].argmax(1) if state["l_labels"].ndim == 2 else state["l_labels"],
-        "da": state["da"],
-    }
+    return SIMMATCHV2.convert(_authors_state(checkpoint)).state
+
+
+_our_name = by_rules(
+    (r"l_bank|l_labels|da|ptr", r"\g<0>"),
+    (r"u_bank|u_labels", r"\g<0>.data"),
+    *(
+        pair
+        for network, backbone, heads in _NETWORKS
+        for pair in ((rf"{network}backbone\.(.+)", rf"{backbone}\1"), (rf"{network}(.+)", rf"{heads}\1"))
+    ),
+)
+
+
+def _banks(state: State) -> State:
+    """Labels as numbers; where each bank goes on being written, and how many of its rows are."""
+    ours = dict(state)
+    pointer, labels = ours.pop("ptr"), ours["l_labels"]
+    filled = (ours["u_labels.data"].sum(1) > 0).sum()
+    ours["l_labels"] = labels.argmax(1) if labels.ndim == 2 else labels
     for bank in ("u_bank", "u_labels"):
-        ours |= {
-            f"{bank}.data": state[bank],
-            f"{bank}.pointer": state["ptr"].reshape(()).to(torch.int64),
-            f"{bank}.filled": filled,
-        }
-    for network, backbone, heads in _NETWORKS:
-        for name, value in state.items():
-            if name.startswith(network):
-                rest = name.removeprefix(network)
-                place = backbone + rest.removeprefix("backbone.") if rest.startswith("backbone.") else heads + rest
-                ours[place] = value
+        ours |= {f"{bank}.pointer": pointer.reshape(()).to(torch.int64), f"{bank}.filled": filled}
     return ours
+
+
+def _settings(state: Mapping[str, Tensor]) -> list[str]:
+    return [
+        f"method.K={len(state['u_bank.data'])}",
+        f"method.dim={state['l_bank'].shape[1]}",
+        f"method.norm_feat={str('heads.norm.weight' in state).lower()}",
+    ]
 
 
 def backbone_weights(checkpoint: Mapping[str, Any], *, teacher: bool = False) -> State:
@@ -94,3 +104,15 @@ def _authors_state(checkpoint: Mapping[str, Any]) -> State:
             "training run of mingkai-zheng/SimMatchV2."
         )
     return state
+
+
+SIMMATCHV2 = Format(
+    name="SimMatchV2",
+    project="mingkai-zheng/SimMatchV2",
+    marks=("l_bank", "l_labels", "u_bank", "u_labels", "ptr", "da", r"main\.fc\.weight", r"ema\.fc\.weight"),
+    rename=_our_name,
+    method="simmatchv2",
+    settings=_settings,
+    finish=_banks,
+    untrained=r"(l|u)_(bank|labels)|ptr|da|ema\..+",
+)

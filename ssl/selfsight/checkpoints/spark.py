@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfsight.checkpoints.format import Format, State
 from selfsight.errors import UserError
-
-State = dict[str, Tensor]
 
 ENCODER = "sparse_encoder.sp_cnn."
 #: buffers of the authors' class that carry nothing (two of them uninitialised memory), and its settings
@@ -108,11 +107,16 @@ def encoder_state(checkpoint: Mapping[str, Any]) -> State:
             "This is no SparK checkpoint: expected an encoder's weights ('conv1.weight' or "
             f"'downsample_layers.0.0.weight'), got {', '.join(list(state)[:3]) or 'nothing'}, …"
         )
-    if not _is_convnext(state):
+    return with_last_norm({convnext_to_timm(k): v for k, v in state.items()}) if _is_convnext(state) else state
+
+
+def with_last_norm(state: State, prefix: str = "") -> State:
+    """A timm ConvNeXt's state dict with the norm after pooling, as it is initialised where it has none."""
+    last = state.get(f"{prefix}stages.3.blocks.0.gamma")
+    if last is None or f"{prefix}head.norm.weight" in state:
         return state
-    named = {convnext_to_timm(k): v for k, v in state.items()}
-    last = named["stages.3.blocks.0.gamma"]
-    return {**named, "head.norm.weight": torch.ones_like(last), "head.norm.bias": torch.zeros_like(last)}
+    new = {"weight": torch.ones_like(last), "bias": torch.zeros_like(last)}
+    return state | {f"{prefix}head.norm.{name}": value for name, value in new.items()}
 
 
 def method_state(checkpoint: Mapping[str, Any]) -> State:
@@ -151,3 +155,26 @@ def official_state(method_state: Mapping[str, Tensor], image_size: int) -> State
         **{ENCODER + name: value for name, value in official_encoder_state(backbone).items()},
         **{name: value for name, value in method_state.items() if not name.startswith("backbone.")},
     }
+
+
+def _our_name(name: str) -> str | None:
+    if name.startswith(ENCODER):
+        return f"backbone.{convnext_to_timm(name.removeprefix(ENCODER))}"
+    return name if name.startswith(("dense_decoder.", "densify_norms.", "densify_projs.", "mask_tokens.")) else None
+
+
+def _settings(state: Mapping[str, Tensor]) -> list[str]:
+    levels = sum(name.startswith("mask_tokens.") for name in state)
+    return [f"method.decoder_width={len(state['dense_decoder.dec.0.up_sample.bias'])}", f"method.levels={levels}"]
+
+
+SPARK = Format(
+    name="SparK",
+    project="keyu-tian/SparK",
+    marks=(r"sparse_encoder\.sp_cnn\..+", r"dense_decoder\.proj\.weight", r"mask_tokens\.0"),
+    rename=_our_name,
+    unused=(("|".join(DEAD), "constants of the authors' class"), (r"config\..+", "settings of the authors' class")),
+    method="spark",
+    settings=_settings,
+    finish=lambda state: with_last_norm(state, "backbone."),
+)

@@ -12,9 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from selfsight.checkpoints.format import Format, State
 from selfsight.errors import UserError
-
-State = dict[str, Tensor]
 
 
 def from_official(checkpoint: Mapping[str, Any]) -> State:
@@ -50,3 +49,36 @@ def _our_name(name: str) -> str:
         if found:
             break
     return name
+
+
+def _named(name: str) -> str | None:
+    ours = _our_name(name.replace("module.", ""))
+    return ours if ours.startswith(("backbone.", "projector.", "classifier.")) else None
+
+
+def _settings(state: Mapping[str, Tensor]) -> list[str]:
+    hidden = "null" if "projector.2.weight" in state else 0
+    last = state["projector.2.weight" if hidden == "null" else "projector.0.weight"]
+    return [f"method.hidden_dim={hidden}", f"method.dim={len(last)}"]
+
+
+_ENCODER = (r"encoder\.(module\.)?conv1\.weight", r"encoder\.(module\.)?layer2\.0\.shortcut\.0\.weight")
+_TRAINED_ON = {"image_size": 32, "mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]}  # CIFAR-10
+
+SUPCON = Format(
+    name="SupCon",
+    project="HobbitLong/SupContrast",
+    marks=(*_ENCODER, r"head\.(\d\.)?weight"),
+    rename=_named,
+    method="supcon",
+    settings=_settings,
+    described=_TRAINED_ON,
+)
+SUPCE = Format(
+    name="SupCE",
+    project="HobbitLong/SupContrast",
+    marks=(*_ENCODER, r"fc\.weight"),
+    rename=_named,
+    method="supce",
+    described=_TRAINED_ON,
+)

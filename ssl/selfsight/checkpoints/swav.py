@@ -11,9 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from selfsight.checkpoints.format import IMAGENET, Format, State, by_rules
 from selfsight.errors import UserError
-
-State = dict[str, Tensor]
 
 HEADS = {"projection_head.": "projector.", "prototypes.": "prototypes."}
 
@@ -32,7 +31,7 @@ def from_official(checkpoint: Mapping[str, Any]) -> State:
             "This checkpoint has no single layer of prototypes ('prototypes.weight'), as SwAV's have; of one of "
             "DeepCluster-v2 or SeLa-v2 take `backbone_weights`."
         )
-    return {_our_name(name): value for name, value in state.items()}
+    return SWAV.convert(state).state
 
 
 def official_names(state: Mapping[str, Tensor]) -> State:
@@ -54,9 +53,24 @@ def backbone_weights(checkpoint: Mapping[str, Any]) -> State:
     return {name: value for name, value in _authors_state(checkpoint).items() if not name.startswith(tuple(HEADS))}
 
 
-def _our_name(name: str) -> str:
-    head = next((head for head in HEADS if name.startswith(head)), None)
-    return f"backbone.{name}" if head is None else HEADS[head] + name.removeprefix(head)
+_our_name = by_rules(
+    (r"projection_head\.(weight|bias)", r"projector.0.\1"),  # a head without hidden layer
+    (r"projection_head\.(.+)", r"projector.\1"),
+    (r"prototypes\.weight", "prototypes.weight"),
+    (r"prototypes\.prototypes(\d+\.weight)", r"prototypes.\1"),
+    (r"(.+)", r"backbone.\1"),
+)
+
+
+def _settings(state: Mapping[str, Tensor]) -> list[str]:
+    heads = [value.shape for name, value in state.items() if name.startswith("prototypes.")]
+    numbers = [shape[0] for shape in heads]
+    hidden = state["projector.0.weight"].shape[0] if "projector.3.weight" in state else 0
+    return [
+        f"method.hidden_dim={hidden}",
+        f"method.dim={heads[0][1]}",
+        f"method.num_prototypes={numbers[0] if 'prototypes.weight' in state else numbers}",
+    ]
 
 
 def _authors_state(checkpoint: Mapping[str, Any]) -> State:
@@ -68,3 +82,28 @@ def _authors_state(checkpoint: Mapping[str, Any]) -> State:
             "*_pretrain.pth.tar or checkpoint.pth.tar of facebookresearch/swav."
         )
     return state
+
+
+_BACKBONE, _HEAD = r"layer1\.0\.conv1\.weight", r"projection_head\.(0\.)?weight"
+_TRAINED_ON = {**IMAGENET, "std": [0.228, 0.224, 0.225]}  # sic
+
+SWAV = Format(
+    name="SwAV",
+    project="facebookresearch/swav",
+    marks=(_BACKBONE, _HEAD, r"prototypes\.weight"),
+    rename=_our_name,
+    method="swav",
+    settings=_settings,
+    anew=(r"queues\..+", "usage"),  # the authors' queues lie in files of their own, one a process
+    described=_TRAINED_ON,
+)
+DEEPCLUSTERV2 = Format(
+    name="DeepCluster-v2",
+    project="facebookresearch/swav",
+    marks=(_BACKBONE, _HEAD, r"prototypes\.prototypes0\.weight"),
+    rename=_our_name,
+    method="deepclusterv2",
+    settings=_settings,
+    anew=("memory", "known", "clusters"),  # of the images, which may be others now
+    described=_TRAINED_ON,
+)

@@ -35,6 +35,7 @@ JOBS = {
     "diagnostics": ("evaluate", "collapse and quality without labels"),
     "evaluate": ("evaluate", "any evaluator on a run's frozen backbone, yours among them"),
     "embed": ("embed", "write the features of every image to a file"),
+    "import": ("import_weights", "anyone's checkpoint as a backbone folder, or as a run that goes on"),
     "export": ("export", "a run's backbone for detectron2, torchvision, timm or ONNX"),
     "report": ("report", "write report.html of a run again"),
     "explore": ("explore", "the embedding of a run in a browser: lasso, neighbours, search by image, export"),
