@@ -24,15 +24,19 @@ class WidenedResNet(ResNet):
     """A ResNet of bottlenecks whose stem is ``width`` times as wide, as its blocks are."""
 
     def __init__(self, *args: Any, width: int, **kwargs: Any) -> None:
-        super().__init__(*args, channels=tuple(64 * width * 2**i for i in range(4)), **kwargs)
+        kwargs["channels"] = tuple(64 * width * 2**i for i in range(4))
+        super().__init__(*args, **kwargs)
         wide = 64 * width
-        first: Any = self.layer1[0]
-        self.conv1 = nn.Conv2d(self.conv1.in_channels, wide, 7, stride=2, padding=3, bias=False)
+        layer1: Any = self.layer1
+        first = layer1[0]
+        colours = next(self.conv1.parameters()).shape[1]
+        self.conv1 = nn.Conv2d(colours, wide, 7, stride=2, padding=3, bias=False)  # type: ignore[assignment]
         self.bn1 = nn.BatchNorm2d(wide)
         first.conv1 = nn.Conv2d(wide, wide, 1, bias=False)
         first.downsample[0] = nn.Conv2d(wide, 4 * wide, 1, bias=False)
         for layer in (self.conv1, first.conv1, first.downsample[0]):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            kernel: Any = layer.weight
+            nn.init.kaiming_normal_(kernel, mode="fan_out", nonlinearity="relu")
         self.feature_info[0]["num_chs"] = wide
 
 

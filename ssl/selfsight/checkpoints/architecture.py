@@ -22,7 +22,7 @@ WIDE = {
     (1, 128, 50): "wide_resnet50_2", (1, 128, 101): "wide_resnet101_2", (32, 128, 50): "resnext50_32x4d",
     (32, 128, 101): "resnext101_32x4d", (32, 256, 101): "resnext101_32x8d", (64, 256, 101): "resnext101_64x4d",
 }  # fmt: skip
-CONVNEXTS = {
+CONVNEXTS: dict[tuple[tuple[int, ...], int], str] = {
     ((2, 2, 6, 2), 40): "atto", ((2, 2, 6, 2), 48): "femto", ((2, 2, 6, 2), 64): "pico", ((2, 2, 8, 2), 80): "nano",
     ((3, 3, 9, 3), 96): "tiny", ((3, 3, 27, 3), 96): "small", ((3, 3, 27, 3), 128): "base",
     ((3, 3, 27, 3), 192): "large", ((3, 3, 27, 3), 256): "xlarge",

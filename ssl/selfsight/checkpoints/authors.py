@@ -21,15 +21,16 @@ KINDS = "safetensors, PyTorch, NumPy's .npz, or the index of a TensorFlow checkp
 LFS = b"version https://git-lfs"
 PAGE = (b"<!doctype html", b"<html", b"<?xml")
 
+_multiarray: Any = np._core.multiarray  # type: ignore[attr-defined]  # where NumPy makes what its pickles name
 #: besides tensors, numbers and containers: options that lie beside the weights, and NumPy's numbers
 HARMLESS: list[Any] = [
     argparse.Namespace,
     np.ndarray,
     np.dtype,
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
-    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
-    (np._core.multiarray._reconstruct, "numpy._core.multiarray._reconstruct"),
+    (_multiarray.scalar, "numpy.core.multiarray.scalar"),
+    (_multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (_multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+    (_multiarray._reconstruct, "numpy._core.multiarray._reconstruct"),
     *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")},
 ]
 
@@ -174,7 +175,7 @@ class _Arrays(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module.partition(".")[0] == "numpy" and name in self.HARMLESS:
             if name in ("_reconstruct", "scalar"):
-                return getattr(np._core.multiarray, name)
+                return getattr(_multiarray, name)
             return getattr(np, name)
         if (module, name) in (("collections", "OrderedDict"), ("builtins", "dict")):
             return dict

@@ -143,7 +143,7 @@ def counters(state: State) -> State:
 
 
 #: blocks of the four stages of a ResNet, and whether they are bottlenecks: depth
-RESNETS = {
+RESNETS: dict[tuple[bool, tuple[int, ...]], int] = {
     (False, (2, 2, 2, 2)): 18, (False, (3, 4, 6, 3)): 34, (True, (3, 4, 6, 3)): 50, (True, (3, 4, 23, 3)): 101,
     (True, (3, 8, 36, 3)): 152, (True, (3, 24, 36, 3)): 200,
 }  # fmt: skip

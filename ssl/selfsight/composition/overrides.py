@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 #: keys of paths and names: their values are taken as they are typed, whatever the characters mean to Hydra
 LITERAL = (
-    "name", "runs", "resume", "start", "run", "teacher", "weights", "out", "source", "pretrain", "labels.list",
+    "name", "runs", "resume", "init_from", "start", "run", "teacher", "weights", "out", "source", "pretrain", "labels.list",
     "labels.split", "dataset.root", "dataset.test", "dataset.unlabelled", "dataset.labels", "dataset.annotations",
     "evaluator.data.root",
 )  # fmt: skip
 
 #: words of older commands, and what they are called now
-RENAMED = {"tuned": "presets", "backbone": "weights"}
+RENAMED = {"tuned": "presets", "backbone": "weights", "start": "init_from"}
 
 #: packages that bring a choice of Hydra's own groups
 BROUGHT_BY = {

@@ -268,7 +268,7 @@ def backbone_arguments(cfg: DictConfig) -> dict[str, object]:
 def method(
     cfg: DictConfig, data: DataModule, backbone: nn.Module | None = None, **inherited: nn.Module | None
 ) -> Method:
-    """The method with its backbone, which begins with the weights of the run ``cfg.start`` where one is named.
+    """The method with its backbone, which begins with the weights of the run ``cfg.init_from`` where one is named.
 
     What it `needs` to know of the images and the configuration does not say, the datamodule tells.
 
@@ -291,8 +291,8 @@ def method(
     told = {name: facts[name] for name in wanted}
     if backbone is None:
         backbone = network(cfg)
-        if cfg.get("start") is not None:
-            start_from(backbone, cfg.start)
+        if (source := cfg.get("init_from", cfg.get("start"))) is not None:  # older runs call it start
+            start_from(backbone, source)
     made: Method = build(cfg.method, backbone=backbone, **told, **inherited)
     return made
 

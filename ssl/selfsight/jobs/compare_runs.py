@@ -32,7 +32,7 @@ CLASSIFIERS = {"student": "test accuracy", "teacher": "test accuracy of the aver
 #: what a run is called, where it is kept and gone on with says nothing of how it ran; old folders do not name their job
 PLACES = ("name", "runs", "resume", "job")
 #: keys that name the run another one started from
-SOURCES = ("run", "teacher", "start")
+SOURCES = ("run", "teacher", "init_from", "start")  # the last in older runs
 
 
 def run(cfg: DictConfig) -> None:

@@ -23,7 +23,6 @@ from selfsight.engine import build
 from selfsight.engine.build import Parts
 from selfsight.engine.checkpointing import AtomicCheckpoints
 from selfsight.errors import USAGE, UserError
-from selfsight.jobs.launch import alone_as_whole
 from selfsight.jobs.pipeline import composed
 from selfsight.methods.base import Method
 from selfsight.optim import LAMB, LARS
@@ -121,8 +120,6 @@ def write_run(imported: Imported, out: Path, words: Sequence[str], epoch: int | 
         )
     settings = {"backbone": {"_target_": "selfsight.backbones.registry.create", **imported.spec}}
     cfg = composed("pretrain", [*imported.settings, *words], {**settings, "runs": str(out.parent), "name": out.name})
-    cfg.job = "pretrain"
-    alone_as_whole("pretrain", cfg)
     parts = build.parts(cfg)
     method = parts.method
     told = take_over(method, imported, out)
@@ -234,7 +231,8 @@ def placed(value: Tensor, parameter: Tensor, word: str) -> Tensor:
 def set_counters(trainer: Trainer, epoch: int, step: int) -> None:
     """Bring Lightning's counters to the end of an epoch: `save_checkpoint` writes them down, `fit` goes on there."""
     loop = trainer.fit_loop
-    for count in (loop.epoch_progress.current, loop.epoch_progress.total):
+    counts: Any = (loop.epoch_progress.current, loop.epoch_progress.total)
+    for count in counts:
         count.ready = count.started = count.processed = count.completed = epoch
     inner = loop.epoch_loop
     for progress in (inner.batch_progress, inner.automatic_optimization.optim_progress.optimizer.step):

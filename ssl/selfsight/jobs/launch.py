@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from selfsight.engine.measure import Outcome
 
 #: keys that say where a job starts from, which may be `last`
-SOURCES = ("run", "start", "teacher", "resume")
+SOURCES = ("run", "init_from", "teacher", "resume")
 
 
 def start(job: str, cfg: DictConfig) -> Outcome | None:

@@ -20,7 +20,7 @@ from selfsight.jobs.launch import run_nested_job
 from selfsight.runs.folder import RunFolder
 
 #: the key under which a job is told which run it starts from
-SOURCE = {"pretrain": "start", "finetune": "run", "distill": "teacher"}
+SOURCE = {"pretrain": "init_from", "finetune": "run", "distill": "teacher"}
 
 
 def perform(job: str, words: Sequence[str], folder: Path, settings: Mapping[str, object]) -> Figures:
