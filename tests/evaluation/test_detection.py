@@ -22,7 +22,7 @@ from selfsight.evaluation.dense.segmentation import VOID, shapes
 from selfsight.evaluation.detection.coco import CocoImages, average_precision, coco
 from selfsight.evaluation.detection.detector import Detection, detector, predict
 
-from ..cli.test_evaluate import finished
+from ..jobs.test_evaluate import finished
 
 SIDE = 64
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]

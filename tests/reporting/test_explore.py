@@ -30,7 +30,7 @@ from selfsight.reporting import embedding
 from selfsight.reporting.explorer import Explorer
 from selfsight.runs.folder import RunFolder
 
-from .test_evaluate import finished, pictures, refused
+from ..jobs.test_evaluate import finished, pictures, refused
 
 #: widgets live in shadow roots, which plain selectors do not enter
 FIND = """
