@@ -19,7 +19,11 @@ SOURCES = (ROOT / "ssl" / "selfsight", ROOT / "datamodules", ROOT / "evaluation"
 #: rooms above the datamodules, where what goes from hand to hand has a type
 UPPER = ("composition", "runs", "engine", "reporting", "jobs")
 #: where names in strings become objects: those that a configuration holds, and the command line's jobs
-DOORS = ("compat.py", "composition/targets.py", "composition/plugins.py", "engine/build.py", "jobs/launch.py")
+DOORS = (
+    "compat.py", "plugins.py", "composition/targets.py", "composition/plugins.py", "engine/build.py", "jobs/launch.py",
+    "__init__.py", "methods/__init__.py",  # what is asked for by name is imported when it is asked for
+    "backbones/registry.py",  # each file of the folder registers what it defines
+)  # fmt: skip
 
 
 def upper_files() -> list[Path]:

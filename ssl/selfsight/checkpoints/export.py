@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import pickle
@@ -203,10 +203,8 @@ def export_onnx(backbone: nn.Module, path: str | Path, image_size: int, in_chans
     Raises:
         UserError: the extra packages are not installed, or ``path`` cannot be written.
     """
-    try:
-        importlib.import_module("onnxscript")  # what torch.onnx needs; it needs onnx
-    except ImportError:
-        raise UserError("ONNX export needs two more packages: pip install 'selfsight[onnx]'.") from None
+    if importlib.util.find_spec("onnxscript") is None:  # what torch.onnx needs; it needs onnx
+        raise UserError("ONNX export needs two more packages: pip install 'selfsight[onnx]'.")
     net = unwrapped(backbone)
     weight = next(net.parameters())
     images = torch.zeros(2, in_chans, image_size, image_size, dtype=weight.dtype, device=weight.device)

@@ -8,7 +8,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +32,7 @@ from selfsight.files import write_text
 from selfsight.methods.base import Method
 from selfsight.runs.console import make_table
 from selfsight.runs.folder import RunFolder
+from selfsight.runs.records import Record
 
 #: rows of the table, from nothing learnt to what was learnt here
 ROWS = {"pixels": "raw pixels", "untrained": "untrained", "pretrained": "pretrained"}
@@ -218,12 +218,12 @@ class Outcome(dict[str, float]):
         self.folder = folder
 
 
-def outcome(folder: RunFolder, summary: Mapping[str, Any]) -> Outcome:
+def outcome(folder: RunFolder, summary: Record) -> Outcome:
     """The outcome of a run from its summary."""
     return Outcome(headline(summary), folder)
 
 
-def headline(summary: Mapping[str, Any]) -> dict[str, float]:
+def headline(summary: Record) -> dict[str, float]:
     """The figures by which a run may be chosen among others: ``knn_top1``, ``linear_top1``, ``student_top1``, …"""
     measured = {key: float(value) for key, value in summary.get("pretrained", {}).items() if isinstance(value, float)}
     learned = {f"{name}_top1": float(row["top1"]) for name, row in summary.get("classifiers", {}).items()}

@@ -71,7 +71,9 @@ def split(words: str | None) -> list[str]:
         raise UserError(f"the words of pretrain={words} cannot be told apart ({error}).", status=USAGE) from None
 
 
-def report(imported: Imported, spec: Mapping[str, Any], out: Path, told: Sequence[str], words: Sequence[str]) -> None:
+def report(
+    imported: Imported, spec: Mapping[str, object], out: Path, told: Sequence[str], words: Sequence[str]
+) -> None:
     """What the file was, what of it is used, and how to go on."""
     console = make_console()
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 REPORTED_PACKAGES = (
     "selfsight",
@@ -28,7 +27,7 @@ def command() -> list[str]:
     return ["selfsight", *sys.argv[1:]]
 
 
-def environment() -> dict[str, Any]:
+def environment() -> dict[str, object]:
     """What has to be known to run the same thing again: command, versions, machine, commit."""
     import torch
 

@@ -1,11 +1,6 @@
 """Pictures of what each method does, one file a method; the methods know nothing of them."""
 
-import importlib
-import pkgutil
-
+from selfsight.reporting.galleries import dino, mae, pixpro, rotation, semi, simmatchv2, spark, swav
 from selfsight.reporting.galleries.gallery import Gallery, galleries
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")  # each registers its own
-
-__all__ = ["Gallery", "galleries"]
+__all__ = ["Gallery", "dino", "galleries", "mae", "pixpro", "rotation", "semi", "simmatchv2", "spark", "swav"]
