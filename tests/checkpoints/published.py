@@ -155,10 +155,10 @@ def supcon(gpus: int = 1) -> Published:
     return Published(content, net, images(32), method="supcon", spec={"name": "resnet18", "stem": "cifar"})
 
 
-def supce() -> Published:
+def supce(classes: int = 10) -> Published:
     net = resnet((2, 2, 2, 2), cifar=1)
     state = under("encoder.", {n.replace("downsample", "shortcut"): v for n, v in net.state_dict().items()})
-    state |= under("fc.", nn.Linear(512, 10))
+    state |= under("fc.", nn.Linear(512, classes))
     return Published({"opt": argparse.Namespace(), "model": under("module.", state)}, net, images(32), method="supce")
 
 
@@ -324,7 +324,7 @@ def spark_full_convnext() -> Published:
 
 
 def simmatchv2() -> Published:
-    net, C, N, K, D = resnet(), 5, 12, 32, 128
+    net, C, N, K, D = resnet(), 10, 20, 32, 128
     labels = F.one_hot(torch.arange(N) % C, C).float()
     state = {
         "l_bank": F.normalize(torch.randn(N, D)), "l_labels": labels, "ptr": torch.tensor([8]),
@@ -477,7 +477,8 @@ def byol() -> Published:
     experiment = ByolState(parameters, parameters, state, state, ({"trace": {"classifier": {"b": np.zeros(C)}}},))
     content = {"experiment_state": experiment, "step": np.int64(5), "rng": np.zeros(2, np.uint32)}
     # classifiers, the target's predictor with its averages, what averages are made of, optimiser, generator
-    left_out = 4 + 5 + 2 * 2 * 2 * 22 + 2 + 1 + 1
+    norms = sum(isinstance(part, nn.BatchNorm2d) for part in net.modules()) + 2
+    left_out = 4 + 5 + 2 * 2 * 2 * norms + 2 + 1 + 1
     return Published(content, net, images(), left_out, method="byol", spec={"name": "byol_resnet18"})
 
 

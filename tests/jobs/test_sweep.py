@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from selfsight import cli
+from selfsight.engine import measure
 from selfsight.errors import UserError
 from selfsight.jobs import launch, pretrain
 from selfsight.runs import processes
@@ -65,6 +68,134 @@ def test_each_run_knows_its_own_command(ran: list[tuple[list[str], Any]], tmp_pa
     repeated = cli.compose(job, cli.checked(job, again, sweep=False))
     assert repeated == cfg
     assert repeated.dataset.root == "d/x y"
+
+
+def test_values_of_a_sweep_by_choice_range_and_pattern(ran: list[tuple[list[str], Any]], tmp_path: Path) -> None:
+    cli.run(["pretrain", "-m", "method=glob([pr]*,exclude=*x*)", "seed=range(3,8,2)", f"runs={tmp_path}"])
+    assert [(cfg.choices.method, cfg.seed) for _, cfg in ran] == [("rotation", 3), ("rotation", 5), ("rotation", 7)]
+    ran.clear()
+    cli.run(["pretrain", "-m", "optimizer.lr=choice(0.1,0.2)", f"hydra.sweep.dir={tmp_path / 'there'}"])
+    assert [(cfg.optimizer.lr, cfg.runs) for _, cfg in ran] == [(lr, str(tmp_path / "there")) for lr in (0.1, 0.2)]
+    assert (tmp_path / "there" / "multirun.yaml").is_file()
+
+
+# --- Optuna ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Configurations of runs that end at once, the better the nearer the learning rate is to 1; seed 1 fails."""
+    found: list[Any] = []
+
+    def run(cfg: Any) -> measure.Outcome:
+        found.append(cfg)
+        if cfg.seed == 1:
+            raise UserError("seed 1 is not liked")
+        away = abs(math.log(cfg.optimizer.lr))
+        return measure.Outcome({"knn_top1": 1 - away / 10, "loss": away})
+
+    monkeypatch.setattr(pretrain, "run", run)
+    return found
+
+
+OPTUNA = ["pretrain", "-m", "hydra/sweeper=optuna", "optimizer.lr=tag(log,interval(0.01,100))"]
+
+
+@pytest.mark.parametrize("objective", ["knn_top1", "loss"])
+def test_optuna_goes_by_a_figure(
+    measured: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], objective: str
+) -> None:
+    """Up for an accuracy, down for a loss; the best combination is told and kept."""
+    where = [f"runs={tmp_path}", "batch_size=choice(4,8)", "hydra.sweeper.n_trials=12"]
+    cli.run([*OPTUNA, f"objective={objective}", *where])
+    assert len(measured) == 12
+    assert len({cfg.optimizer.lr for cfg in measured}) == 12
+    assert {cfg.batch_size for cfg in measured} == {4, 8}
+    best = min(measured, key=lambda cfg: abs(math.log(cfg.optimizer.lr)))
+    kept = OmegaConf.load(tmp_path / "optimization_results.yaml")
+    assert kept.best_params["optimizer.lr"] == best.optimizer.lr
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("trial 1/12  optimizer.lr=")
+    assert told[-1].startswith("best of 12: optimizer.lr=")
+    later = sorted(abs(math.log(cfg.optimizer.lr)) for cfg in measured[10:])
+    assert later[0] < 2, "it looks where it was good"
+
+
+def test_optuna_goes_on_with_a_study(measured: list[Any], tmp_path: Path) -> None:
+    study = [f"hydra.sweeper.storage=sqlite:///{tmp_path}/study.db", "hydra.sweeper.study_name=mine"]
+    for _ in range(2):
+        cli.run([*OPTUNA, "objective=knn_top1", "hydra.sweeper.n_trials=2", *study, f"runs={tmp_path}"])
+    import optuna
+
+    assert len(optuna.load_study(study_name="mine", storage=f"sqlite:///{tmp_path}/study.db").trials) == 4
+
+
+def test_what_a_file_says_is_tried(measured: list[Any], tmp_path: Path) -> None:
+    words = ["pretrain", "-m", "hparams=lr", f"runs={tmp_path}", "hydra.sweeper.n_trials=3"]
+    cli.run([*words, "hydra.sweeper.sampler=random"])
+    assert len({cfg.optimizer.lr for cfg in measured}) == 3
+    assert all(0.01 <= cfg.optimizer.lr <= 10 for cfg in measured)
+    measured.clear()
+    cli.run([*words, "optimizer.lr=range(1,4)", "hydra.sweeper.n_jobs=3"])  # the word typed has the last say
+    assert {cfg.optimizer.lr for cfg in measured} <= {1, 2, 3}
+
+
+def test_a_trial_that_fails_is_told_and_the_others_go_on(
+    measured: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*OPTUNA, "objective=knn_top1", "seed=choice(0,1)", "hydra.sweeper.n_trials=6", f"runs={tmp_path}"])
+    assert stop.value.code == 1
+    told = capsys.readouterr()
+    failed = sum(cfg.seed == 1 for cfg in measured)
+    assert 0 < failed < len(measured) == 6
+    assert f"{failed} of 6 combinations failed" in told.err
+    assert told.out.splitlines()[-1].startswith(f"best of {6 - failed}: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["optimizer.lr=interval(1,2)"], "say which figure Optuna is to go by: objective=knn_top1."),
+        (["objective=knn_top1", "optimizer.lr=1"], "nothing is to be tried"),
+        (["objective=knn_top", "optimizer.lr=interval(1,2)"], "ends with knn_top1, loss. Did you mean 'knn_top1'?"),
+        (["objective=loss", "optimizer.lr=interval(1,2)", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials is 0"),
+        (["objective=loss", "optimizer.lr=interval(1,2)", "hydra.sweeper.sampler=tpa"], "Did you mean 'tpe'?"),
+        (["objective=loss", "optimizer.lr=interval(1,2)", "+hydra.sweeper.trials=3"], "Did you mean 'n_trials'?"),
+    ],
+)
+def test_what_optuna_cannot_do(
+    measured: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], expected: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["pretrain", "-m", "hydra/sweeper=optuna", f"runs={tmp_path}", *words])
+    assert stop.value.code == 2
+    assert expected in capsys.readouterr().err
+    assert len(measured) <= 1
+
+
+# --- launchers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [["joblib", "hydra.launcher.n_jobs=2"], ["submitit_local"]])
+def test_runs_in_processes_of_a_launcher(
+    launcher: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They know the folder and the module of the person's own; what fails there is told here."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("from lightning.pytorch import Callback\n\nclass Bell(Callback):\n    pass\n")
+    (tmp_path / "conf" / "callbacks").mkdir(parents=True)
+    (tmp_path / "conf" / "callbacks" / "bell.yaml").write_text("bell: {_target_: mine.Bell}\n")
+    words = ["debug=smoke", "report=false", "evaluator.final={}", "callbacks=bell", "--config-dir", "conf"]
+    with pytest.raises(SystemExit):
+        cli.main(["pretrain", "-m", f"hydra/launcher={launcher[0]}", *launcher[1:], "seed=0,-1", *words])
+    told = capsys.readouterr().err
+    assert "1 of 2 combinations failed:\n  seed=-1: seed is -1;" in told
+    (run,) = Path("runs").glob("*/backbone.safetensors")
+    command = json.loads((run.parent / "environment.json").read_text())["command"]
+    assert command[:4] == ["selfsight", "pretrain", "--config-dir", str(tmp_path / "conf")]
+    assert "seed=0" in command
 
 
 def test_ctrl_c_ends_the_sweep(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
