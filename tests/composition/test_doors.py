@@ -156,7 +156,7 @@ def test_cfg_prints_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
         (["knn", "hydra.run.dir=here"], "a run's folder is runs=DIR and name=NAME"),
         (["pretrain", "-m", "seed=0,1", "hydra.sweep.subdir=x"], "all of a sweep are in hydra.sweep.dir"),
         (["pretrain", "-m", "optimizer.lr=interval(0,1)"], "hydra/sweeper=optuna"),
-        (["pretrain", "-m", "method=glob(zz*)"], "fits none of comatch,"),
+        (["pretrain", "-m", "method=glob(zz*)"], "fits none of adamatch,"),
         (["pretrain", "-m", "seed=glob(*)"], "glob"),
         (["pretrain", "backbone=[resnet18,resnet34]"], "several choices of backbone"),
         (["pretrain", "-sc", "install=tcsh"], "one of bash"),

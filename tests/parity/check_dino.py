@@ -232,7 +232,7 @@ def groups(case: Case) -> None:
     model = nested({name: torch.zeros([1] * n) for name, n in zip(names, case.inp["ndim"].tolist(), strict=True)})
     for name, wanted in zip(names, case.inp["requires_grad"].tolist(), strict=True):
         model.get_parameter(name).requires_grad_(bool(wanted))
-    group_of = {id(p): group for group in split_no_decay(model) for p in group["params"]}
+    group_of = {id(p): group for group in split_no_decay(model, decay_places=True) for p in group["params"]}
     found = [group_of.get(id(model.get_parameter(name))) for name in names]
     case.compare("group", [-1 if group is None else int(group["plain"]) for group in found], 0)
     (plain,) = {group["weight_decay"] for group in found if group is not None and group["plain"]}

@@ -221,7 +221,9 @@ def groups(case: Case) -> None:
     for name, wanted in zip(names, case.inp["requires_grad"].tolist(), strict=True):
         module.get_parameter(name).requires_grad_(bool(wanted))
     decay = case.number("weight_decay")
-    found = {id(p): g.get("weight_decay", decay) for g in split_no_decay(module) for p in g["params"]}
+    found = {
+        id(p): g.get("weight_decay", decay) for g in split_no_decay(module, decay_places=True) for p in g["params"]
+    }
     case.compare("weight_decay", [found.get(id(module.get_parameter(name)), -1) for name in names], 0)
 
 

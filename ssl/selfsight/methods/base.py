@@ -73,6 +73,8 @@ class Method(StepState, LightningModule):
     uncompiled: tuple[str, ...] = ()
     #: weight decay and layer adaptation: of ``all`` parameters, or of ``kernels``, not of biases and normalisation
     decay: Literal["all", "kernels"] = "kernels"
+    #: position embeddings and tokens are decayed like kernels
+    decay_places: bool = False
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -111,7 +113,8 @@ class Method(StepState, LightningModule):
 
     def param_groups(self) -> list[ParamGroup]:
         """Parameters in groups, as `decay` says."""
-        return all_parameters(self) if self.decay == "all" else split_no_decay(self)
+        groups = all_parameters if self.decay == "all" else split_no_decay
+        return groups(self, decay_places=self.decay_places)
 
     # --- what a run calls --------------------------------------------------------------------------------------------
 

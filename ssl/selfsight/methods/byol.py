@@ -24,7 +24,7 @@ from selfsight.contracts import Batch
 from selfsight.losses.byol import byol
 from selfsight.methods.base import Method
 from selfsight.methods.online_probe import OnlineProbe
-from selfsight.nn.collapse import embedding_std
+from selfsight.nn.collapse import embedding_std, refuse_frozen
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.heads import mlp
 
@@ -56,6 +56,7 @@ class BYOL(Method):
         online_classes: int = 0,
     ) -> None:
         super().__init__(backbone)
+        refuse_frozen(backbone, "BYOL")
         width: int = backbone.num_features  # type: ignore[assignment]
         self.projector = mlp([width, hidden_dim, dim], norm=nn.BatchNorm1d, last_bias=False)  # g
         self.predictor = mlp([dim, predictor_dim or hidden_dim, dim], norm=nn.BatchNorm1d, last_bias=False)  # q

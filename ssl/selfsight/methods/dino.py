@@ -59,6 +59,7 @@ class DINO(Method):
     """
 
     n_views = (2, None)
+    decay_places = True
     schedules = ("teacher_momentum", "teacher_temperature")
     centre: Tensor
 

@@ -14,7 +14,7 @@ is off unless asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -199,12 +199,9 @@ class FineTune(Method):
             self.average.update(self.network)
 
     def param_groups(self) -> list[ParamGroup]:
-        """Kernels are decayed, and neither biases and norms nor what the backbone names (a transformer's positions)."""
-        named: Iterable[str] = getattr(self.backbone, "no_weight_decay", tuple)()
-        plain = (*self.plain_names, *named)
         if self.layer_decay != 1:
-            return layer_decayed(self, self.layer_decay, plain_names=plain)
-        return split_no_decay(self, plain_names=plain)
+            return layer_decayed(self, self.layer_decay, plain_names=self.plain_names)
+        return split_no_decay(self, plain_names=self.plain_names)
 
 
 def draw_weight(alpha: float) -> float:

@@ -44,6 +44,7 @@ class LeJEPA(Method):
     n_views = (2, None)
     decay = "all"
     across_images = "the embeddings of a batch are compared with a Gaussian"
+    decay_places = True
 
     def __init__(
         self,

@@ -54,6 +54,7 @@ class MAE(Method):
     """
 
     n_views = (1, 1)
+    decay_places = True
 
     def __init__(
         self,
@@ -88,7 +89,7 @@ class MAE(Method):
         )  # fmt: skip
 
     def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
-        x = batch.views[0]  # [B, C, H, W]
+        x = self.fitting(batch.views[0])  # [B, C, H, W]
         result = self.reconstruct(x, self.draw_noise(x))
         loss = masked_pixels(result.prediction, x, result.patches.mask, normalise=self.normalise_pixels)
         return {"loss": loss, "prediction_std": result.prediction.detach().float().std()}
@@ -98,6 +99,20 @@ class MAE(Method):
         patches = random_patches(noise, self.keep)
         tokens = visible_tokens(transformer(self.backbone), x, patches.visible)  # [B, prefix + keep, D]
         return Masked(tokens, self.decoder(tokens, patches.restore), patches)
+
+    def fitting(self, x: Tensor) -> Tensor:
+        """The images themselves.
+
+        Raises:
+            UserError: they are not of the size that the backbone and the decoder's positions were made for.
+        """
+        size = transformer(self.backbone).patch_embed.img_size
+        if tuple(x.shape[-2:]) != tuple(size):
+            raise UserError(
+                f"MAE got images of {x.shape[-2]} x {x.shape[-1]} and was made for {size[0]} x {size[1]}; set "
+                "backbone.img_size to the size of the view."
+            )
+        return x
 
     def draw_noise(self, x: Tensor) -> Tensor:
         """``[B, L]`` in [0, 1)."""

@@ -24,7 +24,7 @@ from selfsight.contracts import Batch
 from selfsight.errors import UserError, nearest
 from selfsight.losses.mocov3 import contrast
 from selfsight.methods.base import Method
-from selfsight.nn.collapse import embedding_std
+from selfsight.nn.collapse import embedding_std, refuse_frozen
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.heads import batch_norm_without_affine, mlp
 
@@ -51,6 +51,7 @@ class MoCoV3(Method):
 
     n_views = (2, 2)
     across_images = "a query looks for its key among those of its batch"
+    decay_places = True
     schedules = ("teacher_momentum",)
 
     def __init__(
@@ -65,6 +66,7 @@ class MoCoV3(Method):
         decay: Literal["auto", "all", "kernels"] = "auto",
     ) -> None:
         super().__init__(backbone)
+        refuse_frozen(backbone, "MoCo v3")
         if heads not in get_args(Heads):
             raise UserError(
                 f"MoCo v3's heads are '{heads}'; one of {', '.join(get_args(Heads))}.{nearest(heads, get_args(Heads))}"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from selfsight.contracts import Batch
 from selfsight.losses.simsiam import simsiam
 from selfsight.methods.base import Method
-from selfsight.nn.collapse import embedding_std
+from selfsight.nn.collapse import embedding_std, refuse_frozen
 from selfsight.nn.heads import batch_norm_without_affine, mlp
 from selfsight.optim.groups import ParamGroup, all_parameters
 
@@ -51,6 +51,7 @@ class SimSiam(Method):
         constant_predictor_lr: bool = True,
     ) -> None:
         super().__init__(backbone)
+        refuse_frozen(backbone, "SimSiam")
         width: int = backbone.num_features  # type: ignore[assignment]
         hidden = [projector_dim or width] * (projector_layers - 1)
         self.projector = mlp(

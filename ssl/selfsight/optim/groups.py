@@ -26,12 +26,13 @@ VIT_BLOCK = re.compile(r"(?<!\d\.)\bblocks\.(\d+)\.")
 PLACES = re.compile(r"(?:^|\.)(?:pos_embed|rel_pos|cls_token|dist_token|reg_token)")
 
 
-def all_parameters(module: nn.Module) -> list[ParamGroup]:
+def all_parameters(module: nn.Module, *, decay_places: bool = False) -> list[ParamGroup]:
     """One group: biases and normalisation are decayed and adapted like all the rest (SwAV, SupContrast, RotNet).
 
-    Only what `places_and_tokens` finds is in another, undecayed: the authors' networks have none.
+    Only what `places_and_tokens` finds is in another, undecayed: the authors' networks have none. With
+    ``decay_places`` it is not, as in MoCo v3.
     """
-    places = places_and_tokens(module)
+    places = set() if decay_places else places_and_tokens(module)
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     groups: list[ParamGroup] = [{"params": [p for name, p in named if name not in places], "plain": False}]
     if apart := [p for name, p in named if name in places]:
