@@ -317,7 +317,7 @@ def test_what_no_definition_says(data: bytes, reason: str) -> None:
 
 def test_rare_kinds_name_what_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tifffile", None)
-    with pytest.raises(Unreadable, match="pip install tifffile reads more of them"):
+    with pytest.raises(Unreadable, match=r"pip install 'selfsight\[tiff\]' reads more of them"):
         decode(FILES["tiff fractions, colour"][0])
     monkeypatch.setattr(decoding.formats, "lacking_decoder", lambda kind: "pip install pillow-heif reads them")
     with pytest.raises(Unreadable, match="HEIC has no decoder here: pip install pillow-heif"):

@@ -104,6 +104,7 @@ def test_mistakes_are_told_in_a_sentence(arguments: dict[str, Any], words: str) 
 def test_configurations_build(path: Path) -> None:
     configuration = yaml.safe_load(path.read_text())
     target = configuration.pop("_target_")
+    configuration = {key: 16 if value == "${dataset.image_size}" else value for key, value in configuration.items()}
     assert target == "selfsight.backbones.registry.create"
     if configuration["name"] == "???":
         return

@@ -23,18 +23,26 @@ from torch import Tensor
 
 import selfsight.losses
 from selfsight.losses import (
+    barlow,
+    byol,
     deepclusterv2,
+    dino,
     distillation,
+    mae,
     mixing,
+    mocov3,
     ntxent,
     pixpro,
     rotation,
     semi,
     simmatchv2,
+    simsiam,
     spark,
     swav,
+    vicreg,
 )
 from selfsight.losses import supcon as contrast
+from selfsight.nn.patches import patchify
 from selfsight.nn.propagation import PixelPropagation
 from selfsight.nn.sphere import normalise
 
@@ -126,6 +134,48 @@ def two(given: Given, *shape: int, names: tuple[str, str] = ("z1", "z2")) -> dic
 
 def maps(given: Given) -> dict[str, Tensor]:
     return two(given, given.rows, D, 2, 2, names=("q", "k")) | {"A": given.pairs(given.rows, 4, 4)}
+
+
+def four(given: Given) -> dict[str, Tensor]:
+    return two(given, given.rows, D, names=("p1", "p2")) | two(given, given.rows, D)
+
+
+def columns(given: Given) -> dict[str, Tensor]:
+    """At least two images, of the size that features are: what takes variances is given neither one nor 1e18."""
+    sized = Given("plain" if given.setting in ("one", "huge") else given.setting, given.generator)
+    return two(sized, B, D)
+
+
+def crops(given: Given) -> dict[str, Tensor]:
+    rows = given.rows
+    return {
+        "student": given.logits(4, rows, C),
+        "teacher": given.logits(2, rows, C),
+        "centre": torch.linspace(-1, 1, C),
+    }
+
+
+def exact_dino(T: Any, student: Any, teacher: Any, centre: Any) -> Any:
+    targets = exactly.softmax((teacher - centre) / (T / 2))
+    pairs = [(a, v) for a in range(len(teacher)) for v in range(len(student)) if a != v]
+    return sum(exactly.mean(exactly.cross_entropy(targets[a], student[v] / T)) for a, v in pairs) / len(pairs)
+
+
+def exact_vicreg(T: Any, z1: Any, z2: Any) -> Any:
+    def spread(z: Any) -> tuple[Any, Any]:
+        z = z - z.sum(0) / len(z)
+        C = z.T @ z / (len(z) - 1)
+        hinges = [max(mpmath.mpf(0), 1 - mpmath.sqrt(C[d, d] + mpmath.mpf("1e-4"))) for d in range(D)]
+        return sum(hinges) / D, ((C * C).sum() - sum(C[d, d] ** 2 for d in range(D))) / D
+
+    (v1, c1), (v2, c2) = spread(z1), spread(z2)
+    return exactly.mean((z1 - z2) ** 2) + (v1 + v2) / 2 + c1 + c2
+
+
+def exact_barlow(T: Any, z1: Any, z2: Any) -> Any:
+    C = z1.T @ z2 / len(z1)
+    diagonal = [C[d, d] for d in range(D)]
+    return sum((c - 1) ** 2 for c in diagonal) + (C * C).sum() - sum(c**2 for c in diagonal)
 
 
 def chosen(given: Given, rows: int) -> Tensor:
@@ -438,6 +488,47 @@ EQUATIONS: dict[str, Equation] = {
         ),
         lambda student, bank, p, u_labels, T: exactly.node_edge(student, bank, p, u_labels, T), ("student",),
     ),
+    "byol.byol": Equation(
+        four, lambda T, **p: byol.byol(**p),
+        lambda T, p1, p2, z1, z2: sum(
+            exactly.mean(((exactly.unit(p, "1e-6") - exactly.unit(z, "1e-6")) ** 2).sum(1))
+            for p, z in ((p1, z2), (p2, z1))
+        ),
+        ("p1", "p2"), ONCE,
+    ),
+    "simsiam.simsiam": Equation(
+        four, lambda T, **p: simsiam.simsiam(**p),
+        lambda T, p1, p2, z1, z2: -sum(
+            exactly.mean((exactly.unit(p, "1e-8") * exactly.unit(z, "1e-8")).sum(1)) for p, z in ((p1, z2), (p2, z1))
+        ) / 2,
+        ("p1", "p2"), ONCE,
+    ),
+    "mocov3.contrast": Equation(
+        lambda g: two(g, g.rows, D, names=("q", "k")),
+        lambda q, k, T: mocov3.contrast(q, k, temperature=T) / (2 * T),
+        lambda q, k, T: exactly.mean(
+            exactly.cross_entropy(np.eye(len(q), dtype=object), exactly.unit(q) @ exactly.unit(k).T / T)
+        ),
+    ),
+    "dino.dino": Equation(
+        crops,
+        lambda student, teacher, centre, T: dino.dino(
+            student, dino.centred_softmax(teacher, centre, temperature=T / 2), temperature=T
+        ),
+        exact_dino,
+    ),
+    "barlow.barlow_twins": Equation(
+        columns, lambda z1, z2, T: sum(barlow.barlow_twins(z1, z2)[:2]), exact_barlow, ("z1", "z2"), ONCE
+    ),
+    "vicreg.vicreg": Equation(columns, lambda z1, z2, T: sum(vicreg.vicreg(z1, z2)), exact_vicreg, ("z1", "z2"), ONCE),
+    "mae.masked_pixels": Equation(
+        images,
+        lambda reconstruction, images, active, T: mae.masked_pixels(
+            patchify(reconstruction.float(), 4), images, ~active.flatten(1)
+        ),
+        lambda reconstruction, images, active, T: exactly.masked_patch_loss(reconstruction, images, active, 4),
+        ("reconstruction",), ONCE,
+    ),
 }  # fmt: skip
 for summation in contrast.SUMMATIONS:
     for denominator in contrast.DENOMINATORS:
@@ -455,6 +546,11 @@ for summation in contrast.SUMMATIONS:
         )
 #: no losses: pictures, geometry, mixtures, indices, shares of right answers; and what is a part of one above
 OTHERS = {
+    "byol": {"distances"},
+    "dino": {"centred_softmax", "next_centre"},
+    "lejepa": {"lejepa", "sigreg", "epps_pulley", "random_directions", "unit_columns"},  # tests/properties/test_redundancy
+    "mae": {"filled", "patch_size"},
+    "matryoshka": {"over_prefixes", "matryoshka"},  # sums of the losses above
     "mixing": {"even_batch", "mixup", "cutmix_box", "cutmix", "mixed_targets"},
     "ntxent": {"contrast_accuracy"},
     "pixpro": {"pixel_distances", "positives"},

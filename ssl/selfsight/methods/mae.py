@@ -14,10 +14,9 @@ and mask token are decayed. Deviation: the loss is float32 under mixed precision
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from selfsight.contracts import Batch
@@ -27,6 +26,9 @@ from selfsight.methods.base import Method
 from selfsight.nn.mae_decoder import MAEDecoder
 from selfsight.nn.patches import RandomPatches, keep_count, random_patches
 from selfsight.nn.vit import is_vit, visible_tokens
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 
 class Masked(NamedTuple):
@@ -135,4 +137,4 @@ def transformer(backbone: nn.Module) -> VisionTransformer:
             f"MAE hides patches of a vision transformer, and the backbone is a {type(backbone).__name__}; choose "
             "backbone=vit_base_mae or another vit_*, or method=spark for a convolutional network."
         )
-    return cast(VisionTransformer, backbone)
+    return cast("VisionTransformer", backbone)
