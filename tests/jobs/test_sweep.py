@@ -60,8 +60,12 @@ def test_what_fails_is_told_and_the_others_run(
     assert RUN_VARIABLE not in os.environ
 
 
-def test_each_run_knows_its_own_command(ran: list[tuple[list[str], Any]], tmp_path: Path) -> None:
+def test_each_run_knows_its_own_command(
+    ran: list[tuple[list[str], Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The one that repeats it alone, and that Lightning starts again for further devices."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d" / "x y").mkdir(parents=True)
     cli.run(["pretrain", "-m", "seed=0,3", "dataset=folder", "dataset.root=d/x y", f"runs={tmp_path}"])
     assert [cfg.seed for _, cfg in ran] == [0, 3]
     (job, *again), cfg = ran[1]

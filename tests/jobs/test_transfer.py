@@ -62,7 +62,7 @@ def test_transfer_has_results_of_its_own(run: Path, tmp_path: Path) -> None:
     cli.main(["knn", f"run={run}", *FOLDER, f"dataset.root={flowers}"])
     there = record(run, f"knn-folder-flowers-{AS_GIVEN}")
     assert there["result"]["knn_k1_top1"] == 1
-    assert there["data"] == "folder (18 images, 2 classes)"
+    assert there["data"] == "folder (19 images, 2 classes)"
     assert there["protocol"].endswith("; on folder-flowers at 16 px, pretrained on photos")
     assert "photos" not in json.loads(own)["protocol"]
 

@@ -147,12 +147,8 @@ def columns(given: Given) -> dict[str, Tensor]:
 
 
 def crops(given: Given) -> dict[str, Tensor]:
-    rows = given.rows
-    return {
-        "student": given.logits(4, rows, C),
-        "teacher": given.logits(2, rows, C),
-        "centre": torch.linspace(-1, 1, C),
-    }
+    found = {"student": given.logits(4, given.rows, C), "teacher": given.logits(2, given.rows, C)}
+    return found | {"centre": torch.linspace(-1, 1, C)}
 
 
 def exact_dino(T: Any, student: Any, teacher: Any, centre: Any) -> Any:
@@ -548,7 +544,7 @@ for summation in contrast.SUMMATIONS:
 OTHERS = {
     "byol": {"distances"},
     "dino": {"centred_softmax", "next_centre"},
-    "lejepa": {"lejepa", "sigreg", "epps_pulley", "random_directions", "unit_columns"},  # tests/properties/test_redundancy
+    "lejepa": {"lejepa", "sigreg", "epps_pulley", "random_directions", "unit_columns"},  # test_redundancy
     "mae": {"filled", "patch_size"},
     "matryoshka": {"over_prefixes", "matryoshka"},  # sums of the losses above
     "mixing": {"even_batch", "mixup", "cutmix_box", "cutmix", "mixed_targets"},
