@@ -234,6 +234,9 @@ def test_a_run_on_several_devices_has_processes_of_its_own(
     ran: list[tuple[list[str], Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = Started(0)
+    monkeypatch.chdir(tmp_path)
+    for place in "de":
+        (tmp_path / place).mkdir()
     monkeypatch.setattr(subprocess, "Popen", started)
     monkeypatch.setenv("LOCAL_RANK", "0")
     words = ["trainer.devices=1,2", "trainer.accelerator=cpu", "dataset=folder", "dataset.root=d,e", f"runs={tmp_path}"]
