@@ -35,9 +35,12 @@ FACTS: dict[str, Any] = {
 }
 #: of an argument that has one of these names, what makes a method small, or lets its state move in the first steps
 SMALL: dict[str, Any] = {
-    "K": 20, "da_length": 3, "da_m": 0.9, "decoder_width": 32, "dim": 5, "freeze_prototypes_steps": 1, "hidden_dim": 7,
-    "kmeans_iterations": 3, "lambda_in": 1.0, "lambda_u": 1.0, "m": 0.9, "memory": 15, "projection_dim": 4,
-    "queue_batches": 0, "queue_length": 2 * B, "queue_start_epoch": 0, "tau": 0.36, "topn": 4, "w_f": 0.1,
+    "bottleneck_dim": 6, "da_length": 3, "da_m": 0.9, "decoder_depth": 1, "decoder_dim": 16, "decoder_heads": 2,
+    "decoder_width": 32, "dim": 5, "embedding_dim": 6, "expander": (7, 5), "freeze_last_layer_epochs": 1,
+    "freeze_prototypes_steps": 1, "hidden_dim": 7, "K": 20, "kmeans_iterations": 3, "lambda_in": 1.0,
+    "lambda_u": 1.0, "m": 0.9, "memory": 15, "num_prototypes": 7, "out_dim": 9, "predictor_dim": 6,
+    "projection_dim": 4, "projector": (7, 5), "projector_dim": 7, "queue_batches": 0, "queue_length": 2 * B,
+    "queue_start_epoch": 0, "slices": 8, "tau": 0.36, "topn": 4, "w_f": 0.1,
 }  # fmt: skip
 
 
@@ -81,10 +84,9 @@ def make(kind: type[Method], **changes: Any) -> tuple[Method, int]:
     torch.manual_seed(0)
     settings: dict[str, Any] = {}
     for name, parameter in arguments(kind).items():
-        if name == "num_prototypes":
-            settings[name] = 7 if isinstance(parameter.default, int) else [3, 4]
-        elif name in SMALL:
-            settings[name] = SMALL[name]
+        several = isinstance(parameter.default, tuple)
+        if name in SMALL and not (isinstance(SMALL[name], tuple) and not several):  # `projector` may be a module
+            settings[name] = [3, 4] if name == "num_prototypes" and several else SMALL[name]
     settings = {**settings, **told(kind), **changes}
     refusals = []
     for backbone, size in zip(backbones(), SIZES.values(), strict=True):

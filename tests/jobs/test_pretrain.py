@@ -213,6 +213,16 @@ def test_labelled_images_and_nothing_to_test_on(tmp_path: Path, capsys: pytest.C
     assert "Embedding map" in (folder / "report.html").read_text()
 
 
+def test_batches_that_make_a_step_are_not_one_batch_and_the_run_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["debug=smoke", "report=false", "evaluator.final={}", "batch_size=8", "trainer.accumulate=2"]
+    for method, told in (("simclrv2", True), ("rotation", False)):
+        pretrain(*words, f"method={method}", f"runs={tmp_path}")
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("2 batches of 8 make a step, not one of 16: the negatives of an image are" in said) is told
+
+
 def test_not_a_number_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(capsys, *TINY, "optimizer.lr=1e30", "trainer.max_epochs=3", f"runs={tmp_path}")
     assert "lower optimizer.lr" in told

@@ -182,6 +182,8 @@ def test_refuses_crops_that_are_not_there(crops: list[int]) -> None:
 def test_refuses_one_prototype_and_a_queue_shorter_than_a_batch() -> None:
     with pytest.raises(UserError, match="num_prototypes of SwAV is 1; a whole number of at least 2 was expected"):
         swav(num_prototypes=1)
+    with pytest.raises(UserError, match=r"queue of 8 keeps whole batches; say how large they are: batch_size="):
+        swav(queue_length=8, batch_size=None)
     with pytest.raises(UserError, match="less than one batch"):
         swav(queue_length=3, batch_size=4)
 

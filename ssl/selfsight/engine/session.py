@@ -125,7 +125,7 @@ class Session:
         return str(path)
 
     def print_header(self, processes: int) -> None:
-        """What is going to happen, in three lines; a fourth says where a folder's labels are from."""
+        """What is going to happen, in three lines; others say what a person may not expect of data and loss."""
         parts, names, length = self.parts, self.parts.description, self.parts.length
         data = parts.datamodule.data
         millions = sum(p.numel() for p in parts.method.backbone.parameters()) / 1e6
@@ -137,7 +137,12 @@ class Session:
             f"lr {recipe.lr:g} → {recipe.peak_lr(length.batch_size):.4g} ({recipe.scaling} scaling)\n"
             f"{self.folder.path}"
         )
-        for line in filter(None, (names.presets, data.about_labels, *data.about)):
+        batches, across = parts.trainer.accumulate, parts.method.across_images
+        several = (
+            f"{batches} batches of {length.batch_size // batches} make a step, not one of {length.batch_size}: {across}"
+        )
+        about_steps = several if batches > 1 and across else ""
+        for line in filter(None, (names.presets, about_steps, data.about_labels, *data.about)):
             self.console.print(line, style="dim", markup=False)
 
     def export_backbone(self) -> None:

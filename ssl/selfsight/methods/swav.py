@@ -106,11 +106,13 @@ class SwAV(Method):
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, sinkhorn_iterations
         self.hard_codes, self.A = hard_codes, list(crops_for_assign)
         self.freeze_prototypes_steps, self.queue_start_epoch = freeze_prototypes_steps, queue_start_epoch
-        length = 0 if batch_size is None else rounded_length(queue_length, batch_size, 1)[0]
+        if queue_length and batch_size is None:
+            raise UserError(f"SwAV's queue of {queue_length} keeps whole batches; say how large they are: batch_size=.")
+        length, _ = rounded_length(queue_length, batch_size or 1, 1)
         if queue_length and not length:
             raise UserError(
                 f"SwAV's queue_length {queue_length} is less than one batch of {batch_size}; give a multiple of the "
-                "batch (batch_size=), or 0 for no queue."
+                "batch, or 0 for no queue."
             )
         self.queues = cast("list[Queue]", nn.ModuleList(Queue(length, dim) for _ in self.A if length))
         self.register_buffer("usage", torch.full((num_prototypes,), 1 / num_prototypes))
