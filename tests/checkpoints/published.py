@@ -155,10 +155,10 @@ def supcon(gpus: int = 1) -> Published:
     return Published(content, net, images(32), method="supcon", spec={"name": "resnet18", "stem": "cifar"})
 
 
-def supce() -> Published:
+def supce(classes: int = 10) -> Published:
     net = resnet((2, 2, 2, 2), cifar=1)
     state = under("encoder.", {n.replace("downsample", "shortcut"): v for n, v in net.state_dict().items()})
-    state |= under("fc.", nn.Linear(512, 10))
+    state |= under("fc.", nn.Linear(512, classes))
     return Published({"opt": argparse.Namespace(), "model": under("module.", state)}, net, images(32), method="supce")
 
 
@@ -324,7 +324,7 @@ def spark_full_convnext() -> Published:
 
 
 def simmatchv2() -> Published:
-    net, C, N, K, D = resnet(), 5, 12, 32, 128
+    net, C, N, K, D = resnet(), 10, 20, 32, 128
     labels = F.one_hot(torch.arange(N) % C, C).float()
     state = {
         "l_bank": F.normalize(torch.randn(N, D)), "l_labels": labels, "ptr": torch.tensor([8]),
