@@ -31,7 +31,8 @@ def refuse_frozen(backbone: nn.Module, method: str) -> None:
     Raises:
         UserError: no parameter of the backbone is trained, so that a predictor would learn what does not change.
     """
-    if not any(p.requires_grad for p in backbone.parameters()):
+    trained = [p.requires_grad for p in backbone.parameters()]
+    if trained and not any(trained):
         raise UserError(
             f"{method} was given a frozen backbone, which its predictor would learn to copy; unfreeze it with "
             "requires_grad_(True), or measure it as it is with `selfsight linear`."
