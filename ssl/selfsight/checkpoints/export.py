@@ -86,9 +86,11 @@ def export_timm(backbone: Backbone, arguments: Mapping[str, Any], path: str | Pa
     from selfsight.backbones.registry import choices
 
     name, weights = name_of(arguments), to_timm(backbone)
-    if name in choices() or not timm.is_model(name):
+    ours = name in choices()
+    if ours or not timm.is_model(name):
         raise UserError(
-            f"timm has no '{name}'; format=onnx and safetensors take any network, torchvision ResNets of the usual "
+            f"timm has no '{name}'{', which is a network of ours' * ours}; format=onnx and safetensors take any "
+            "network, torchvision ResNets of the usual "
             "depths."
         )
     with torch.device("meta"):
