@@ -90,8 +90,7 @@ def export_timm(backbone: Backbone, arguments: Mapping[str, Any], path: str | Pa
     if ours or not timm.is_model(name):
         raise UserError(
             f"timm has no '{name}'{', which is a network of ours' * ours}; format=onnx and safetensors take any "
-            "network, torchvision ResNets of the usual "
-            "depths."
+            "network, torchvision ResNets of the usual depths."
         )
     with torch.device("meta"):
         twin = timm.create_model(name, num_classes=0, **timm_options(backbone)).state_dict()
