@@ -6,6 +6,7 @@ python tests/structure/census.py
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 import tempfile
 from collections import Counter
@@ -102,19 +103,20 @@ def handed_on(words: tuple[str, ...] = ("debug=smoke",)) -> Counter[str]:
     from selfsight.jobs import launch, pretrain
 
     seen: Counter[str] = Counter()
-    # as they are imported: symbolic links and other spellings are one place
-    places = {str(source): source for source in SOURCES} | {str(source.resolve()): source for source in SOURCES}
+    places = [source.resolve() for source in SOURCES]
+    resolved = functools.cache(lambda name: Path(name).resolve())  # symbolic links and other spellings are one place
 
     def watch(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
         if event != "call" or code.co_name.startswith("<"):
             return
-        source = next((place for place in places if code.co_filename.startswith(place)), None)
+        path = resolved(code.co_filename)
+        source = next((place for place in places if path.is_relative_to(place)), None)
         if source is None:
             return
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         if any(isinstance(frame.f_locals.get(name), DictConfig) for name in names):
-            seen[f"{Path(code.co_filename).relative_to(source)}:{code.co_qualname}"] += 1
+            seen[f"{path.relative_to(source)}:{code.co_qualname}"] += 1
 
     with tempfile.TemporaryDirectory() as runs:
         cfg = compose("pretrain", checked("pretrain", [*words, f"runs={runs}"], sweep=False))
