@@ -42,13 +42,14 @@ JOBS = {
     "compare-runs": ("compare_runs", "several runs side by side: table, curves, differences of configuration"),
     "prepare": ("prepare", "make a folder of images fast to read, once for all runs"),
     "profile": ("profile", "where the time of a training step goes, and what holds it up"),
+    "backbones": ("backbones", "which kinds of network learn by which methods, told by one step of each"),
     "doctor": ("doctor", "say what works on this machine and what to install for the rest"),
 }
 
 #: groups that help tells of, in its order
 GROUPS = {
     "method": "how it learns",
-    "backbone": "the network (any timm CNN by name, too)",
+    "backbone": "the network (anything in timm by name, too)",
     "dataset": "what it learns from",
     "views": "how images are cropped and altered",
     "optimizer": "how weights move",
@@ -67,7 +68,7 @@ GROUPS = {
 SEVERAL = ("callbacks", "logger")
 
 #: jobs that take folders without a key, and the key that gets them
-POSITIONAL = {"compare-runs": "runs"}
+POSITIONAL = {"compare-runs": "runs", "backbones": "families"}
 
 #: jobs that take what another one takes
 LIKE = {"profile": "pretrain"}
