@@ -198,7 +198,8 @@ def setting(method: str, side: int) -> Setting:
     words += EXTRA.get(method, [])
     cfg = compose("pretrain", words)
     data = build.datamodule(cfg)
-    return Setting(cfg, data, build.recipe(cfg), build.length(cfg, data), next(iter(data.train_dataloader())))
+    batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    return Setting(cfg, data, build.recipe(cfg), build.length(cfg, data), batch)
 
 
 def step(learner: Method, batch: Batch | SemiBatch) -> None:
