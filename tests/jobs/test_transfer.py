@@ -74,7 +74,7 @@ def test_transfer_has_results_of_its_own(run: Path, tmp_path: Path) -> None:
         "knn", f"knn-folder-flowers-{AS_GIVEN}", f"linear-folder-noise-{AS_GIVEN}",
         f"knn-folder-noise-{AS_GIVEN}-layer2",
     }  # fmt: skip
-    assert record(run, f"linear-folder-noise-{AS_GIVEN}")["data"] == "folder (30 images, 4 classes)"
+    assert record(run, f"linear-folder-noise-{AS_GIVEN}")["data"] == "folder (33 images, 4 classes)"
     assert record(run, f"knn-folder-flowers-{AS_GIVEN}") == there
     assert (run / "eval" / "knn.json").read_bytes() == own
     cli.main(["knn", f"run={run}"])  # the cache does not mix the two up
