@@ -120,7 +120,7 @@ def test_refuses_networks_without_patches_and_names_spark_and_the_other_way_roun
         mae(SmallNet())
     with pytest.raises(UserError, match="method=spark"):
         mae(create("swin_tiny_patch4_window7_224"))
-    with pytest.raises(UserError, match="method=mae"):
+    with pytest.raises(UserError, match="masked modelling is MAE"):
         SparK(
             vit(), mask_ratio=0.6, decoder_width=32, densify_norm="auto", levels=4, normalise_pixels=True,
             decoder_precision="auto", engine="auto", sync_batchnorm=False,
