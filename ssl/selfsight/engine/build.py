@@ -319,9 +319,10 @@ def length(cfg: DictConfig, module: DataModule) -> Clock:
 def describe(cfg: DictConfig) -> Description:
     """The names in a configuration. Choices are kept in it; older ones do not have them, and name their classes."""
     package, method_class = str(cfg.method._target_).rsplit(".", 1)
+    choice = str(OmegaConf.select(cfg, "choices.method") or package.rpartition(".")[2])
     arguments = backbone_arguments(cfg)
     return Description(
-        method=package.rpartition(".")[2],
+        method=method_class.lower() if "." in choice else choice,
         method_class=method_class,
         backbone=name_of(arguments),
         dataset=str(cfg.dataset.name),

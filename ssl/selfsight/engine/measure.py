@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,11 +46,20 @@ LAST = 20  #: evaluations whose median is reported
 
 #: figures of the table that are one number, and their titles
 SINGLES = {"knn_top1": "kNN", "linear_top1": "linear", "view_knn_top1": "kNN of views", "rank": "rank"}
+#: figures of our evaluators that the table leaves to summary.json
+DETAILS = re.compile(r"(knn|linear|view|rank)_|feature_std|alpha_req|few_shot")
+
+
+def singles(rows: Iterable[Figures]) -> dict[str, str]:
+    """Titles of the figures that are one number, by name: `SINGLES`, then those of a person's own evaluators."""
+    found = {key: key.replace("_", " ") for row in rows for key, value in row.items() if isinstance(value, float)}
+    own = {key: title for key, title in found.items() if key not in SINGLES and not DETAILS.match(key)}
+    return {key: title for key, title in SINGLES.items() if key in found} | own
 
 
 def figure(key: str, value: float) -> str:
     """A number of the table as a person reads it: shares of 1 in percent."""
-    return f"{value:.1f}" if key == "rank" else f"{value:.1%}"
+    return f"{value:.1%}" if key != "rank" and abs(value) <= 1 else f"{value:.1f}"
 
 
 def features(backbone: nn.Module, data: DataModule, stage: str = "final") -> Pair:
@@ -172,11 +182,11 @@ def show(console: Console, summary: Mapping[str, Figures], protocols: Mapping[st
     """The table of a run: raw pixels, untrained and pretrained network under the same protocols."""
     rows = {key: label for key, label in ROWS.items() if key in summary}
     shots = sorted({k for key in rows for k in summary[key].get("few_shot", {})}, key=int)
-    singles = [(key, title) for key, title in SINGLES.items() if any(key in summary[row] for row in rows)]
-    table = make_table("", *[title for _, title in singles], *[f"{k}/class" for k in shots])
+    columns = singles(summary[row] for row in rows)
+    table = make_table("", *columns.values(), *[f"{k}/class" for k in shots])
     for row, label in rows.items():
         values = summary[row]
-        cells = ["" if key not in values else figure(key, values[key]) for key, _ in singles]
+        cells = ["" if key not in values else figure(key, values[key]) for key in columns]
         for k in shots:
             shot = values.get("few_shot", {}).get(k)
             cells.append("" if shot is None else f"{100 * shot['mean']:.1f} ± {100 * shot['std']:.1f}%")

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 
+from selfsight.backbones.interface import one_line
 from selfsight.checkpoints.export import export_backbone
 from selfsight.datamodules import DataModule, LabelSplit
 from selfsight.engine import measure
@@ -30,6 +32,7 @@ from selfsight.engine.nan_guard import NanGuard
 from selfsight.engine.performance import GraphSteps, apply_performance_options
 from selfsight.engine.progress import ProgressBar
 from selfsight.engine.reload import LoadedRun
+from selfsight.errors import UserError
 from selfsight.files import write_text
 from selfsight.runs.console import make_console
 from selfsight.runs.folder import RunFolder
@@ -109,6 +112,9 @@ class Session:
                     f"stopped at once; the last checkpoint is kept: selfsight {self.job} resume={folder.path}"
                 )
             raise
+        except MisconfigurationException as error:  # how Lightning says what a part of one's own has to do
+            folder.drop_unused()
+            raise UserError(f"Lightning stopped: {one_line(error)}") from error
         except Exception:
             folder.drop_unused()
             raise

@@ -15,15 +15,15 @@ def table(summary: Mapping[str, Figures]) -> str:
     rows = {key: label for key, label in ROWS.items() if key in summary}
     if not rows:
         return ""
-    singles = [(key, title) for key, title in measure.SINGLES.items() if any(key in summary[row] for row in rows)]
+    columns = measure.singles(summary[row] for row in rows)
     shots = sorted({k for row in rows for k in summary[row].get("few_shot", {})}, key=int)
-    head = "".join(f"<th>{title}</th>" for _, title in singles)
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in columns.values())
     head += "".join(f"<th>{k} label{'s' * (k != '1')} a class</th>" for k in shots)
     body = ""
     for row, label in rows.items():
         values = summary[row]
         cells = "".join(
-            f"<td>{measure.figure(key, values[key])}</td>" if key in values else "<td></td>" for key, _ in singles
+            f"<td>{measure.figure(key, values[key])}</td>" if key in values else "<td></td>" for key in columns
         )
         for k in shots:
             shot = values.get("few_shot", {}).get(k)
