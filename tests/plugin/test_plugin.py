@@ -130,6 +130,52 @@ def test_help_and_near_misses_know_them(place: Path, capsys: pytest.CaptureFixtu
     assert "Did you mean 'align'?" in capsys.readouterr().err
 
 
+# --- packages that are not right --------------------------------------------------------------------------------------
+
+
+def installed(folder: Path, package: str, entry: str, code: str) -> None:
+    """A package of one module, with what an installation leaves beside it."""
+    module = package.replace("-", "_")
+    (folder / f"{module}.py").write_text(code)
+    described = folder / f"{module}-1.0.dist-info"
+    described.mkdir(parents=True)
+    (described / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (described / "entry_points.txt").write_text(f"[selfsight.plugins]\n{entry} = {module}\n")
+
+
+@pytest.mark.parametrize(
+    ("packages", "told"),
+    [
+        (
+            [("bad-one", "bad", "import no_such_library\n")],
+            "the plug-in 'bad' (package bad-one) does not import: ModuleNotFoundError: No module named "
+            "'no_such_library'. Mend it, or take it away: pip uninstall bad-one.",
+        ),
+        (
+            [("first-one", "same", ""), ("other-one", "same", "")],
+            "two plug-ins have the name 'same', of the packages first-one and other-one; take one away: pip uninstall "
+            "other-one.",
+        ),
+    ],
+)
+def test_a_wrong_package_is_named(
+    packages: list[tuple[str, str, str]],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for package in packages:
+        installed(tmp_path, *package)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["pretrain", "debug=smoke"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"selfsight: {told}\n"
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.fixture(scope="module")
 def typed(place: Path) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
