@@ -61,9 +61,9 @@ def losses_on(rank: int, case: Case) -> dict[str, Tensor]:
     return official | {f"{name}_full": ours[name] / len(z1) for name in ("grad_z1", "grad_z2")}
 
 
-@family("barlow", "loss_2rank")
+@family("barlow", "loss_#rank")
 def loss_on_processes(case: Case) -> None:
-    ranks = of_processes(case, "loss_2rank", losses_on)
+    ranks = of_processes(case, losses_on)
     for name in case.out:
         case.compare(name, torch.stack([found[name] for found in ranks]), TOLERANCE)
 

@@ -142,9 +142,9 @@ def losses_on(rank: int, case: Case) -> dict[str, Tensor]:
     return losses(case, student, teacher, case.tensor("center")[0], case.number("epoch"))
 
 
-@family("dino", "loss_2rank")
+@family("dino", "loss_#rank")
 def loss_on_processes(case: Case) -> None:
-    ranks = of_processes(case, "loss_2rank", losses_on)
+    ranks = of_processes(case, losses_on)
     for found in ranks:
         case.compare("center", found["center"][None], TOLERANCE)
     for name in ("loss", "grad_student"):
@@ -496,9 +496,9 @@ def train_on(rank: int, case: Case) -> dict[str, Tensor]:
     return train(case, [crop[rank] for crop in crops_of(case)])
 
 
-@family("dino", "steps_2rank")
+@family("dino", "steps_#rank")
 def training_on_processes(case: Case) -> None:
-    ranks = of_processes(case, "steps_2rank", train_on)
+    ranks = of_processes(case, train_on)
     case.compare("loss", torch.stack([found["loss"] for found in ranks]), 1e-7)
     for found in ranks:
         for name in case.out:

@@ -58,9 +58,9 @@ def regulariser_on(rank: int, case: Case) -> dict[str, Tensor]:
     return {"statistic": statistic.detach()} | gradients({"x": x})
 
 
-@family("lejepa", "sigreg_2rank")
+@family("lejepa", "sigreg_#rank")
 def regulariser_on_processes(case: Case) -> None:
-    ranks, W = of_processes(case, "sigreg_2rank", regulariser_on), case.number("world_size")
+    ranks, W = of_processes(case, regulariser_on), case.number("world_size")
     for name in case.out:
         got = torch.stack([found[name.removesuffix("_ddp")] for found in ranks])
         case.compare(name, got / W if name.endswith("_ddp") else got, TOLERANCE)

@@ -62,9 +62,9 @@ def losses_on(rank: int, case: Case) -> dict[str, Tensor]:
     return losses({n: case.tensor(n)[rank].clone() for n in case.inp}, case.number("temperature"))
 
 
-@family("mocov3", "loss_2rank")
+@family("mocov3", "loss_#rank")
 def loss_on_processes(case: Case) -> None:
-    ranks = of_processes(case, "loss_2rank", losses_on)
+    ranks = of_processes(case, losses_on)
     for name in case.out:
         case.compare(name, torch.stack([found[name] for found in ranks]), TOLERANCE)
 

@@ -233,7 +233,7 @@ def banks_and_da_on(rank: int, case: Case) -> dict[str, Any]:
     return {name: torch.stack([s[name] for s in seen]) for name in seen[0]}
 
 
-@family("simmatchv2", "dist2_banks_da")
+@family("simmatchv2", "dist#_banks_da")
 def banks_and_da(case: Case) -> None:
     ranks = run_on(case.number("world"), banks_and_da_on, case)
     case.compare("aligned", torch.stack([r["aligned"] for r in ranks], 1), TOLERANCE, scale="each")
@@ -249,7 +249,7 @@ def shuffle_on(rank: int, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     return shuffled, exchange(shuffled, order.argsort())
 
 
-@family("simmatchv2", "dist2_shuffle")
+@family("simmatchv2", "dist#_shuffle")
 def shuffle(case: Case) -> None:
     x = case.tensor("x")
     ranks = run_on(len(x), shuffle_on, x, case.tensor("idx_unshuffle").argsort())
@@ -344,14 +344,14 @@ def walk_on(rank: int, case: Case) -> dict[str, Any]:
     return walk(case, method, rank)
 
 
-@family("simmatchv2", "traj_2ranks_")
+@family("simmatchv2", "traj_#ranks_")
 def trajectory_on_two(case: Case) -> None:
     ranks = run_on(case.number("world"), walk_on, case)
     for name in case.out:
         per_rank = name in (*LOSSES, "loss_total")
         got = torch.stack([r[name] for r in ranks]) if per_rank else ranks[0][name]
         case.compare(name, got, TOLERANCE, scale="each")
-    assert torch.equal(ranks[0]["u_bank"], ranks[1]["u_bank"])
+    assert all(torch.equal(ranks[0]["u_bank"], other["u_bank"]) for other in ranks)
 
 
 @family("simmatchv2", "ckpt_resnet50")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from functools import partial
 from typing import Any
 
@@ -49,17 +48,11 @@ def sinkhorn_on(rank: int, scores: Tensor, options: dict[str, Any]) -> Tensor:
     return sinkhorn(scores[rank], **options)
 
 
-@family("swav", "sinkhorn_2rank")
+@family("swav", "sinkhorn_#rank")
 def codes_on_processes(case: Case) -> None:
-    case.compare("codes", torch.stack(codes_of_processes(case.file, case.name)), TOLERANCE)
-
-
-@functools.cache  # starting processes takes most of the time
-def codes_of_processes(file: str, name: str) -> list[Tensor]:
-    case = Case(file, name, load_file(file)[name])
     scores = case.tensor("scores")
     options = {"epsilon": case.number("epsilon"), "iterations": case.number("iterations")}
-    return run_on(len(scores), sinkhorn_on, scores, options)
+    case.compare("codes", torch.stack(run_on(len(scores), sinkhorn_on, scores, options)), TOLERANCE)
 
 
 class NoBackbone(nn.Module):
@@ -159,18 +152,12 @@ def loss_on(rank: int, hp: dict[str, Any], arrays: dict[str, Tensor]) -> dict[st
     return found
 
 
-@family("swav", "loss_2rank", "queueloss_2rank")
+@family("swav", "loss_#rank", "queueloss_#rank")
 def loss_on_processes(case: Case) -> None:
-    ranks = losses_of_processes(case.file, case.name)
+    hp = hyperparameters(case)
+    ranks = run_on(hp["world_size"], loss_on, hp, {name: case.tensor(name) for name in case.inp})
     for name in case.out:
         case.compare(name, torch.stack([found[name] for found in ranks]), TOLERANCE)
-
-
-@functools.cache
-def losses_of_processes(file: str, name: str) -> list[dict[str, Tensor]]:
-    case = Case(file, name, load_file(file)[name])
-    hp = hyperparameters(case)
-    return run_on(hp["world_size"], loss_on, hp, {name: case.tensor(name) for name in case.inp})
 
 
 @family("swav", "queue_roll")

@@ -57,9 +57,9 @@ def losses_on(rank: int, case: Case) -> dict[str, Tensor]:
     return losses(x, y, [case.number(name) for name in COEFFICIENTS], case.number("batch_size"))
 
 
-@family("vicreg", "loss_2rank")
+@family("vicreg", "loss_#rank")
 def loss_on_processes(case: Case) -> None:
-    ranks, W = of_processes(case, "loss_2rank", losses_on), case.number("world_size")
+    ranks, W = of_processes(case, losses_on), case.number("world_size")
     for name in case.out:
         got = torch.stack([found[name.removesuffix("_ddp")] for found in ranks])
         case.compare(name, got / W if name.endswith("_ddp") else got, TOLERANCE)

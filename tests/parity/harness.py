@@ -6,14 +6,16 @@ A check is a function of one `Case`, registered for the documented prefixes of a
     def sinkhorn(case):
         case.compare("codes", swav.sinkhorn(case.tensor("scores"), **...), tolerance=1e-9)
 
-The longest registered prefix that starts a case's name is its family. Every array under ``out`` has to be compared
-(`compare`) or declared informative (`informative`), or the case fails.
+The longest registered prefix that starts a case's name is its family; ``#`` in it stands for any number, such as that
+of processes, which a check reads from the case. Every array under ``out`` has to be compared (`compare`) or declared
+informative (`informative`), or the case fails.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -132,7 +134,11 @@ def family(file: str, *prefixes: str) -> Callable[[Check], Check]:
 
 def family_of(file: str, name: str) -> str | None:
     """The longest registered prefix that starts a case's name."""
-    return max((p for p in _FAMILIES.get(file, {}) if name.startswith(p)), key=len, default=None)
+    return max((p for p in _FAMILIES.get(file, {}) if _begins(name, p)), key=len, default=None)
+
+
+def _begins(name: str, prefix: str) -> bool:
+    return re.match(r"\d+".join(map(re.escape, prefix.split("#"))), name) is not None
 
 
 def run(case: Case) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -23,7 +22,7 @@ from selfsight.optim.schedule import Clock, Schedule
 
 from ..distributed.spawn import run_on
 from .check_optim import Named, steps, trajectory
-from .harness import Case, load_file
+from .harness import Case
 
 
 class TinyNet(nn.Module):
@@ -182,26 +181,9 @@ def gradients(tensors: Mapping[str, Tensor]) -> Found:
     return found
 
 
-def of_processes(case: Case, prefix: str, function: Callable[[int, Case], Found]) -> list[Found]:
-    """``[function(rank, case) for each rank]`` on as many processes as the case has.
-
-    Starting processes takes most of the time, so that all cases of a family are run by the same ones.
-    """
-    return _family_on_processes(case.file, prefix, case.number("world_size"), function)[case.name]
-
-
-@functools.cache
-def _family_on_processes(
-    file: str, prefix: str, processes: int, function: Callable[[int, Case], Found]
-) -> dict[str, list[Found]]:
-    cases = load_file(file).items()
-    names = [n for n, arrays in cases if n.startswith(prefix) and int(arrays["hp"]["world_size"]) == processes]
-    ranks = run_on(processes, _run_cases, file, names, function)
-    return {name: [found[name] for found in ranks] for name in names}
-
-
-def _run_cases(rank: int, file: str, names: list[str], function: Callable[[int, Case], Found]) -> dict[str, Found]:
-    return {name: function(rank, Case(file, name, load_file(file)[name])) for name in names}
+def of_processes(case: Case, function: Callable[[int, Case], Found]) -> list[Found]:
+    """``[function(rank, case) for each rank]`` on as many processes as the case has."""
+    return run_on(case.number("world_size"), function, case)
 
 
 def lars_trajectory(case: Case, groups: Callable[[nn.Module], list[dict[str, Any]]], **options: Any) -> None:

@@ -64,3 +64,14 @@ def test_an_unknown_family_fails() -> None:
     case = harness.Case("swav", "nobody_knows_me", {"in": {}, "hp": {}, "out": {}})
     with pytest.raises(AssertionError, match="no check for the family"):
         harness.run(case)
+
+
+@pytest.mark.parametrize("processes", [3, 4])
+def test_the_number_of_processes_is_that_of_the_case(processes: int) -> None:
+    """The authors' codes of one process are those of several that share its samples."""
+    known = harness.load_file("swav")["sinkhorn_b12_k40"]
+    scores, codes = (
+        array.reshape(processes, -1, array.shape[1]) for array in (known["in"]["scores"], known["out"]["codes"])
+    )
+    case = {"in": known["in"] | {"scores": scores}, "hp": known["hp"], "out": known["out"] | {"codes": codes}}
+    harness.run(harness.Case("swav", f"sinkhorn_{processes}rank", case))
