@@ -182,7 +182,8 @@ def spark_lamb(case: Case) -> None:
     names = [n for n, _ in model.named_parameters()]
     no_decay = [n for n in case.number("no_decay_params") if model.get_parameter(n).ndim > 1]
     groups = split_no_decay(model, plain_names=no_decay)
-    options = {name: bool(case.number(name)) for name in ("always_adapt", "bias_correction") if name in case.hp}
+    switches = ("always_adapt", "bias_correction", "grad_averaging", "trust_clip")
+    options = {name: bool(case.number(name)) for name in switches if name in case.hp}
     lamb = partial(
         LAMB,
         betas=tuple(case.number("betas")),

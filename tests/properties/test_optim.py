@@ -124,6 +124,32 @@ def test_lamb_clips_all_gradients_together() -> None:
     assert float(large.gradient_norm) == pytest.approx(50 * expected)
 
 
+@pytest.mark.parametrize("trust_clip", [False, True])
+@pytest.mark.parametrize("grad_averaging", [False, True])
+def test_options_of_lamb_step_by_step(grad_averaging: bool, trust_clip: bool) -> None:
+    """The formula of the docstring, a tensor at a time; ratios lie on both sides of 1."""
+    beta1, beta2, lr, decay = 0.9, 0.99, 0.01, 0.1
+    weights = [p.detach().clone() * scale for p, scale in zip(parameters(), (0.01, 1.0, 100.0), strict=False)]
+    params = [nn.Parameter(w.clone()) for w in weights]
+    lamb = LAMB(
+        params, lr, betas=(beta1, beta2), weight_decay=decay, max_grad_norm=None,
+        grad_averaging=grad_averaging, trust_clip=trust_clip,
+    )  # fmt: skip
+    m, v = ([torch.zeros_like(w) for w in weights] for _ in range(2))
+    ratios = []
+    for t in range(1, 4):
+        for i, (p, w, g) in enumerate(zip(params, weights, tensors(100 + t), strict=False)):
+            p.grad = g.clone()
+            m[i] = beta1 * m[i] + (1 - beta1 if grad_averaging else 1) * g
+            v[i] = beta2 * v[i] + (1 - beta2) * g * g
+            u = m[i] / (1 - beta1**t) / ((v[i] / (1 - beta2**t)).sqrt() + 1e-6) + decay * w
+            ratios.append(float(w.norm() / u.norm()))
+            weights[i] = w - lr * (min(ratios[-1], 1.0) if trust_clip else ratios[-1]) * u
+        lamb.step()
+    assert min(ratios) < 1 < max(ratios)
+    assert_same(params, weights)
+
+
 @over(EVERY)
 def test_a_saved_optimizer_goes_on_bit_for_bit(make: Make) -> None:
     whole = make(parameters(), weight_decay=0.01)

@@ -20,6 +20,10 @@ class LAMB(LayerwiseOptimizer):
     ``w <- w - lr |w| / |u| u`` (ratio 1 where a norm is zero). Groups with ``plain=True`` take Adam steps: no decay,
     and no ratio unless ``always_adapt``.
 
+    Args:
+        grad_averaging: False adds gradients to ``beta1 m`` as they are, and not times ``1 - beta1``.
+        trust_clip: ratios are at most 1, so that no step is longer than Adam's. Both are options of the authors' file.
+
     Attributes:
         gradient_norm: 0-d tensor, norm of all gradients of the last step before clipping; None before the first.
     """
@@ -35,6 +39,8 @@ class LAMB(LayerwiseOptimizer):
         eps: float = 1e-6,
         bias_correction: bool = True,
         always_adapt: bool = False,
+        grad_averaging: bool = True,
+        trust_clip: bool = False,
     ) -> None:
         defaults: dict[str, Any] = {
             "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "step": 0,
@@ -42,6 +48,7 @@ class LAMB(LayerwiseOptimizer):
         }  # fmt: skip
         super().__init__(params, defaults)
         self.max_grad_norm = max_grad_norm
+        self.grad_averaging, self.trust_clip = grad_averaging, trust_clip
         self.gradient_norm: Tensor | None = None
 
     def _begin(self, gradients: list[Tensor]) -> None:
@@ -54,7 +61,11 @@ class LAMB(LayerwiseOptimizer):
         (beta1, beta2), t = group["betas"], group["step"] + 1
         group["step"] = t
         m, v = self._buffers(weights, "exp_avg"), self._buffers(weights, "exp_avg_sq")
-        torch._foreach_lerp_(m, gradients, 1 - beta1)
+        if self.grad_averaging:
+            torch._foreach_lerp_(m, gradients, 1 - beta1)
+        else:
+            torch._foreach_mul_(m, beta1)
+            torch._foreach_add_(m, gradients)
         torch._foreach_mul_(v, beta2)
         torch._foreach_addcmul_(v, gradients, gradients, 1 - beta2)
 
@@ -67,5 +78,6 @@ class LAMB(LayerwiseOptimizer):
         if not group["plain"]:
             torch._foreach_add_(updates, weights, alpha=group["weight_decay"])
         if group["always_adapt"] or not group["plain"]:
-            torch._foreach_mul_(updates, trust_ratios(weights, updates))
+            ratios = trust_ratios(weights, updates)
+            torch._foreach_mul_(updates, [r.clamp(max=1.0) for r in ratios] if self.trust_clip else ratios)
         torch._foreach_add_(weights, updates, alpha=-group["lr"])
