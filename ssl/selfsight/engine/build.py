@@ -28,11 +28,11 @@ from selfsight.checkpoints.export import name_of
 from selfsight.checkpoints.load import start_from
 from selfsight.composition.defaults import presets_line
 from selfsight.contracts import Backbone
-from selfsight.datamodules import DataModule, ImageData
+from selfsight.datamodules import DataModule, ImageData, SemiDataModule
 from selfsight.datamodules.datasets.manifest import Manifest
 from selfsight.datamodules.views.view import View
 from selfsight.engine import options
-from selfsight.engine.devices import device, resolve_auto, spread
+from selfsight.engine.devices import device, processes, resolve_auto, spread
 from selfsight.engine.options import RunOptions, TrainerOptions
 from selfsight.errors import UserError
 from selfsight.evaluation import OnlineEvaluation
@@ -116,6 +116,7 @@ def parts(cfg: DictConfig, of: RunFolder | None = None, **inherited: nn.Module |
     learner = method(cfg, data, **inherited)
     check_views(learner, data)
     check_sizes(learner, data)
+    check_batch(learner, data, processes(trainer, where))
     made, clock = recipe(cfg), length(cfg, data)
     loggers = [node for node in (cfg.get("logger") or {}).values() if isinstance(node, DictConfig)]  # null: no such key
     return Parts(
@@ -152,8 +153,25 @@ def callbacks(cfg: DictConfig) -> list[Callback]:
 
 
 def views(cfg: DictConfig) -> dict[str, View]:
-    """The views by name, in their order in a batch."""
-    return {str(name): build(node) for name, node in cfg.views.items() if name != "engine"}
+    """The views by name, in their order in a batch.
+
+    Raises:
+        UserError: one is no view, such as the values of a preset for other views than those chosen.
+    """
+    made = {str(name): build(node) for name, node in cfg.views.items() if name != "engine"}
+    for name, view in made.items():
+        if not isinstance(view, View):
+            hint = (
+                "; presets=null leaves out values that are for other views"
+                if OmegaConf.select(cfg, "choices.presets")
+                else ""
+            )
+            raise UserError(
+                f"views.{name} is no view: views.{name}._target_=selfsight.datamodules.views.View makes it one, "
+                f"~views.{name} leaves it out{hint}.",
+                status=2,
+            )
+    return made
 
 
 def datamodule(cfg: DictConfig, of: RunFolder | None = None) -> DataModule:
@@ -289,6 +307,8 @@ def method(
             "datamodule=semi for a method that learns from few labels, or set method.<name>."
         )
     told = {name: facts[name] for name in wanted}
+    check_kind(kind, data)
+    check_classes(kind, data)
     if backbone is None:
         backbone = network(cfg)
         if (source := cfg.get("init_from", cfg.get("start"))) is not None:  # older runs call it start
@@ -371,6 +391,67 @@ def check_sizes(learner: Method, data: DataModule) -> None:
         UserError: see `interface.check_sizes`.
     """
     interface.check_sizes(learner.backbone, {view.size for view in data.views})
+
+
+def check_batch(learner: Method, data: DataModule, processes: int) -> None:
+    """Refuse batches of one for what learns by comparing the images of a batch.
+
+    Args:
+        processes: among which a batch is shared out.
+
+    Raises:
+        UserError: there is one image a step, or one a process where BatchNorm is over the images of a process.
+    """
+    kind, images = type(learner).__name__, data.batch_size
+    if isinstance(data, SemiDataModule):  # BatchNorm sees the unlabelled images as well
+        return
+    if images == 1 and learner.across_images:
+        raise UserError(
+            f"batch_size is 1, and of {kind} {learner.across_images}: one image alone teaches it nothing; choose "
+            "batch_size=2 or more, the larger the better."
+        )
+    if images == processes and any(type(module) is nn.BatchNorm1d for module in learner.modules()):
+        raise UserError(
+            f"batch_size is {images} for {processes} process{'es' * (processes > 1)}, and the heads of {kind} "
+            f"normalise over the images of a process, which are one; choose batch_size={2 * processes} or more."
+        )
+
+
+def check_kind(kind: type[Method], data: DataModule) -> None:
+    """Refuse batches of all images for a method that learns from few labels, and the other way round.
+
+    Raises:
+        UserError: with the words that bring the others.
+    """
+    if kind.few_labels == isinstance(data, SemiDataModule):
+        return
+    if kind.few_labels:
+        raise UserError(
+            f"{kind.__name__} learns from labelled and unlabelled images side by side, "
+            f"which {type(data).__name__} does not give; take datamodule=semi views=fixmatch and say how many stay: "
+            "labels.per_class=4."
+        )
+    raise UserError(
+        f"{kind.__name__} learns from images of one kind, and {type(data).__name__} gives labelled and unlabelled ones "
+        "side by side; take datamodule=images."
+    )
+
+
+def check_classes(kind: type[Method], data: DataModule) -> None:
+    """Refuse labels that are all of one class for a method that learns to tell classes apart.
+
+    Raises:
+        UserError: names the class.
+    """
+    labels = data.facts.get("labels")
+    if "num_classes" not in kind.needs or labels is None:
+        return
+    there = labels[labels >= 0].unique().tolist()
+    if len(there) == 1:
+        raise UserError(
+            f"all labels are of one class, '{data.dataset.classes[there[0]]}', and {kind.__name__} learns to tell "
+            "classes apart; give images of at least two, or choose a method that needs no labels."
+        )
 
 
 # --- nodes -----------------------------------------------------------------------------------------------------------

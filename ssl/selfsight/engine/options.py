@@ -13,6 +13,7 @@ from typing import Annotated, Any, Self
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from selfsight.datamodules.datasets.amounts import refuse_other_than_one
 from selfsight.errors import UserError, nearest
 from selfsight.validation import (
     AUTO,
@@ -209,6 +210,8 @@ def check(job: str, cfg: DictConfig) -> None:
             expect(key, holder[leaf], kind)
     if "trainer" in cfg:
         TrainerOptions.read(cfg.trainer)
+    if job in ("pretrain", "profile") and cfg.get("labels") is not None:  # others may have those of an earlier run
+        refuse_other_than_one(cfg.labels)
 
 
 def _plain(value: object) -> Any:
