@@ -26,12 +26,13 @@ from selfsight.backbones import interface
 from selfsight.backbones.registry import create
 from selfsight.checkpoints.export import name_of
 from selfsight.checkpoints.load import start_from
-from selfsight.composition.defaults import presets_line
+from selfsight.composition.defaults import presets_line, stated
 from selfsight.contracts import Backbone
 from selfsight.datamodules import DataModule, ImageData, SemiDataModule
 from selfsight.datamodules.datasets.manifest import Manifest
 from selfsight.datamodules.views.view import View
-from selfsight.engine import options
+from selfsight.engine import advice, options
+from selfsight.engine.advice import Plan
 from selfsight.engine.devices import device, processes, resolve_auto, spread
 from selfsight.engine.options import RunOptions, TrainerOptions
 from selfsight.errors import UserError
@@ -81,6 +82,7 @@ class Parts:
         online: evaluation while training. final: evaluators of the table at the end, by name.
         callbacks: further ones, by their order. loggers: each is called with the folder it writes into.
         untrained: a backbone like the one that is trained, with weights of its own.
+        plan: the sizes by which a run is advised; None for tries of a few batches.
     """
 
     datamodule: DataModule
@@ -95,6 +97,7 @@ class Parts:
     callbacks: list[Callback]
     loggers: list[Callable[..., Logger]]
     untrained: Callable[[], nn.Module]
+    plan: Plan | None
 
 
 def parts(cfg: DictConfig, of: RunFolder | None = None, **inherited: nn.Module | None) -> Parts:
@@ -132,6 +135,7 @@ def parts(cfg: DictConfig, of: RunFolder | None = None, **inherited: nn.Module |
         callbacks=callbacks(cfg),
         loggers=[logger(node) for node in loggers],
         untrained=partial(network, cfg),
+        plan=plan(cfg, data, clock) if trainer.limit_batches is None else None,
     )
 
 
@@ -336,6 +340,60 @@ def length(cfg: DictConfig, module: DataModule) -> Clock:
     )
 
 
+def plan(cfg: DictConfig, data: DataModule, clock: Clock) -> Plan:
+    """The sizes of a run, as rules of thumb judge them."""
+    few = isinstance(data, SemiDataModule)
+    warmup = OmegaConf.select(cfg, "schedule.lr.warmup_epochs")
+    return Plan(
+        images=len((data.unlabelled if isinstance(data, SemiDataModule) else data).images),
+        batch=clock.batch_size,
+        steps_per_epoch=clock.steps_per_epoch,
+        steps=clock.total_steps,
+        epochs=clock.epochs,
+        warmup_epochs=float(warmup or 0),
+        shared=not few and cfg.trainer.accumulate == 1,
+        in_steps=cfg.trainer.max_steps is not None,
+        settings=resolved(cfg.method),
+    )
+
+
+def by_rule(cfg: DictConfig) -> DictConfig:
+    """A configuration whose sizes that are ``auto`` follow from the number of images, see `engine.advice`.
+
+    With ``recipe=small`` so do sizes of the method that nobody has set.
+    """
+    wanted = [key for key in options.BY_RULE if OmegaConf.select(cfg, key) == "auto"]
+    small = OmegaConf.select(cfg, "choices.recipe") == "small"
+    if not wanted and not small:
+        return cfg
+    images, cfg = dataset(cfg).num_images, cfg.copy()
+    for key in wanted:
+        OmegaConf.update(cfg, key, advice.value_by_rule(key, expected_plan(cfg, images)))
+    for found in advice.advise(expected_plan(cfg, images)) if small else ():
+        for key, value in found.values.items():
+            group, _, name = key.partition(".")
+            if group == "method" and name not in stated(cfg.method):
+                cfg.method[name] = value
+    return cfg
+
+
+def expected_plan(cfg: DictConfig, images: int) -> Plan:
+    """The sizes of a run before its parts are made; those that are ``auto`` count as 1."""
+    sizes = options.settled(cfg)
+    batch = sizes.batch_size * (1 if cfg.get("mu") is None else cfg.mu)
+    steps = sizes.get("steps_per_epoch") or max(1, images // batch)
+    return Plan(
+        images=images,
+        batch=batch,
+        steps_per_epoch=steps,
+        steps=sizes.trainer.max_steps or steps * sizes.trainer.max_epochs,
+        epochs=sizes.trainer.max_epochs,
+        warmup_epochs=float(OmegaConf.select(sizes, "schedule.lr.warmup_epochs") or 0),
+        shared=cfg.get("mu") is None,
+        settings=resolved(cfg.method),
+    )
+
+
 def describe(cfg: DictConfig) -> Description:
     """The names in a configuration. Choices are kept in it; older ones do not have them, and name their classes."""
     package, method_class = str(cfg.method._target_).rsplit(".", 1)
@@ -362,6 +420,7 @@ def check(job: str, cfg: DictConfig) -> None:
         UserError: see `options.check`, `devices.spread` and `recipe`.
     """
     options.check(job, cfg)
+    cfg = options.settled(cfg)
     if "trainer" in cfg:
         trainer = TrainerOptions.read(cfg.trainer)
         spread(trainer, device(trainer.accelerator), cfg.batch_size)
