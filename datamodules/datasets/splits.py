@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from selfsight.datamodules.datasets import checks
+from selfsight.datamodules.datasets.amounts import refuse_other_than_one
 from selfsight.datamodules.datasets.checks import composed
 from selfsight.datamodules.datasets.dataset import ImageData
 from selfsight.datamodules.datasets.lists import listed
@@ -116,12 +117,8 @@ def select_labels(
         chosen = (labels >= 0).nonzero().flatten()
     else:
         amounts = {"per_class": per_class, "total": total, "fraction": fraction}
+        refuse_other_than_one(amounts)
         given = {key: value for key, value in amounts.items() if value is not None}
-        if len(given) != 1:
-            raise UserError(
-                f"give one of labels.per_class, labels.total and labels.fraction, or labels.list=FILE, or "
-                f"labels.rule=all; {len(given)} of the first three are set."
-            )
         counts = _counts(labels, classes, rule, given)
         chosen = _RULES[rule](labels, counts, seed)
     missing = [name for c, name in enumerate(classes) if not bool((labels[chosen] == c).any())]
@@ -146,9 +143,7 @@ def chosen_labels(images: ImageSet, choice: LabelSplit | Mapping[str, Any], clas
     if isinstance(choice, LabelSplit):
         return choice
     given = {str(key): value for key, value in choice.items() if value is not None}
-    amounts = [key for key in ("per_class", "total", "fraction", "list", "split") if key in given]
-    if len(amounts) > 1 and ("split" in given or "list" in given):
-        raise UserError(f"labels.{amounts[-1]} already says which images keep labels; leave out labels.{amounts[0]}.")
+    refuse_other_than_one(given)
     if "split" in given:
         return LabelSplit.read(checks.path("labels.split", given["split"]), images)
     if "list" in given:

@@ -149,6 +149,16 @@ def judge(figures: Mapping[str, float]) -> str | None:
     return None
 
 
+def judge_nothing(loss: float) -> str | None:
+    """A sentence when the loss of a whole epoch is exactly 0: no step of it had a gradient."""
+    if loss != 0:
+        return None
+    return (
+        "The loss was 0 in every step of the epoch, so that nothing was learned: give a batch more images to compare "
+        "(batch_size=), a weight that is 0 another value, or train until pseudo-labels are confident."
+    )
+
+
 def judge_loss(losses: Sequence[float], chance: float, tolerance: float = 0.01, patience: int = 3) -> str | None:
     """A sentence when the last ``patience`` epochs' losses are all within ``tolerance`` of the loss of guessing."""
     recent = losses[-patience:]

@@ -412,10 +412,19 @@ AT_ONCE = [
     ["knn", "run=nowhere"],
     ["pretrain", "resume=nowhere"],
     ["distill"],
+    ["pretrain", "method=fixmatch"],
+    ["pretrain", "init_from=nowhere"],
+    ["pretrain", "dataset=folder", "dataset.root=photos"],
+    ["pretrain", "dataset=folder", "dataset.root=photos", "batch_size=1", "dataset.labels=nowhere.csv"],
+    ["pretrain", "dataset=folder", "dataset.root=photos", "batch_size=1", "dataset.test=nowhere"],
+    ["knn", "weights=nowhere", "dataset=digits"],
+    ["prepare", "source=nowhere", "out=there"],
+    ["compare-runs", "nowhere", "here"],
 ]
 
 
 def test_what_needs_no_torch_is_refused_without_it(here: Path) -> None:
+    write(here / "photos" / "a" / "1.png", "")
     code = (
         "import sys\nfrom selfsight.cli import main\n"
         f"for words in {AT_ONCE!r}:\n"

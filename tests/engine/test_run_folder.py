@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from selfsight import cli
 from selfsight.errors import UserError
 from selfsight.files import write_text
-from selfsight.jobs import distill, evaluate
+from selfsight.jobs import distill, evaluate, launch
 from selfsight.runs.folder import RunFolder
 from selfsight.runs.processes import RUN_VARIABLE
 
@@ -185,3 +185,14 @@ def test_last_is_written_down_as_the_run_it_was(tmp_path: Path, monkeypatch: pyt
     cli.run(["distill", "teacher=last", "trainer.accelerator=cpu"])
     assert (seen[0].run, seen[1].teacher) == ("runs/one", "runs/one")
     assert seen[1].job == "distill"
+
+
+def test_last_is_looked_for_where_runs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made(tmp_path / "runs" / "here", job="pretrain")
+    made(tmp_path / "elsewhere" / "there", job="pretrain", age=60)
+    for words, found in ((["run=last"], "here"), (["run=last", "runs=elsewhere"], "there")):
+        cfg = launch.with_last_run(cli.compose("knn", words))
+        assert Path(cfg.run).name == found
+    with pytest.raises(UserError, match="there is no run in 'nowhere/' yet"):
+        launch.with_last_run(cli.compose("knn", ["run=last", "runs=nowhere"]))

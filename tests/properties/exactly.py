@@ -206,6 +206,37 @@ def spherical_kmeans(x: Exact, centroids: Exact) -> Exact:
     return np.stack([unit(t) if any(t != 0) else c for t, c in zip(totals, centroids, strict=True)])
 
 
+def jensen_shannon(p: Exact, q: Exact) -> Exact:
+    return entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
+
+
+def entropy(p: Exact) -> Exact:
+    return -(p * log(p)).sum(-1)
+
+
+def adversarial(x: Exact, weight: Exact, labels: Exact, epsilon: Any) -> Exact:
+    gradient = (softmax(x @ weight) - one_hot(labels, weight.shape[1])) @ weight.T
+    return x + epsilon * np.frompyfunc(mpmath.sign, 1, 1)(gradient)
+
+
+def cluster_ntxent(z1: Exact, z2: Exact, clusters: Exact, T: Any) -> Exact:
+    z, B = np.concatenate([unit(z1), unit(z2)]), len(z1)
+    e, costs = exp(z @ z.T / T), []
+    for a in range(2 * B):
+        rivals = [c for c in range(2 * B) if c != a and clusters[c % B] == clusters[a % B]]
+        costs.append(-mpmath.log(e[a, (a + B) % (2 * B)] / e[a, rivals].sum()))
+    return np.array(costs)
+
+
+def weighted_binary_cross_entropy(logits: Exact, targets: Exact) -> Exact:
+    total = mpmath.mpf(0)
+    for row, present in zip(logits, targets, strict=True):
+        for s, is_there in zip(row, present, strict=True):
+            weight = mpmath.mpf(len(row)) / int(present.sum()) if is_there else 1
+            total += weight * mpmath.log(1 + mpmath.exp(-s if is_there else s))
+    return total / logits.size
+
+
 def slope(function: Any, arrays: dict[str, Exact], direction: dict[str, Exact]) -> Any:
     """Derivative along a direction, by a central difference with a step of which the square vanishes."""
     h = mpmath.mpf(10) ** -30

@@ -136,6 +136,13 @@ def resolve_key(job: str, cfg: DictConfig, override: Override, retargeted: Seque
     if taken:
         return [f"+{_coerce_to_argument(arguments.get(leaf), override)}"]
     if _is_open(job, cfg, parent):
+        for value in override.values():
+            if not isinstance(value, dict) and not (isinstance(value, str) and "${" in value):
+                raise UserError(
+                    f"there is no key '{key}', and a thing of that name has to say what it is: "
+                    f"{key}._target_=package.module.Class.",
+                    status=USAGE,
+                )
         return [f"+{override.bare}"]
     if override.adds and node is None and parent in job_groups(job):  # of what another run brings, which will refuse it
         return [override.text]

@@ -93,8 +93,18 @@ def load(job: str, overrides: Sequence[str]) -> Composed:
         hydra = cfg.pop("hydra")
         for key in WITHOUT.get(job_of(job), ()):
             cfg.pop(key, None)
+    labels_of_a_try(cfg)
     made: Any = OmegaConf.to_container(hydra.runtime.choices)
     return Composed(cfg, hydra, made)
+
+
+def labels_of_a_try(cfg: DictConfig) -> None:
+    """A run that ``debug=`` shrinks and that has to know which labels are kept, keeps one of each class unless told."""
+    from selfsight.datamodules.datasets.amounts import is_said
+
+    labels = cfg.get("labels")
+    if cfg.get("debug") is not None and "method" in cfg and labels is not None and not is_said(labels):
+        labels.per_class = 1
 
 
 def engine(job: str) -> Hydra:

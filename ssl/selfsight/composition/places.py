@@ -5,19 +5,24 @@ Whoever reads them refuses them in the same words, later.
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from selfsight.errors import UserError
+from selfsight.datamodules.datasets.tables import RULES, missing_table
+from selfsight.errors import UserError, nearest
 
 #: data sets that are a folder of the person's, by their target
 OF_FOLDERS = ("selfsight.datamodules.folder",)
 
+#: files that are looked at for whether a batch can be filled, and what lies in a folder made by `selfsight prepare`
+MANY, PREPARED = 100_000, "prepared.json"
 
-def check_places(cfg: DictConfig) -> None:
+
+def check_places(job: str, cfg: DictConfig) -> None:
     """
     Raises:
         UserError: a folder of images or a file of labels is not there.
@@ -25,7 +30,12 @@ def check_places(cfg: DictConfig) -> None:
     if _value(cfg, "dataset._target_") in OF_FOLDERS:
         if _value(cfg, "dataset.root") in (None, ""):
             raise UserError("dataset=folder has to know where the images are: add dataset.root=DIR.")
-        _expect_folder("dataset.root", _value(cfg, "dataset.root"))
+        _check_images(cfg, _expect_folder("dataset.root", _value(cfg, "dataset.root")))
+    if job == "prepare" and not (source := Path(str(cfg.source)).expanduser()).is_dir():
+        raise UserError(f"source is '{source}', which is no folder; name a folder of images.")
+    for key in ("weights", "init_from"):
+        if (path := _value(cfg, key)) is not None:
+            _check_weights(str(path))
     if (path := _value(cfg, "labels.list")) is not None and not Path(str(path)).expanduser().exists():
         raise UserError(f"labels.list is '{Path(str(path)).expanduser()}', which does not exist.")
     if (path := _value(cfg, "labels.split")) is not None:
@@ -35,11 +45,40 @@ def check_places(cfg: DictConfig) -> None:
             raise UserError(f"the label split '{path}' cannot be read: {error.strerror}.") from None
 
 
-def _expect_folder(key: str, value: object) -> None:
+def _check_images(cfg: DictConfig, root: Path) -> None:
+    """Folders and tables inside the folder of images, and a batch that all its files would not fill."""
+    for key in ("dataset.test", "dataset.unlabelled"):
+        if (value := _value(cfg, key)) is not None:
+            _expect_folder(key, root / Path(str(value)).expanduser())
+    labels = _value(cfg, "dataset.labels")
+    if isinstance(labels, str) and labels not in RULES and not any(root.glob(f"*/{labels}")):
+        table = root / Path(labels).expanduser()
+        if not table.is_file():
+            raise missing_table(root, labels)
+    batch = _value(cfg, "batch_size")
+    if not isinstance(batch, int) or "datamodule" not in cfg or _value(cfg, "dataset.unlabelled") is not None:
+        return
+    files = [path for path in itertools.islice(root.rglob("*"), MANY) if path.is_file()]
+    prepared = any(path.name == PREPARED for path in files)  # where a file holds many images
+    if 0 < len(files) < min(batch, MANY) and not prepared and not {"mu", "steps_per_epoch"} & {*cfg}:
+        there = f"{len(files)} file{'s' * (len(files) > 1)}"
+        raise UserError(f"batch_size is {batch} and '{root}' has {there}; choose batch_size={len(files)} or less.")
+
+
+def _check_weights(path: str) -> None:
+    plain = Path(path.removeprefix("authors:")).expanduser()
+    beside = [*plain.parent.glob(f"{plain.name}*")] if plain.parent.is_dir() else []  # of TensorFlow's it is a prefix
+    if plain.suffix not in (".safetensors", ".json") and not beside:
+        found = [str(file.parent) for file in plain.parent.glob("*/backbone.json")]
+        raise UserError(f"There is no folder '{plain}' with a backbone in it.{nearest(str(plain), found)}")
+
+
+def _expect_folder(key: str, value: object) -> Path:
     place = Path(str(value)).expanduser()
     if not place.is_dir():
         what = "is a file" if place.exists() else "does not exist"
         raise UserError(f"{key} is '{place}', which {what}; name a folder of images.")
+    return place
 
 
 def _value(cfg: DictConfig, key: str) -> Any:

@@ -26,13 +26,14 @@ from selfsight.backbones import interface
 from selfsight.backbones.registry import create
 from selfsight.checkpoints.export import name_of
 from selfsight.checkpoints.load import start_from
-from selfsight.composition.defaults import presets_line
+from selfsight.composition.defaults import presets_line, stated
 from selfsight.contracts import Backbone
-from selfsight.datamodules import DataModule, ImageData
+from selfsight.datamodules import DataModule, ImageData, SemiDataModule
 from selfsight.datamodules.datasets.manifest import Manifest
 from selfsight.datamodules.views.view import View
-from selfsight.engine import options
-from selfsight.engine.devices import device, resolve_auto, spread
+from selfsight.engine import advice, options
+from selfsight.engine.advice import Plan
+from selfsight.engine.devices import device, processes, resolve_auto, spread
 from selfsight.engine.options import RunOptions, TrainerOptions
 from selfsight.errors import UserError
 from selfsight.evaluation import OnlineEvaluation
@@ -81,6 +82,7 @@ class Parts:
         online: evaluation while training. final: evaluators of the table at the end, by name.
         callbacks: further ones, by their order. loggers: each is called with the folder it writes into.
         untrained: a backbone like the one that is trained, with weights of its own.
+        plan: the sizes by which a run is advised; None for tries of a few batches.
     """
 
     datamodule: DataModule
@@ -95,6 +97,7 @@ class Parts:
     callbacks: list[Callback]
     loggers: list[Callable[..., Logger]]
     untrained: Callable[[], nn.Module]
+    plan: Plan | None
 
 
 def parts(cfg: DictConfig, of: RunFolder | None = None, **inherited: nn.Module | None) -> Parts:
@@ -116,6 +119,7 @@ def parts(cfg: DictConfig, of: RunFolder | None = None, **inherited: nn.Module |
     learner = method(cfg, data, **inherited)
     check_views(learner, data)
     check_sizes(learner, data)
+    check_batch(learner, data, processes(trainer, where))
     made, clock = recipe(cfg), length(cfg, data)
     loggers = [node for node in (cfg.get("logger") or {}).values() if isinstance(node, DictConfig)]  # null: no such key
     return Parts(
@@ -131,6 +135,7 @@ def parts(cfg: DictConfig, of: RunFolder | None = None, **inherited: nn.Module |
         callbacks=callbacks(cfg),
         loggers=[logger(node) for node in loggers],
         untrained=partial(network, cfg),
+        plan=plan(cfg, data, clock) if trainer.limit_batches is None else None,
     )
 
 
@@ -152,8 +157,25 @@ def callbacks(cfg: DictConfig) -> list[Callback]:
 
 
 def views(cfg: DictConfig) -> dict[str, View]:
-    """The views by name, in their order in a batch."""
-    return {str(name): build(node) for name, node in cfg.views.items() if name != "engine"}
+    """The views by name, in their order in a batch.
+
+    Raises:
+        UserError: one is no view, such as the values of a preset for other views than those chosen.
+    """
+    made = {str(name): build(node) for name, node in cfg.views.items() if name != "engine"}
+    for name, view in made.items():
+        if not isinstance(view, View):
+            hint = (
+                "; presets=null leaves out values that are for other views"
+                if OmegaConf.select(cfg, "choices.presets")
+                else ""
+            )
+            raise UserError(
+                f"views.{name} is no view: views.{name}._target_=selfsight.datamodules.views.View makes it one, "
+                f"~views.{name} leaves it out{hint}.",
+                status=2,
+            )
+    return made
 
 
 def datamodule(cfg: DictConfig, of: RunFolder | None = None) -> DataModule:
@@ -289,6 +311,8 @@ def method(
             "datamodule=semi for a method that learns from few labels, or set method.<name>."
         )
     told = {name: facts[name] for name in wanted}
+    check_kind(kind, data)
+    check_classes(kind, data)
     if backbone is None:
         backbone = network(cfg)
         if (source := cfg.get("init_from", cfg.get("start"))) is not None:  # older runs call it start
@@ -313,6 +337,60 @@ def length(cfg: DictConfig, module: DataModule) -> Clock:
         epochs=trainer.max_epochs if trainer.max_steps is None else trainer.max_steps / steps,
         steps_per_epoch=steps,
         total=trainer.max_steps,
+    )
+
+
+def plan(cfg: DictConfig, data: DataModule, clock: Clock) -> Plan:
+    """The sizes of a run, as rules of thumb judge them."""
+    few = isinstance(data, SemiDataModule)
+    warmup = OmegaConf.select(cfg, "schedule.lr.warmup_epochs")
+    return Plan(
+        images=len((data.unlabelled if isinstance(data, SemiDataModule) else data).images),
+        batch=clock.batch_size,
+        steps_per_epoch=clock.steps_per_epoch,
+        steps=clock.total_steps,
+        epochs=clock.epochs,
+        warmup_epochs=float(warmup or 0),
+        shared=not few and cfg.trainer.accumulate == 1,
+        in_steps=cfg.trainer.max_steps is not None,
+        settings=resolved(cfg.method),
+    )
+
+
+def by_rule(cfg: DictConfig) -> DictConfig:
+    """A configuration whose sizes that are ``auto`` follow from the number of images, see `engine.advice`.
+
+    With ``recipe=small`` so do sizes of the method that nobody has set.
+    """
+    wanted = [key for key in options.BY_RULE if OmegaConf.select(cfg, key) == "auto"]
+    small = OmegaConf.select(cfg, "choices.recipe") == "small"
+    if not wanted and not small:
+        return cfg
+    images, cfg = dataset(cfg).num_images, cfg.copy()
+    for key in wanted:
+        OmegaConf.update(cfg, key, advice.value_by_rule(key, expected_plan(cfg, images)))
+    for found in advice.advise(expected_plan(cfg, images)) if small else ():
+        for key, value in found.values.items():
+            group, _, name = key.partition(".")
+            if group == "method" and name not in stated(cfg.method):
+                cfg.method[name] = value
+    return cfg
+
+
+def expected_plan(cfg: DictConfig, images: int) -> Plan:
+    """The sizes of a run before its parts are made; those that are ``auto`` count as 1."""
+    sizes = options.settled(cfg)
+    batch = sizes.batch_size * (1 if cfg.get("mu") is None else cfg.mu)
+    steps = sizes.get("steps_per_epoch") or max(1, images // batch)
+    return Plan(
+        images=images,
+        batch=batch,
+        steps_per_epoch=steps,
+        steps=sizes.trainer.max_steps or steps * sizes.trainer.max_epochs,
+        epochs=sizes.trainer.max_epochs,
+        warmup_epochs=float(OmegaConf.select(sizes, "schedule.lr.warmup_epochs") or 0),
+        shared=cfg.get("mu") is None,
+        settings=resolved(cfg.method),
     )
 
 
@@ -343,6 +421,7 @@ def check(job: str, cfg: DictConfig) -> None:
         UserError: see `options.check`, `devices.spread` and `recipe`.
     """
     options.check(job, cfg)
+    cfg = options.settled(cfg)
     if "trainer" in cfg:
         trainer = TrainerOptions.read(cfg.trainer)
         spread(trainer, device(trainer.accelerator), cfg.batch_size)
@@ -372,6 +451,67 @@ def check_sizes(learner: Method, data: DataModule) -> None:
         UserError: see `interface.check_sizes`.
     """
     interface.check_sizes(learner.backbone, {view.size for view in data.views})
+
+
+def check_batch(learner: Method, data: DataModule, processes: int) -> None:
+    """Refuse batches of one for what learns by comparing the images of a batch.
+
+    Args:
+        processes: among which a batch is shared out.
+
+    Raises:
+        UserError: there is one image a step, or one a process where BatchNorm is over the images of a process.
+    """
+    kind, images = type(learner).__name__, data.batch_size
+    if isinstance(data, SemiDataModule):  # BatchNorm sees the unlabelled images as well
+        return
+    if images == 1 and learner.across_images:
+        raise UserError(
+            f"batch_size is 1, and of {kind} {learner.across_images}: one image alone teaches it nothing; choose "
+            "batch_size=2 or more, the larger the better."
+        )
+    if images == processes and any(type(module) is nn.BatchNorm1d for module in learner.modules()):
+        raise UserError(
+            f"batch_size is {images} for {processes} process{'es' * (processes > 1)}, and the heads of {kind} "
+            f"normalise over the images of a process, which are one; choose batch_size={2 * processes} or more."
+        )
+
+
+def check_kind(kind: type[Method], data: DataModule) -> None:
+    """Refuse batches of all images for a method that learns from few labels, and the other way round.
+
+    Raises:
+        UserError: with the words that bring the others.
+    """
+    if kind.few_labels == isinstance(data, SemiDataModule):
+        return
+    if kind.few_labels:
+        raise UserError(
+            f"{kind.__name__} learns from labelled and unlabelled images side by side, "
+            f"which {type(data).__name__} does not give; take datamodule=semi views=fixmatch and say how many stay: "
+            "labels.per_class=4."
+        )
+    raise UserError(
+        f"{kind.__name__} learns from images of one kind, and {type(data).__name__} gives labelled and unlabelled ones "
+        "side by side; take datamodule=images."
+    )
+
+
+def check_classes(kind: type[Method], data: DataModule) -> None:
+    """Refuse labels that are all of one class for a method that learns to tell classes apart.
+
+    Raises:
+        UserError: names the class.
+    """
+    labels = data.facts.get("labels")
+    if "num_classes" not in kind.needs or labels is None:
+        return
+    there = labels[labels >= 0].unique().tolist()
+    if len(there) == 1:
+        raise UserError(
+            f"all labels are of one class, '{data.dataset.classes[there[0]]}', and {kind.__name__} learns to tell "
+            "classes apart; give images of at least two, or choose a method that needs no labels."
+        )
 
 
 # --- nodes -----------------------------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ class Monitor(Callback):
     def warnings(self, means: Mapping[str, float], result: Figures, chance: float | None) -> list[str]:
         """What the numbers of this epoch say is wrong: one sentence each, with the remedy, each told once."""
         self.losses.append(means.get("loss", math.nan))
-        found = [result.get("warning"), diagnostics.judge(means)]
+        found = [result.get("warning"), diagnostics.judge(means), diagnostics.judge_nothing(self.losses[-1])]
         if chance is not None:
             found.append(diagnostics.judge_loss(self.losses, chance))
         new = [sentence for sentence in found if sentence and sentence not in self.warned]

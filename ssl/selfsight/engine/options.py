@@ -13,6 +13,7 @@ from typing import Annotated, Any, Self
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from selfsight.datamodules.datasets.amounts import refuse_other_than_one
 from selfsight.errors import UserError, nearest
 from selfsight.validation import (
     AUTO,
@@ -193,12 +194,28 @@ OF_NODES: Mapping[str, Kind] = {
 OF_JOB: Mapping[str, type[Options]] = {"profile": ProfileOptions, "compare": CompareOptions}
 
 
+#: sizes that may be ``auto``, in an order in which each follows from those before it, and the jobs that take it
+BY_RULE = ("batch_size", "trainer.max_epochs", "schedule.lr.warmup_epochs")
+ADVISED = ("pretrain", "profile")
+
+
+def settled(cfg: DictConfig) -> DictConfig:
+    """A configuration with 1 for each size that is yet to follow from the images."""
+    wanted = [key for key in BY_RULE if OmegaConf.select(cfg, key, throw_on_missing=False) == "auto"]
+    cfg = cfg.copy() if wanted else cfg
+    for key in wanted:
+        OmegaConf.update(cfg, key, 1)
+    return cfg
+
+
 def check(job: str, cfg: DictConfig) -> None:
     """Refuse values of a job's configuration that cannot be meant, before anything is built or written.
 
     Raises:
         UserError: see `selfsight.validation.expect`.
     """
+    if job in ADVISED:
+        cfg = settled(cfg)
     RunOptions.read(cfg)
     if job in OF_JOB:
         OF_JOB[job].read(cfg)
@@ -209,6 +226,8 @@ def check(job: str, cfg: DictConfig) -> None:
             expect(key, holder[leaf], kind)
     if "trainer" in cfg:
         TrainerOptions.read(cfg.trainer)
+    if job in ADVISED and cfg.get("labels") is not None:  # others may have those of an earlier run
+        refuse_other_than_one(cfg.labels)
 
 
 def _plain(value: object) -> Any:

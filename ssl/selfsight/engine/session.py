@@ -15,7 +15,7 @@ from rich.markup import escape
 from selfsight.backbones.interface import one_line
 from selfsight.checkpoints.export import export_backbone
 from selfsight.datamodules import DataModule, LabelSplit
-from selfsight.engine import measure
+from selfsight.engine import advice, measure
 from selfsight.engine.build import Parts, as_user_error
 from selfsight.engine.checkpointing import (
     AtomicCheckpoints,
@@ -35,6 +35,7 @@ from selfsight.engine.reload import LoadedRun
 from selfsight.errors import UserError
 from selfsight.files import write_text
 from selfsight.runs.console import make_console
+from selfsight.runs.environment import command
 from selfsight.runs.folder import RunFolder
 
 
@@ -150,6 +151,9 @@ class Session:
         about_steps = several if batches > 1 and across else ""
         for line in filter(None, (names.presets, about_steps, data.about_labels, *data.about)):
             self.console.print(line, style="dim", markup=False)
+        if parts.plan is not None and self.job == "pretrain" and not self.resumed:
+            for line in advice.lines(parts.plan, command()):
+                self.console.print(line, style="yellow", markup=False)
 
     def export_backbone(self) -> None:
         """The backbone as a plain file, with what has to be known to use it."""

@@ -71,7 +71,9 @@ def check(job: str, cfg: DictConfig) -> DictConfig:
         for key in ("run", "teacher"):
             if cfg.get(key) is not None:
                 RunFolder.open(cfg[key])
-        check_places(cfg)
+        for path in cfg.runs if job == "compare-runs" else ():
+            RunFolder.open(path)
+        check_places(job, cfg)
     elif (folder := RunFolder.open(cfg.resume)).job != job:
         raise UserError(
             f"'{folder.path}' is a run of {folder.job}; go on with it: selfsight {folder.job} resume={folder.path}",
@@ -86,7 +88,7 @@ def with_last_run(cfg: DictConfig) -> DictConfig:
     if named:
         cfg = cfg.copy()
         for key in named:
-            cfg[key] = str(RunFolder.open("last").path)
+            cfg[key] = str(RunFolder.open("last", cfg.get("runs") or "runs").path)
     return cfg
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from lightning import seed_everything
 from omegaconf import DictConfig
+from rich.markup import escape
 
-from selfsight.engine import build, measure
+from selfsight.engine import advice, build, measure
 from selfsight.engine.measure import Outcome, Pair
 from selfsight.engine.session import Session, reopen
 from selfsight.evaluation.base import Figures
@@ -23,6 +24,7 @@ def run(cfg: DictConfig) -> Outcome:
     """
     quiet()
     cfg, folder = reopen(cfg)
+    cfg = build.by_rule(cfg)
     if folder is not None and folder.summary.is_file() and "then" in cfg:  # the first of its jobs is done
         return pipeline.follow(cfg, folder)
     parts = build.parts(cfg, folder)
@@ -45,6 +47,8 @@ def conclude(session: Session) -> Figures:
     protocols = measure.protocols(parts.final, data)
     if parts.final:
         measure.show(console, rows, protocols)
+        if parts.plan is not None and (sentence := advice.look_back(rows, parts.plan, parts.recipe.lr)):
+            console.print(f"[yellow]warning[/yellow] {escape(sentence)}")
     classifiers = measure.classifiers(parts.method, data, session.folder)
     show_classifiers(console, classifiers)
     summary: Figures = {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfsight.nn.precision import full_precision
+from selfsight.nn.precision import float32, full_precision
 
 
 @full_precision
@@ -18,10 +19,11 @@ def agreement(f: Tensor, g: Tensor) -> Tensor:
     Args:
         f, g: ``[M, C]`` logits of unlabelled images.
     """
-    p, q = f.softmax(-1), g.softmax(-1)
-    mean = (p + q) / 2
-    own = _entropy(p, f.log_softmax(-1)) + _entropy(q, g.log_softmax(-1))
-    return (_entropy(mean, mean.clamp(min=torch.finfo(mean.dtype).tiny).log()) - own / 2).mean()
+    log_p, log_q = f.log_softmax(-1), g.log_softmax(-1)
+    log_mean = torch.logaddexp(log_p, log_q) - math.log(2)
+    # as divergences from the mean, whose terms are small where both agree; entropies would cancel
+    apart = log_p.exp() * (log_p - log_mean) + log_q.exp() * (log_q - log_mean)
+    return apart.sum(-1).mean() / 2
 
 
 @full_precision
@@ -40,15 +42,18 @@ def difference(f: Tensor, g: Tensor, f_on_g: Tensor, g_on_f: Tensor) -> Tensor:
 def adversarial(network: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
     """``x + epsilon sign(dL/dx)``, L the cross-entropy summed over the batch (Goodfellow et al. 2015).
 
+    The gradient is that of L times a factor, which its sign does not know: the factor is such that it does not vanish
+    for networks that are sure of their answers.
+
     Args:
         network: images to logits ``[B, C]``. labels: ``[B]`` int64.
     """
     x = images.detach().requires_grad_()
     with torch.enable_grad():
-        loss = F.cross_entropy(network(x), labels, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, x)
+        logits = float32(network(x))
+        right = F.one_hot(labels, logits.shape[1]).bool()
+        # L = softplus(wrong - right answer), whose slope is a sigmoid
+        margin = logits.masked_fill(right, -torch.inf).logsumexp(1) - logits[right]
+        slope = F.logsigmoid(margin.detach())
+        (gradient,) = torch.autograd.grad(((slope - slope.max()).exp() * margin).sum(), x)
     return images + epsilon * gradient.sign()
-
-
-def _entropy(p: Tensor, log_p: Tensor) -> Tensor:
-    return -(p * log_p).sum(-1)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfsight.nn.precision import full_precision
+from selfsight.nn.sphere import normalise
 
 
 @full_precision
@@ -30,6 +31,7 @@ def cluster_ntxent(z1: Tensor, z2: Tensor, clusters: Tensor, *, temperature: flo
     return F.cross_entropy(similarity.masked_fill(apart, -torch.inf), positive, reduction="none")
 
 
+@full_precision
 def concatenated(features: Tensor) -> Tensor:
     """Features ``[S, N, D]`` of all stages side by side, divided by the norm of the whole: ``[N, S D]``."""
-    return F.normalize(features.transpose(0, 1).flatten(1), dim=1)
+    return normalise(features.transpose(0, 1).flatten(1))

@@ -26,8 +26,10 @@ from selfsight.nn.distributed import world_size
 from selfsight.nn.heads import mlp
 from selfsight.nn.precision import float32
 from selfsight.optim.groups import ParamGroup, split_no_decay
+from selfsight.validation import SWITCH, at_least, takes, whole
 
 
+@takes(projector=whole(1), lambd=at_least(0), bias_lr=at_least(0), official_gradient=SWITCH)
 class BarlowTwins(Method):
     """Redundancy reduction: the correlations of two views' embeddings become the identity.
 

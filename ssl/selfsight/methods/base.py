@@ -60,6 +60,8 @@ class Method(StepState, LightningModule):
     #: facts of the data that the constructor takes and a configuration need not say, by the argument's name:
     #: num_classes, num_images, num_unlabelled, labels, batch_size
     needs: tuple[str, ...] = ()
+    #: whether a batch is a `SemiBatch`: labelled and unlabelled images side by side
+    few_labels: bool = False
     #: views the method needs, for the sentence that refuses others: (fewest, most or None)
     n_views: tuple[int, int | None] = (1, None)
     #: schedules the method reads, besides the learning rate's

@@ -27,8 +27,10 @@ from selfsight.methods.online_probe import OnlineProbe
 from selfsight.nn.collapse import embedding_std, refuse_frozen
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.heads import mlp
+from selfsight.validation import takes, whole
 
 
+@takes(hidden_dim=whole(1), dim=whole(1), predictor_dim=whole(1), online_classes=whole(0))
 class BYOL(Method):
     """Bootstrap Your Own Latent: predict the projection of the other view by a moving average of the network.
 

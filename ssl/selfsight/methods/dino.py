@@ -32,8 +32,22 @@ from selfsight.nn.ema import EMATeacher
 from selfsight.nn.multicrop import multi_crop
 from selfsight.nn.vit import without_drop_path
 from selfsight.optim.clipping import clip_each
+from selfsight.validation import SHARE, SWITCH, above, at_least, takes, whole
 
 
+@takes(
+    out_dim=whole(2),
+    head_layers=whole(1),
+    hidden_dim=whole(1),
+    bottleneck_dim=whole(1),
+    head_norm=SWITCH,
+    norm_last_layer=SWITCH,
+    student_temperature=above(0),
+    centre_momentum=SHARE,
+    n_global=whole(1),
+    freeze_last_layer_epochs=whole(0),
+    clip_grad=at_least(0),
+)
 class DINO(Method):
     """Self-distillation with no labels: from every crop, what a slow copy says of each other large one.
 

@@ -25,8 +25,10 @@ from selfsight.losses.lejepa import lejepa, random_directions
 from selfsight.methods.base import Method
 from selfsight.nn.heads import mlp
 from selfsight.nn.multicrop import multi_crop
+from selfsight.validation import above, takes, whole
 
 
+@takes(embedding_dim=whole(1), projector=whole(1), slices=whole(1), t_max=above(0), points=whole(3), n_global=whole(1))
 class LeJEPA(Method):
     """Latent-Euclidean joint embedding: views agree, and their embeddings follow a Gaussian.
 

@@ -26,6 +26,7 @@ from selfsight.methods.base import Method
 from selfsight.nn.mae_decoder import MAEDecoder
 from selfsight.nn.patches import RandomPatches, keep_count, random_patches
 from selfsight.nn.vit import is_vit, visible_tokens
+from selfsight.validation import SHARE, SWITCH, takes, whole
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
@@ -39,6 +40,13 @@ class Masked(NamedTuple):
     patches: RandomPatches
 
 
+@takes(
+    mask_ratio=SHARE,
+    decoder_dim=whole(1),
+    decoder_depth=whole(1),
+    decoder_heads=whole(1),
+    normalise_pixels=SWITCH,
+)
 class MAE(Method):
     """Masked autoencoder: from the visible patches of an image the pixels of the hidden ones are predicted.
 

@@ -27,10 +27,12 @@ from selfsight.methods.base import Method
 from selfsight.nn.collapse import embedding_std, refuse_frozen
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.heads import batch_norm_without_affine, mlp
+from selfsight.validation import SWITCH, above, takes, whole
 
 Heads = Literal["auto", "resnet", "vit"]
 
 
+@takes(hidden_dim=whole(1), dim=whole(1), temperature=above(0), freeze_patches=SWITCH)
 class MoCoV3(Method):
     """Momentum contrast, version 3: a query finds the key of its image among those of the batch.
 

@@ -23,8 +23,16 @@ from selfsight.methods.base import Method
 from selfsight.nn.collapse import embedding_std, refuse_frozen
 from selfsight.nn.heads import batch_norm_without_affine, mlp
 from selfsight.optim.groups import ParamGroup, all_parameters
+from selfsight.validation import SWITCH, takes, whole
 
 
+@takes(
+    dim=whole(1),
+    projector_layers=whole(1),
+    projector_dim=whole(1),
+    predictor_dim=whole(1),
+    constant_predictor_lr=SWITCH,
+)
 class SimSiam(Method):
     """Simple Siamese learning: predict the projection of the other view, which gets no gradient.
 

@@ -21,8 +21,10 @@ from selfsight.contracts import Batch
 from selfsight.losses.vicreg import vicreg
 from selfsight.methods.base import Method
 from selfsight.nn.heads import mlp
+from selfsight.validation import at_least, takes, whole
 
 
+@takes(expander=whole(1), sim_coeff=at_least(0), std_coeff=at_least(0), cov_coeff=at_least(0))
 class VICReg(Method):
     """Variance-invariance-covariance: views agree, and the embeddings of a batch spread along every axis alike.
 

@@ -66,17 +66,19 @@ class RunFolder:
         return folder
 
     @classmethod
-    def open(cls, path: str | Path) -> RunFolder:
-        """An existing run. ``last`` is the newest one in ``runs/``.
+    def open(cls, path: str | Path, runs: str | Path = "runs") -> RunFolder:
+        """An existing run. ``last`` is the newest one in ``runs``.
 
         Raises:
             UserError: there is no run at ``path``.
         """
         if str(path) == "last":
-            made = sorted(Path("runs").glob("*/config.yaml"), key=lambda p: p.stat().st_mtime, reverse=True)
+            made = sorted(Path(runs).expanduser().glob("*/config.yaml"), key=lambda p: p.stat().st_mtime, reverse=True)
             newest = next((run for run in (cls(p.parent) for p in made) if run.job in RUNS), None)
             if newest is None:
-                raise UserError("there is no run in 'runs/' yet; `selfsight pretrain` makes one.")
+                raise UserError(
+                    f"there is no run in '{runs}/' yet; `selfsight pretrain` makes one, runs=DIR names another folder."
+                )
             return newest
         folder = Path(path).expanduser()
         if not (folder / "config.yaml").is_file():

@@ -19,8 +19,10 @@ from selfsight.losses.semi import cross_entropy
 from selfsight.methods.semi.alignment import ALIGNED, Alignment
 from selfsight.methods.semi.base import Classifier, SemiMethod
 from selfsight.nn.distributed import all_reduce_sum, world_size
+from selfsight.validation import SHARE, at_least, takes, whole
 
 
+@takes(num_classes=whole(2), tau=at_least(0), lambda_u=at_least(0), m=SHARE)
 class AdaMatch(SemiMethod):
     """Relative confidence: pseudo-labels above a share of the confidence for labelled images.
 

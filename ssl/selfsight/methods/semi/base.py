@@ -81,6 +81,7 @@ class SemiMethod(Method):
     """
 
     needs: tuple[str, ...] = ("labels", "num_classes")
+    few_labels = True
     schedules = ("teacher_momentum",)
 
     def __init__(

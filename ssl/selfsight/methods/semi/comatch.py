@@ -26,7 +26,7 @@ from selfsight.validation import SHARE, above, at_least, takes, whole
 
 
 @takes(
-    num_classes=whole(1), dim=whole(1), K=whole(1), T=above(0), alpha=SHARE, tau=at_least(0), tau_c=at_least(0),
+    num_classes=whole(2), dim=whole(1), K=whole(1), T=above(0), alpha=SHARE, tau=at_least(0), tau_c=at_least(0),
     lambda_u=at_least(0), lambda_c=at_least(0), da_length=whole(1), queue_batches=whole(0),
 )  # fmt: skip
 class CoMatch(SemiMethod):

@@ -21,7 +21,7 @@ from selfsight.methods.semi.base import Classifier, SemiMethod
 from selfsight.validation import SHARE, at_least, takes, whole
 
 
-@takes(num_classes=whole(1), tau=at_least(0), lambda_u=at_least(0), da_m=SHARE)
+@takes(num_classes=whole(2), tau=at_least(0), lambda_u=at_least(0), da_m=SHARE)
 class FixMatch(SemiMethod):
     """Consistency and confidence: what the weak view surely is, the strong view has to be, too.
 

@@ -18,7 +18,7 @@ from selfsight.methods.semi.fixmatch import FixMatch
 from selfsight.validation import SHARE, SWITCH, at_least, takes, whole
 
 
-@takes(num_classes=whole(1), num_unlabelled=whole(1), tau=at_least(0), lambda_u=at_least(0), da_m=SHARE, warmup=SWITCH)
+@takes(num_classes=whole(2), num_unlabelled=whole(1), tau=at_least(0), lambda_u=at_least(0), da_m=SHARE, warmup=SWITCH)
 class FlexMatch(FixMatch):
     """FixMatch with curriculum pseudo-labelling: a class that is hard to learn gets a lower threshold.
 

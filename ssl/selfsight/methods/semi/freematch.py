@@ -23,7 +23,7 @@ from selfsight.nn.distributed import gather, gather_without_grad
 from selfsight.validation import SHARE, SWITCH, at_least, takes, whole
 
 
-@takes(num_classes=whole(1), lambda_u=at_least(0), w_f=at_least(0), m=SHARE, quantile=SWITCH, clip=SHARE)
+@takes(num_classes=whole(2), lambda_u=at_least(0), w_f=at_least(0), m=SHARE, quantile=SWITCH, clip=SHARE)
 class FreeMatch(SemiMethod):
     """Self-adaptive thresholds: a pseudo-label counts where it is surer than the network usually is of that class.
 

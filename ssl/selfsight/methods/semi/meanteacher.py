@@ -22,8 +22,10 @@ from selfsight.errors import UserError, nearest
 from selfsight.losses.semi import cross_entropy, squared_error
 from selfsight.methods.semi.base import Classifier, SemiMethod
 from selfsight.optim.schedule import Ramp
+from selfsight.validation import SHARE, SWITCH, at_least, takes, whole
 
 
+@takes(num_classes=whole(2), weight=at_least(0), ramp=SHARE, labelled_consistency=SWITCH)
 class MeanTeacher(SemiMethod):
     """Consistency with an average of the network itself.
 

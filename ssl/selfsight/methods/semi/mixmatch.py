@@ -26,7 +26,7 @@ from selfsight.optim.schedule import Ramp
 from selfsight.validation import SHARE, above, at_least, takes, whole
 
 
-@takes(num_classes=whole(1), T=above(0), mixup_alpha=above(0), lambda_u=at_least(0), ramp=SHARE)
+@takes(num_classes=whole(2), T=above(0), mixup_alpha=above(0), lambda_u=at_least(0), ramp=SHARE)
 class MixMatch(SemiMethod):
     """Guessed labels, sharpened, and pairs of images mixed with their labels.
 

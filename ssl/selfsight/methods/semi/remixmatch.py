@@ -28,10 +28,22 @@ from selfsight.nn.batchnorm import frozen_statistics
 from selfsight.nn.precision import float32
 from selfsight.nn.rotate import rotate
 from selfsight.optim.schedule import Ramp
+from selfsight.validation import SHARE, above, at_least, takes, whole
 
 ALIGNMENTS = ("ema", "window")
 
 
+@takes(
+    num_classes=whole(2),
+    T=above(0),
+    mixup_alpha=above(0),
+    lambda_u=at_least(0),
+    lambda_s=at_least(0),
+    lambda_r=at_least(0),
+    ramp=SHARE,
+    m=SHARE,
+    window=whole(1),
+)
 class ReMixMatch(MixMatch):
     """MixMatch with anchors from weak views, aligned guesses and a rotation head.
 

@@ -27,7 +27,7 @@ from selfsight.validation import SHARE, SWITCH, above, at_least, one_of, takes, 
 
 
 @takes(
-    num_classes=whole(1), dim=whole(1), tt=above(0), st=above(0), alpha=SHARE, tau=at_least(0), lambda_u=at_least(0),
+    num_classes=whole(2), dim=whole(1), tt=above(0), st=above(0), alpha=SHARE, tau=at_least(0), lambda_u=at_least(0),
     lambda_in=at_least(0), da_length=whole(1), da_eps=at_least(0), teacher=SWITCH, bank_m=SHARE,
     decay=one_of("all", "kernels"),
 )  # fmt: skip

@@ -36,7 +36,7 @@ BELOW_ONE = number("a share from 0 to below 1", lambda v: 0 <= v < 1)
 
 
 @takes(
-    num_classes=whole(1), dim=whole(1), K=whole(1), t=above(0), alpha=BELOW_ONE, topn=whole(1), tau=at_least(0),
+    num_classes=whole(2), dim=whole(1), K=whole(1), t=above(0), alpha=BELOW_ONE, topn=whole(1), tau=at_least(0),
     lambda_nn=at_least(0), lambda_ee=at_least(0), lambda_ne=at_least(0), da_m=SHARE, norm_feat=SWITCH, eman=SWITCH,
     decay=one_of("all", "kernels"),
 )  # fmt: skip

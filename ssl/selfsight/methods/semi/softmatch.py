@@ -18,8 +18,10 @@ from selfsight.contracts import SemiBatch
 from selfsight.losses.semi import cross_entropy, gaussian_weights
 from selfsight.methods.semi.alignment import Alignment
 from selfsight.methods.semi.base import Classifier, SemiMethod
+from selfsight.validation import SHARE, SWITCH, above, at_least, takes, whole
 
 
+@takes(num_classes=whole(2), lambda_u=at_least(0), n_sigma=above(0), m=SHARE, align=SWITCH)
 class SoftMatch(SemiMethod):
     """Pseudo-labels weighted by a Gaussian of their confidence.
 
