@@ -307,7 +307,7 @@ def refuse_beside_resume(typed: Sequence[str], overrides: Sequence[Override]) ->
     if not any(override.key == "resume" and override.value is not None for override in overrides):
         return
     for text, override in zip(typed, overrides, strict=True):
-        if override.key != "resume" and not override.parsed.is_hydra_override():
+        if override.key not in ("resume", "trust") and not override.parsed.is_hydra_override():
             raise UserError(
                 f"resume= goes on with the run's own configuration and takes nothing beside it: leave out {text}, or "
                 "begin a new run.",

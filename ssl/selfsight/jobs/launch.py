@@ -26,6 +26,7 @@ from selfsight.errors import USAGE, UserError
 from selfsight.files import write_text
 from selfsight.runs.folder import RunFolder
 from selfsight.runs.processes import INTERRUPTED, RUN_VARIABLE, SPREAD_VARIABLES, TASK_VARIABLE, on_first_process
+from selfsight.trust import Trust, given, targets, trusting
 
 if TYPE_CHECKING:
     from selfsight.engine.measure import Outcome
@@ -44,10 +45,11 @@ def start(job: str, cfg: DictConfig) -> Outcome | None:
         UserError: a value is missing or cannot be meant, or a run of another job is to go on.
     """
     try:
-        cfg = check(job, cfg)
-        plugins.load()
-        outcome: Outcome | None = importlib.import_module(f"selfsight.jobs.{JOBS[job][0]}").run(cfg)
-        return outcome
+        with trusting(trust_of(cfg)):
+            cfg = check(job, cfg)
+            plugins.load()
+            outcome: Outcome | None = importlib.import_module(f"selfsight.jobs.{JOBS[job][0]}").run(cfg)
+            return outcome
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration is not complete: {' '.join(str(error).split())}.", status=USAGE) from error
 
@@ -64,20 +66,26 @@ def check(job: str, cfg: DictConfig) -> DictConfig:
     Raises:
         UserError: a value is missing or cannot be meant, a place is not there, or a run of another job is to go on.
     """
-    cfg = with_last_run(cfg)
-    if cfg.get("resume") is None:
-        check_given(cfg)
-        options.check(job, cfg)
-        for key in ("run", "teacher"):
-            if cfg.get(key) is not None:
-                RunFolder.open(cfg[key])
-        check_places(cfg)
-    elif (folder := RunFolder.open(cfg.resume)).job != job:
-        raise UserError(
-            f"'{folder.path}' is a run of {folder.job}; go on with it: selfsight {folder.job} resume={folder.path}",
-            status=USAGE,
-        )
+    with trusting(trust_of(cfg)):
+        cfg = with_last_run(cfg)
+        if cfg.get("resume") is None:
+            check_given(cfg)
+            options.check(job, cfg)
+            for key in ("run", "teacher"):
+                if cfg.get(key) is not None:
+                    RunFolder.open(cfg[key])
+            check_places(cfg)
+        elif (folder := RunFolder.open(cfg.resume)).job != job:
+            raise UserError(
+                f"'{folder.path}' is a run of {folder.job}; go on with it: selfsight {folder.job} resume={folder.path}",
+                status=USAGE,
+            )
     return cfg
+
+
+def trust_of(cfg: DictConfig) -> Trust:
+    """Whom a command trusts: what it names itself, and with ``trust=true`` any folder that it reads."""
+    return Trust(bool(cfg.get("trust", False)), targets(OmegaConf.to_container(cfg)))
 
 
 def with_last_run(cfg: DictConfig) -> DictConfig:
@@ -164,7 +172,8 @@ def run_in_subprocess(job: str, cfg: DictConfig, words: Sequence[str]) -> Outcom
         stream.flush()
     with tempfile.TemporaryDirectory() as place:
         answer = Path(place) / "figures.json"
-        task = json.dumps([job, OmegaConf.to_container(cfg), str(answer)])
+        trusted = given()
+        task = json.dumps([job, OmegaConf.to_container(cfg), str(answer), [trusted.everything, sorted(trusted.named)]])
         process = subprocess.Popen(
             [sys.executable, "-m", "selfsight.cli", *words],
             env={**environment, TASK_VARIABLE: task},
@@ -193,10 +202,11 @@ def written_to(stream: TextIO) -> TextIO | None:
 
 def do_given_task() -> Outcome | None:
     """What `run_in_subprocess` has left for this process and those that Lightning starts beside it."""
-    job, content, answer = json.loads(os.environ[TASK_VARIABLE])
+    job, content, answer, (everything, named) = json.loads(os.environ[TASK_VARIABLE])
     cfg = OmegaConf.create(content)
     OmegaConf.set_struct(cfg, True)
-    outcome = start(job, cfg)
+    with trusting(Trust(everything, frozenset(named))):
+        outcome = start(job, cfg)
     if outcome is not None and on_first_process() and Path(answer).parent.is_dir():  # whoever asked for it is there
         folder = getattr(outcome, "folder", None)
         told = {"figures": dict(outcome), "folder": None if folder is None else str(folder.path)}

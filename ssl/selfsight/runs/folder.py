@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from selfsight import trust
 from selfsight.compat import as_it_was
 from selfsight.errors import USAGE, UserError, nearest
 from selfsight.files import write_text
@@ -116,10 +117,10 @@ class RunFolder:
         return self.path.name
 
     def config(self) -> DictConfig:
-        """What the run was made with.
+        """What the run was made with. All that reads a run's configuration reads it here, where it is held to be data.
 
         Raises:
-            UserError: the file is no configuration.
+            UserError: the file is no configuration, or names what `trust.check` refuses to build.
         """
         path = self.path / "config.yaml"
         try:
@@ -128,6 +129,9 @@ class RunFolder:
             raise UserError(f"'{path}' cannot be read as a configuration ({' '.join(str(error).split())}).") from None
         if not isinstance(cfg, DictConfig):
             raise UserError(f"'{path}' is no configuration of a run.")
+        content = OmegaConf.to_container(cfg)
+        assert isinstance(content, dict)
+        trust.check({str(key): value for key, value in content.items()}, path)
         as_it_was(cfg.get("dataset"))
         return cfg
 
@@ -173,7 +177,8 @@ def _resolved_text(cfg: DictConfig) -> str:
         UserError: a value refers to one that is not there.
     """
     try:
-        return OmegaConf.to_yaml(cfg, resolve=True)
+        of_run = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "trust"])  # whom to trust is no setting
+        return OmegaConf.to_yaml(of_run, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration is not complete ({' '.join(str(error).split())}).", status=USAGE) from None
 
