@@ -142,6 +142,7 @@ class RunOptions(Options):
         name: of the run folder; null: method, data set and a number.
         runs: the folder in which run folders are kept.
         resume: a run folder to go on with.
+        extend: epochs that a run which goes on has been given beyond its first length.
         trust: build whatever a run folder names, and not only what `selfsight.trust` knows.
         seed: of weights, views and order.
         batch_size: images a step, over all devices.
@@ -153,6 +154,7 @@ class RunOptions(Options):
     name: Annotated[str | None, FOLDER_NAME] = None
     runs: Annotated[str, FOLDER] = "runs"
     resume: str | None = None
+    extend: Annotated[int | None, NULL | whole(1)] = None
     trust: Annotated[bool, SWITCH] = False
     seed: Annotated[int, whole(0, 2**32 - 1)] = 0
     batch_size: Annotated[int, whole(1)] = 256

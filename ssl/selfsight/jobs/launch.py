@@ -19,11 +19,13 @@ from omegaconf.errors import OmegaConfBaseException
 from selfsight import plugins
 from selfsight.composition.catalogue import JOBS
 from selfsight.composition.keys import flat_keys
+from selfsight.composition.overrides import AUTO
 from selfsight.composition.places import check_places
 from selfsight.engine import options
-from selfsight.engine.options import TrainerOptions
+from selfsight.engine.options import RunOptions, TrainerOptions
 from selfsight.errors import USAGE, UserError
 from selfsight.files import write_text
+from selfsight.jobs.resume import OTHER_RUNS, check_job, finished, with_run_of_name
 from selfsight.runs.folder import RunFolder
 from selfsight.runs.processes import INTERRUPTED, RUN_VARIABLE, SPREAD_VARIABLES, TASK_VARIABLE, on_first_process
 from selfsight.trust import Trust, given, targets, trusting
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from selfsight.engine.measure import Outcome
 
 #: keys that say where a job starts from, which may be `last`
-SOURCES = ("run", "init_from", "teacher", "resume")
+SOURCES = (*OTHER_RUNS, "resume")
 
 
 def start(job: str, cfg: DictConfig) -> Outcome | None:
@@ -46,8 +48,12 @@ def start(job: str, cfg: DictConfig) -> Outcome | None:
     """
     try:
         with trusting(trust_of(cfg)):
-            cfg = check(job, cfg)
+            typed, cfg = cfg, check(job, cfg)
             plugins.load()
+            if cfg.get("resume") == AUTO:
+                cfg = with_run_of_name(job, cfg, typed)
+                if cfg.resume is not None and (done := finished(cfg)) is not None:
+                    return done
             outcome: Outcome | None = importlib.import_module(f"selfsight.jobs.{JOBS[job][0]}").run(cfg)
             return outcome
     except OmegaConfBaseException as error:
@@ -68,18 +74,22 @@ def check(job: str, cfg: DictConfig) -> DictConfig:
     """
     with trusting(trust_of(cfg)):
         cfg = with_last_run(cfg)
-        if cfg.get("resume") is None:
+        if cfg.get("resume") in (None, AUTO):
             check_given(cfg)
             options.check(job, cfg)
             for key in ("run", "teacher"):
                 if cfg.get(key) is not None:
                     RunFolder.open(cfg[key])
             check_places(cfg)
-        elif (folder := RunFolder.open(cfg.resume)).job != job:
-            raise UserError(
-                f"'{folder.path}' is a run of {folder.job}; go on with it: selfsight {folder.job} resume={folder.path}",
-                status=USAGE,
-            )
+            if cfg.get("extend") is not None:
+                raise UserError(f"extend={cfg.extend} lengthens a run that is named: resume=RUN.", status=USAGE)
+            if cfg.get("resume") == AUTO and cfg.get("name") is None:
+                raise UserError(
+                    "resume=auto goes on with the run of a name, and none is given: name=NAME.", status=USAGE
+                )
+        else:
+            check_job(RunFolder.open(cfg.resume), job)
+            RunOptions.read(cfg)
     return cfg
 
 
@@ -132,7 +142,7 @@ def run_nested_job(job: str, cfg: DictConfig, words: Sequence[str] | None = None
     from selfsight.engine import devices
 
     resumed = cfg.get("resume")
-    node = cfg.get("trainer") if resumed is None else RunFolder.open(resumed).config().trainer
+    node = cfg.get("trainer") if resumed in (None, AUTO) else RunFolder.open(resumed).config().trainer
     spread = False
     if node is not None:
         trainer = TrainerOptions.read(node)

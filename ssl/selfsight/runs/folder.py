@@ -57,7 +57,7 @@ class RunFolder:
                 f"the run folder cannot be made in '{runs}' ({error.strerror}); name a folder you may write: runs=DIR."
             ) from None
         try:
-            folder.checkpoint.parent.mkdir()
+            folder.checkpoint.parent.mkdir(exist_ok=True)
             write_text(folder.path / "config.yaml", text)
             write_text(folder.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
         except BaseException:
@@ -89,6 +89,11 @@ class RunFolder:
                 f"'{folder}' was made by `selfsight {run.job}` and is no run; its runs are in '{folder}/runs'."
             )
         return run
+
+    @property
+    def has_config(self) -> bool:
+        """Whether a run has been begun here."""
+        return (self.path / "config.yaml").is_file()
 
     @property
     def began(self) -> bool:
@@ -191,13 +196,20 @@ def _made_by_the_first(runs: Path, name: str | None) -> Path:
     return runs / str(name)
 
 
+def _is_beginning(path: Path) -> bool:
+    """Whether a folder holds no more than a run that was killed before it had its configuration."""
+    checkpoints = path / "checkpoints"
+    left = [one for one in path.iterdir() if one != checkpoints and not one.name.startswith(".config.yaml.")]
+    return not left and not (checkpoints.exists() and any(checkpoints.iterdir()))
+
+
 def _claim(runs: Path, name: str | None, stem: str) -> Path:
     if name not in (None, ""):
         path = runs / str(name)
         if (path / "config.yaml").exists():
             raise UserError(f"run '{path}' exists already; give another name=, or go on with it: resume={path}.")
         path.mkdir(exist_ok=True)
-        if any(path.iterdir()):  # what is not ours must neither be mixed up with a run nor go with one
+        if not _is_beginning(path):  # what is not ours must neither be mixed up with a run nor go with one
             raise UserError(f"'{path}' exists already and is no run; give another name=.")
         return path
     number = 1
