@@ -90,7 +90,8 @@ class TrainerOptions(Options):
             time.
         accumulate: batches an optimiser step.
         clip_norm: largest norm of the gradient; null: any.
-        sync_batchnorm: ``auto``: with more than one process.
+        sync_batchnorm: BatchNorm over the images of all processes; ``auto``: on several GPUs. On CPUs several processes
+            with BatchNorm learn what one does only with ``true``.
         limit_batches: batches an epoch, for tries.
         checkpoint_every: epochs between checkpoints; the last one is always kept.
         checkpoint_minutes: minutes between further ones, inside an epoch, too.
