@@ -40,10 +40,11 @@ from selfsight.errors import USAGE, UserError, nearest
 from selfsight.evaluation import KNN, Features, LinearProbe
 from selfsight.evaluation.base import Figures
 from selfsight.evaluation.features import FINAL
-from selfsight.jobs.launch import run_nested_job
+from selfsight.jobs.launch import run_nested_job, trust_of
 from selfsight.methods.base import Method
 from selfsight.reporting import embedding, embedding_map, report
 from selfsight.runs.folder import RunFolder
+from selfsight.trust import Trust, trusting
 
 if TYPE_CHECKING:
     import pandas
@@ -126,7 +127,10 @@ def embed(
     Raises:
         UserError: no such network, stage or folder, or no images in it.
     """
-    net = backbone if isinstance(backbone, nn.Module) else load(os.fspath(backbone))
+    if isinstance(backbone, Run):
+        net = backbone.backbone
+    else:
+        net = backbone if isinstance(backbone, nn.Module) else load(os.fspath(backbone))
     if image_size is None:
         image_size = int(described(net, "image_size"))
     data = folder_of_images(os.fspath(images), test_fraction=0.0, image_size=image_size)
@@ -155,6 +159,7 @@ class Run:
 
     Args:
         path: its folder, or ``last`` for the newest one in ``runs/``.
+        trust: build whatever the folder names, or what is trusted beside what `selfsight.trust` knows.
 
     Attributes:
         folder: its files.
@@ -163,8 +168,10 @@ class Run:
         UserError: there is no such run.
     """
 
-    def __init__(self, path: str | os.PathLike[str] = "last") -> None:
-        self.folder = RunFolder.open(os.fspath(path))
+    def __init__(self, path: str | os.PathLike[str] = "last", *, trust: bool | Trust = False) -> None:
+        self._trust = trust if isinstance(trust, Trust) else Trust(everything=trust)
+        with trusting(self._trust):
+            self.folder = RunFolder.open(os.fspath(path))
 
     def __fspath__(self) -> str:
         return str(self.folder.path)
@@ -184,7 +191,8 @@ class Run:
     @property
     def config(self) -> DictConfig:
         """What it was made with: every key of its configuration."""
-        return self.folder.config()
+        with trusting(self._trust):
+            return self.folder.config()
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -210,7 +218,8 @@ class Run:
         Raises:
             UserError: it has not come to its end, or a file of it cannot be read.
         """
-        return loaded_run(self.folder)
+        with trusting(self._trust):
+            return loaded_run(self.folder)
 
     @property
     def backbone(self) -> nn.Module:
@@ -224,12 +233,14 @@ class Run:
         Raises:
             UserError: the folder holds no checkpoint.
         """
-        return self.loaded.method or trained_method(self.folder, self.loaded.datamodule)
+        with trusting(self._trust):
+            return self.loaded.method or trained_method(self.folder, self.loaded.datamodule)
 
     @cached_property
     def data(self) -> DataModule:
         """Its images, as evaluation presents them to the backbone."""
-        return eval_datamodule(build.dataset(self.config, self.folder), self.backbone)
+        with trusting(self._trust):
+            return eval_datamodule(build.dataset(self.config, self.folder), self.backbone)
 
     # --- what can be asked of it -------------------------------------------------------------------------------------
 
@@ -246,7 +257,8 @@ class Run:
         there = measure.available_splits(self.data)
         if split not in there:
             raise UserError(f"the data of '{self.path}' have no {split} images; there are {', '.join(there)}.")
-        head, cache = head_of(stage, self.folder, self.backbone), feature_cache(self.folder)
+        with trusting(self._trust):
+            head, cache = head_of(stage, self.folder, self.backbone), feature_cache(self.folder)
         found = measure.part_features(self.backbone, self.data, split, [stage], head=head, cache=cache)[stage]
         return _named(found, self.data.data.split(split))
 
@@ -312,7 +324,8 @@ class Run:
         Returns:
             Its path.
         """
-        return report.write(self.loaded, *measure.features(self.backbone, self.loaded.datamodule), projection)
+        with trusting(self._trust):
+            return report.write(self.loaded, *measure.features(self.backbone, self.loaded.datamodule), projection)
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
@@ -356,10 +369,12 @@ class Run:
 def _trained(job: str, settings: Mapping[str, object]) -> Run:
     words = [_word(str(key), value) for key, value in settings.items()]
     try:
-        outcome = run_nested_job(job, compose(job, words), words)
+        cfg = compose(job, words)
+        outcome = run_nested_job(job, cfg, words)
     except UserError as error:
         raise error.with_traceback(None) from None  # the way it came tells a person nothing
-    return Run(outcome.folder.path if outcome is not None and outcome.folder is not None else "last")
+    folder = outcome.folder.path if outcome is not None and outcome.folder is not None else "last"
+    return Run(folder, trust=trust_of(cfg))
 
 
 def _word(key: str, value: object) -> str:

@@ -15,6 +15,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import pkgutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -76,6 +77,27 @@ def load() -> None:
             importlib.import_module(plugin.module)
         except Exception as error:
             raise plugin.refused(error) from error
+
+
+def defines(target: str) -> bool:
+    """Whether a plug-in defines the class or function of this dotted path; what it has only imported is not its own.
+
+    Raises:
+        UserError: the plug-in does not import.
+    """
+    for plugin in installed():
+        if not target.startswith(f"{plugin.module}."):
+            continue
+        try:
+            found = pkgutil.resolve_name(target)
+        except (ImportError, AttributeError, ValueError):
+            continue
+        except Exception as error:
+            raise plugin.refused(error) from error
+        home = str(getattr(found, "__module__", None))
+        if home == plugin.module or home.startswith(f"{plugin.module}."):
+            return True
+    return False
 
 
 @functools.lru_cache(maxsize=4)

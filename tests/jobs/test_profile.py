@@ -85,7 +85,7 @@ def test_understands_what_pretrain_does() -> None:
     profile, pretrain = cli.compose("profile", ["method=swav"]), cli.compose("pretrain", ["method=swav"])
     for key in ("method", "views", "optimizer", "schedule", "dataset", "backbone", "batch_size"):
         assert profile[key] == pretrain[key], key
-    assert {*pretrain} - {*profile} == {"resume"}
+    assert {*pretrain} - {*profile} == {"resume", "extend"}
     assert cli.choices("recipe", "profile") == cli.choices("recipe", "pretrain")
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = {
     "errors": 0,
     "files": 1, "plugins": 1, "validation": 1, "contracts": 1, "compat": 1, "cpu_memory": 1,
-    "nn": 2,
+    "nn": 2, "trust": 2,
     "optim": 3, "losses": 3,
     "backbones": 4,
     "checkpoints": 5,

@@ -16,16 +16,19 @@ from torch import Tensor, nn
 from selfsight.checkpoints.export import DESCRIPTION, WEIGHTS, is_ours, name_of
 from selfsight.contracts import Backbone
 from selfsight.errors import UserError, nearest
+from selfsight.trust import Trust, check, trusting
 
 AUTHORS = "authors:"  #: before the path of a checkpoint of others, in so many words
 OURS = (".safetensors", ".json")
 
 
-def load(path: str | Path) -> Backbone:
+def load(path: str | Path, *, trust: bool = False) -> Backbone:
     """The backbone of a run folder, frozen and in eval mode, on the CPU.
 
     Args:
         path: a folder with ``backbone.safetensors`` and ``backbone.json``, or one of these files.
+        trust: build whatever the description names; only for a folder whose maker you know.
+
     Returns:
         The network, timm's interface; ``net.spec`` is the description (``image_size``, ``mean``, ``std``, ``method``).
 
@@ -33,7 +36,8 @@ def load(path: str | Path) -> Backbone:
         UserError: a file is missing, cannot be read, or holds the weights of another network.
     """
     weights_file, spec = describe(path)
-    net = _network(spec, path)
+    with trusting(Trust(everything=trust)):
+        net = _network(spec, path)
     weights = _read(weights_file)
     _check(weights, net.state_dict(), weights_file, f"'{name_of(spec['backbone'])}' its description names")
     dtype = next((v.dtype for v in weights.values() if v.is_floating_point()), None)
@@ -52,6 +56,7 @@ def _network(spec: Mapping[str, Any], path: str | Path) -> Backbone:
     from selfsight.backbones.registry import create
 
     arguments = dict(spec["backbone"])
+    check({"backbone": arguments}, path)
     if "pretrained" in arguments or is_ours(arguments):
         arguments["pretrained"] = False
     if is_ours(arguments):

@@ -74,7 +74,7 @@ POSITIONAL = {"compare-runs": "runs", "backbones": "families"}
 LIKE = {"profile": "pretrain"}
 
 #: keys of the job that another one is like, which mean nothing to it
-WITHOUT = {"profile": ("resume",)}
+WITHOUT = {"profile": ("resume", "extend")}
 
 #: the whole evaluation of a run, and the evaluators that can stand alone in its place: those that look at features
 WHOLE_EVALUATION = "default"

@@ -270,6 +270,8 @@ def did_you_mean(job: str, key: str, keys: Sequence[str], *, typed: bool = True)
     single = [each for each in keys if each not in nodes]  # a part that holds others is no place for a value
     last = {each: each.rpartition(".")[2] for each in single}
     beside = [each for each in single if parent in nodes and each.rpartition(".")[0] == parent]
+    if not parent:
+        beside, last = [*groups, *beside], last | {group: group for group in groups}
     close = (
         [each for each in single if last[each] == leaf]
         or [each for name in near(leaf, [last[each] for each in beside], 0.5) for each in beside if last[each] == name]

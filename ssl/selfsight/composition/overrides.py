@@ -40,6 +40,10 @@ LITERAL = (
     "evaluator.data.root",
 )  # fmt: skip
 
+#: ``resume=auto``: the run that ``name`` names, where there is one
+AUTO = "auto"
+BESIDE_RESUME = ("resume", "extend", "trust")
+
 #: words of older commands, and what they are called now
 RENAMED = {"tuned": "presets", "backbone": "weights", "start": "init_from"}
 
@@ -191,6 +195,7 @@ def checked(job: str, words: Sequence[str], *, sweep: bool = False) -> list[str]
     What is checked already stays as it is.
     """
     groups = job_groups(job)
+    words = as_extension(words)
     overrides = [parse_override(renamed(job, word, groups), groups, sweep=sweep) for word in words]
     refuse_beside_resume(words, overrides)
     for group in (group for group, choice in groups.items() if choice == "???"):
@@ -309,18 +314,25 @@ def quoted(text: str) -> str:
     return QuotedString(text, Quote.double).with_quotes()
 
 
+def as_extension(words: Sequence[str]) -> list[str]:
+    """The words, ``trainer.max_epochs=+50`` beside ``resume=`` as ``extend=50``: 50 more than the run has."""
+    if not any(word.startswith("resume=") for word in words):
+        return list(words)
+    return [re.sub(r"^trainer\.max_epochs=\+(?=\d+$)", "extend=", word) for word in words]
+
+
 def refuse_beside_resume(typed: Sequence[str], overrides: Sequence[Override]) -> None:
     """
     Raises:
         UserError: a run is to go on with its own configuration, and with other values.
     """
-    if not any(override.key == "resume" and override.value is not None for override in overrides):
+    if not any(override.key == "resume" and override.value not in (None, AUTO) for override in overrides):
         return
     for text, override in zip(typed, overrides, strict=True):
-        if override.key != "resume" and not override.parsed.is_hydra_override():
+        if override.key not in BESIDE_RESUME and not override.parsed.is_hydra_override():
             raise UserError(
-                f"resume= goes on with the run's own configuration and takes nothing beside it: leave out {text}, or "
-                "begin a new run.",
+                "resume= goes on with the run's own configuration and takes nothing beside it but extend=EPOCHS: "
+                f"leave out {text}, or begin a new run.",
                 status=USAGE,
             )
 

@@ -133,6 +133,12 @@ def usable_checkpoint(path: Path) -> tuple[Path, str]:
     return path, ""
 
 
+def epochs_done(path: Path) -> int:
+    """How many epochs the training has come through whose last checkpoint is at ``path``."""
+    loops = training_checkpoint(usable_checkpoint(path)[0])["loops"]
+    return int(loops["fit_loop"]["epoch_progress"]["current"]["processed"])
+
+
 def checkpointing(path: Path, every: int) -> ModelCheckpoint:
     """Keeps ``last.ckpt`` after every ``every`` epochs and after the last one."""
     return ModelCheckpoint(

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from selfsight.backbones import timm
 from selfsight.engine.options import ACCELERATORS, TrainerOptions
 from selfsight.errors import UserError
+from selfsight.nn.batchnorm import ReducedBatchNorm
 from selfsight.validation import expect, one_of
 
 
@@ -79,30 +80,41 @@ def spread(options: TrainerOptions, where: torch.device, batch_size: int) -> Spr
     strategy = "ddp" if options.strategy == "auto" and count > 1 else options.strategy
     sync = options.sync_batchnorm
     if sync == "auto":
-        sync = count > 1 and where.type == "cuda"  # PyTorch has no synchronised BatchNorm for CPUs
-    return Spread(devices, strategy, [SyncNorms()] if sync else [])
+        sync = count > 1 and where.type == "cuda"  # on CPUs it is slower than all that it normalises
+    return Spread(devices, strategy, [SyncNorms(where.type)] if sync else [])
 
 
 class SyncNorms(LayerSync):
     """BatchNorm over the images of all processes while training; afterwards every norm is what it was before.
 
-    Lightning's own conversion would drop the activations that timm keeps inside its norms, there and back.
+    Lightning's own conversion would drop the activations that timm keeps inside its norms, there and back. PyTorch's
+    layer is one for GPUs; on CPUs ours takes its place.
     """
 
-    def __init__(self) -> None:
-        self.before: dict[str, nn.Module] = {}
+    def __init__(self, kind: str = "cuda") -> None:
+        self.kind = kind
+        self.before: dict[str, _BatchNorm] = {}
 
     def apply(self, model: nn.Module) -> nn.Module:
         found = model.named_modules(remove_duplicate=False)
         self.before = {name: norm for name, norm in found if isinstance(norm, _BatchNorm)}
-        converted: nn.Module = timm.layers.convert_sync_batchnorm(model)
-        return converted
+        if self.kind == "cuda":
+            converted: nn.Module = timm.layers.convert_sync_batchnorm(model)
+            return converted
+        for name, norm in self.before.items():
+            put_in_place(model, name, ReducedBatchNorm(norm))
+        return model
 
     def revert(self, model: nn.Module) -> nn.Module:
         for name, norm in self.before.items():
             synced = model.get_submodule(name)
             for key in (*norm._parameters, *norm._buffers):
                 setattr(norm, key, getattr(synced, key))
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, norm.train(synced.training))
+            put_in_place(model, name, norm.train(synced.training))
         return model
+
+
+def put_in_place(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Let ``module`` stand where ``model`` has another one."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

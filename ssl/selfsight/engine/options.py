@@ -91,7 +91,8 @@ class TrainerOptions(Options):
             time.
         accumulate: batches an optimiser step.
         clip_norm: largest norm of the gradient; null: any.
-        sync_batchnorm: ``auto``: with more than one process.
+        sync_batchnorm: BatchNorm over the images of all processes; ``auto``: on several GPUs. On CPUs several processes
+            with BatchNorm learn what one does only with ``true``.
         limit_batches: batches an epoch, for tries.
         checkpoint_every: epochs between checkpoints; the last one is always kept.
         checkpoint_minutes: minutes between further ones, inside an epoch, too.
@@ -143,6 +144,8 @@ class RunOptions(Options):
         name: of the run folder; null: method, data set and a number.
         runs: the folder in which run folders are kept.
         resume: a run folder to go on with.
+        extend: epochs that a run which goes on has been given beyond its first length.
+        trust: build whatever a run folder names, and not only what `selfsight.trust` knows.
         seed: of weights, views and order.
         batch_size: images a step, over all devices.
         num_workers: processes that read and crop images.
@@ -153,6 +156,8 @@ class RunOptions(Options):
     name: Annotated[str | None, FOLDER_NAME] = None
     runs: Annotated[str, FOLDER] = "runs"
     resume: str | None = None
+    extend: Annotated[int | None, NULL | whole(1)] = None
+    trust: Annotated[bool, SWITCH] = False
     seed: Annotated[int, whole(0, 2**32 - 1)] = 0
     batch_size: Annotated[int, whole(1)] = 256
     num_workers: Annotated[int | str, AUTO | whole(0)] = "auto"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 
@@ -24,6 +24,7 @@ from selfsight.engine.checkpointing import (
     StepSeeds,
     TimedCheckpoints,
     checkpointing,
+    epochs_done,
     usable_checkpoint,
 )
 from selfsight.engine.devices import device, spread
@@ -37,6 +38,7 @@ from selfsight.files import write_text
 from selfsight.runs.console import make_console
 from selfsight.runs.environment import command
 from selfsight.runs.folder import RunFolder
+from selfsight.runs.processes import on_first_process
 
 
 def reopen(cfg: DictConfig) -> tuple[DictConfig, RunFolder | None]:
@@ -52,7 +54,39 @@ def reopen(cfg: DictConfig) -> tuple[DictConfig, RunFolder | None]:
     folder = RunFolder.open(cfg.resume)
     if folder.began:
         usable_checkpoint(folder.checkpoint)
-    return folder.config_to_resume(), folder
+    of_run = folder.config_to_resume()
+    if cfg.get("extend") is not None:
+        lengthen(of_run, folder, int(cfg.extend))
+    return of_run, folder
+
+
+def lengthen(cfg: DictConfig, folder: RunFolder, epochs: int) -> None:
+    """Give a run that has come to its end further epochs, here and in its folder. Typed again it goes on with them.
+
+    Raises:
+        UserError: it has not come to its end, or its length is not one in epochs.
+    """
+    if "then" in cfg or cfg.trainer.get("max_steps") is not None:
+        raise UserError(
+            f"extend={epochs} is for a run whose length is trainer.max_epochs and which no further jobs follow, and "
+            f"'{folder.path}' is none."
+        )
+    done, whole = epochs_done(folder.checkpoint), int(cfg.trainer.max_epochs)
+    if done < whole:
+        if cfg.get("extend") == epochs:
+            return
+        raise UserError(
+            f"'{folder.path}' has done {done} of its {whole} epochs; go on with it before it is lengthened: leave out "
+            f"extend={epochs}."
+        )
+    longer = {"trainer.max_epochs": whole + epochs, "extend": epochs}
+    written = folder.config()
+    for key, value in longer.items():
+        OmegaConf.update(cfg, key, value, force_add=True)
+        OmegaConf.update(written, key, value, force_add=True)
+    if on_first_process():
+        folder.write_config(written)
+        folder.summary.unlink(missing_ok=True)
 
 
 @dataclass
@@ -149,11 +183,24 @@ class Session:
             f"{batches} batches of {length.batch_size // batches} make a step, not one of {length.batch_size}: {across}"
         )
         about_steps = several if batches > 1 and across else ""
-        for line in filter(None, (names.presets, about_steps, data.about_labels, *data.about)):
+        for line in filter(None, (self.about_extension, names.presets, about_steps, data.about_labels, *data.about)):
             self.console.print(line, style="dim", markup=False)
         if parts.plan is not None and self.job == "pretrain" and not self.resumed:
             for line in advice.lines(parts.plan, command()):
                 self.console.print(line, style="yellow", markup=False)
+
+    @property
+    def about_extension(self) -> str:
+        """What becomes of the schedules of a run that has been given further epochs; empty for another one."""
+        extend, length, recipe = self.parts.run.extend, self.parts.length, self.parts.recipe
+        if extend is None or not self.resumed:
+            return ""
+        before = replace(length, epochs=length.epochs - extend)
+        old, new = recipe.values(before.total_steps - 1, before)["lr"], recipe.values(before.total_steps, length)["lr"]
+        return (
+            f"{extend} epochs more than the {before.epochs:g} it had: schedules are those of a run of "
+            f"{length.epochs:g} epochs, and the learning rate goes on from {new:.3g}, where it had come to {old:.3g}"
+        )
 
     def export_backbone(self) -> None:
         """The backbone as a plain file, with what has to be known to use it."""

@@ -19,19 +19,22 @@ from omegaconf.errors import OmegaConfBaseException
 from selfsight import plugins
 from selfsight.composition.catalogue import JOBS
 from selfsight.composition.keys import flat_keys
+from selfsight.composition.overrides import AUTO
 from selfsight.composition.places import check_places
 from selfsight.engine import options
-from selfsight.engine.options import TrainerOptions
+from selfsight.engine.options import RunOptions, TrainerOptions
 from selfsight.errors import USAGE, UserError
 from selfsight.files import write_text
+from selfsight.jobs.resume import OTHER_RUNS, check_job, finished, with_run_of_name
 from selfsight.runs.folder import RunFolder
 from selfsight.runs.processes import INTERRUPTED, RUN_VARIABLE, SPREAD_VARIABLES, TASK_VARIABLE, on_first_process
+from selfsight.trust import Trust, given, targets, trusting
 
 if TYPE_CHECKING:
     from selfsight.engine.measure import Outcome
 
 #: keys that say where a job starts from, which may be `last`
-SOURCES = ("run", "init_from", "teacher", "resume")
+SOURCES = (*OTHER_RUNS, "resume")
 
 
 def start(job: str, cfg: DictConfig) -> Outcome | None:
@@ -44,10 +47,15 @@ def start(job: str, cfg: DictConfig) -> Outcome | None:
         UserError: a value is missing or cannot be meant, or a run of another job is to go on.
     """
     try:
-        cfg = check(job, cfg)
-        plugins.load()
-        outcome: Outcome | None = importlib.import_module(f"selfsight.jobs.{JOBS[job][0]}").run(cfg)
-        return outcome
+        with trusting(trust_of(cfg)):
+            typed, cfg = cfg, check(job, cfg)
+            plugins.load()
+            if cfg.get("resume") == AUTO:
+                cfg = with_run_of_name(job, cfg, typed)
+                if cfg.resume is not None and (done := finished(cfg)) is not None:
+                    return done
+            outcome: Outcome | None = importlib.import_module(f"selfsight.jobs.{JOBS[job][0]}").run(cfg)
+            return outcome
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration is not complete: {' '.join(str(error).split())}.", status=USAGE) from error
 
@@ -64,22 +72,32 @@ def check(job: str, cfg: DictConfig) -> DictConfig:
     Raises:
         UserError: a value is missing or cannot be meant, a place is not there, or a run of another job is to go on.
     """
-    cfg = with_last_run(cfg)
-    if cfg.get("resume") is None:
-        check_given(cfg)
-        options.check(job, cfg)
-        for key in ("run", "teacher"):
-            if cfg.get(key) is not None:
-                RunFolder.open(cfg[key])
-        for path in cfg.runs if job == "compare-runs" else ():
-            RunFolder.open(path)
-        check_places(job, cfg)
-    elif (folder := RunFolder.open(cfg.resume)).job != job:
-        raise UserError(
-            f"'{folder.path}' is a run of {folder.job}; go on with it: selfsight {folder.job} resume={folder.path}",
-            status=USAGE,
-        )
+    with trusting(trust_of(cfg)):
+        cfg = with_last_run(cfg)
+        if cfg.get("resume") in (None, AUTO):
+            check_given(cfg)
+            options.check(job, cfg)
+            for key in ("run", "teacher"):
+                if cfg.get(key) is not None:
+                    RunFolder.open(cfg[key])
+            for path in cfg.runs if job == "compare-runs" else ():
+                RunFolder.open(path)
+            check_places(job, cfg)
+            if cfg.get("extend") is not None:
+                raise UserError(f"extend={cfg.extend} lengthens a run that is named: resume=RUN.", status=USAGE)
+            if cfg.get("resume") == AUTO and cfg.get("name") is None:
+                raise UserError(
+                    "resume=auto goes on with the run of a name, and none is given: name=NAME.", status=USAGE
+                )
+        else:
+            check_job(RunFolder.open(cfg.resume), job)
+            RunOptions.read(cfg)
     return cfg
+
+
+def trust_of(cfg: DictConfig) -> Trust:
+    """Whom a command trusts: what it names itself, and with ``trust=true`` any folder that it reads."""
+    return Trust(bool(cfg.get("trust", False)), targets(OmegaConf.to_container(cfg)))
 
 
 def with_last_run(cfg: DictConfig) -> DictConfig:
@@ -126,7 +144,7 @@ def run_nested_job(job: str, cfg: DictConfig, words: Sequence[str] | None = None
     from selfsight.engine import devices
 
     resumed = cfg.get("resume")
-    node = cfg.get("trainer") if resumed is None else RunFolder.open(resumed).config().trainer
+    node = cfg.get("trainer") if resumed in (None, AUTO) else RunFolder.open(resumed).config().trainer
     spread = False
     if node is not None:
         trainer = TrainerOptions.read(node)
@@ -166,7 +184,8 @@ def run_in_subprocess(job: str, cfg: DictConfig, words: Sequence[str]) -> Outcom
         stream.flush()
     with tempfile.TemporaryDirectory() as place:
         answer = Path(place) / "figures.json"
-        task = json.dumps([job, OmegaConf.to_container(cfg), str(answer)])
+        trusted = given()
+        task = json.dumps([job, OmegaConf.to_container(cfg), str(answer), [trusted.everything, sorted(trusted.named)]])
         process = subprocess.Popen(
             [sys.executable, "-m", "selfsight.cli", *words],
             env={**environment, TASK_VARIABLE: task},
@@ -195,10 +214,11 @@ def written_to(stream: TextIO) -> TextIO | None:
 
 def do_given_task() -> Outcome | None:
     """What `run_in_subprocess` has left for this process and those that Lightning starts beside it."""
-    job, content, answer = json.loads(os.environ[TASK_VARIABLE])
+    job, content, answer, (everything, named) = json.loads(os.environ[TASK_VARIABLE])
     cfg = OmegaConf.create(content)
     OmegaConf.set_struct(cfg, True)
-    outcome = start(job, cfg)
+    with trusting(Trust(everything, frozenset(named))):
+        outcome = start(job, cfg)
     if outcome is not None and on_first_process() and Path(answer).parent.is_dir():  # whoever asked for it is there
         folder = getattr(outcome, "folder", None)
         told = {"figures": dict(outcome), "folder": None if folder is None else str(folder.path)}

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from selfsight.nn.distributed import sum_over_ranks, world_size
+from selfsight.nn.distributed import all_reduce_sum, sum_over_ranks, world_size
 
 
 class _BiasedRunningVariance(_BatchNorm):
@@ -62,16 +62,58 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
         if not self.training or world_size() == 1:
             return super().forward(x)
         self._check_input_dim(x)
-        n = len(x) * world_size()
-        mean = sum_over_ranks(x.sum(0)) / n  # [C]
-        variance = sum_over_ranks((x - mean).square().sum(0)) / n
-        if self.track_running_stats:
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, self.momentum)  # type: ignore[union-attr, arg-type]
-                self.running_var.lerp_(variance * n / (n - 1), self.momentum)  # type: ignore[union-attr, arg-type]
-                self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-        y = (x - mean) * (variance + self.eps).rsqrt()
-        return y * self.weight + self.bias if self.affine else y
+        return normalized_over_all(self, x)
+
+
+class ReducedBatchNorm(_BatchNorm):
+    """BatchNorm over the images of all processes by ``all_reduce``: for CPUs, where PyTorch has no synchronised one.
+
+    Outputs, gradients and running statistics are those of one process that holds the whole batch; processes may hold
+    different numbers of images.
+    """
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        """In the place of ``norm``, whose parameters and statistics it uses; timm's norms bring an activation."""
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        for name in (*norm._parameters, *norm._buffers):
+            setattr(self, name, getattr(norm, name))
+        self.biased = isinstance(norm, _BiasedRunningVariance)
+        self.drop, self.act = getattr(norm, "drop", nn.Identity()), getattr(norm, "act", nn.Identity())
+        self.train(norm.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or self.running_mean is None:
+            y = normalized_over_all(self, x, biased=self.biased)
+        else:
+            y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        activated: Tensor = self.act(self.drop(y))
+        return activated
+
+
+def normalized_over_all(norm: _BatchNorm, x: Tensor, *, biased: bool = False) -> Tensor:
+    """``x [B, C, ...]`` normalised by the statistics of all processes, which go into the running ones of ``norm``.
+
+    Args:
+        biased: the running variance gets the variance of the batch as it is, not times n / (n - 1).
+    """
+    wide = x if x.dtype == torch.float64 else x.float()
+    places, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
+    n = all_reduce_sum(torch.tensor(float(x.numel() // x.shape[1]), dtype=wide.dtype, device=x.device))
+    mean = sum_over_ranks(wide.sum(places)) / n  # [C]
+    centred = wide - mean.view(shape)
+    variance = sum_over_ranks(centred.square().sum(places)) / n
+    if norm.training and norm.running_mean is not None and norm.running_var is not None:
+        with torch.no_grad():
+            assert norm.num_batches_tracked is not None
+            norm.num_batches_tracked.add_(1)
+            share = norm.momentum if norm.momentum is not None else 1 / float(norm.num_batches_tracked)
+            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
+            spread = variance if biased else variance * n / (n - 1).clamp(min=1)
+            norm.running_var.lerp_(spread.to(norm.running_var.dtype), share)
+    y = centred * (variance + norm.eps).rsqrt().view(shape)
+    if norm.affine:
+        y = y * norm.weight.view(shape) + norm.bias.view(shape)
+    return y.to(x.dtype)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from selfsight import trust
 from selfsight.compat import as_it_was
 from selfsight.errors import USAGE, UserError, nearest
 from selfsight.files import write_text
@@ -56,7 +57,7 @@ class RunFolder:
                 f"the run folder cannot be made in '{runs}' ({error.strerror}); name a folder you may write: runs=DIR."
             ) from None
         try:
-            folder.checkpoint.parent.mkdir()
+            folder.checkpoint.parent.mkdir(exist_ok=True)
             write_text(folder.path / "config.yaml", text)
             write_text(folder.path / "environment.json", json.dumps(environment(), indent=2) + "\n")
         except BaseException:
@@ -92,6 +93,11 @@ class RunFolder:
         return run
 
     @property
+    def has_config(self) -> bool:
+        """Whether a run has been begun here."""
+        return (self.path / "config.yaml").is_file()
+
+    @property
     def began(self) -> bool:
         """Whether there is something to go on from: a checkpoint, or the one before it."""
         return any(self.checkpoint.parent.glob("*.ckpt"))
@@ -118,10 +124,10 @@ class RunFolder:
         return self.path.name
 
     def config(self) -> DictConfig:
-        """What the run was made with.
+        """What the run was made with. All that reads a run's configuration reads it here, where it is held to be data.
 
         Raises:
-            UserError: the file is no configuration.
+            UserError: the file is no configuration, or names what `trust.check` refuses to build.
         """
         path = self.path / "config.yaml"
         try:
@@ -130,6 +136,9 @@ class RunFolder:
             raise UserError(f"'{path}' cannot be read as a configuration ({' '.join(str(error).split())}).") from None
         if not isinstance(cfg, DictConfig):
             raise UserError(f"'{path}' is no configuration of a run.")
+        content = OmegaConf.to_container(cfg)
+        assert isinstance(content, dict)
+        trust.check({str(key): value for key, value in content.items()}, path)
         as_it_was(cfg.get("dataset"))
         return cfg
 
@@ -175,7 +184,8 @@ def _resolved_text(cfg: DictConfig) -> str:
         UserError: a value refers to one that is not there.
     """
     try:
-        return OmegaConf.to_yaml(cfg, resolve=True)
+        of_run = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "trust"])  # whom to trust is no setting
+        return OmegaConf.to_yaml(of_run, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration is not complete ({' '.join(str(error).split())}).", status=USAGE) from None
 
@@ -188,13 +198,20 @@ def _made_by_the_first(runs: Path, name: str | None) -> Path:
     return runs / str(name)
 
 
+def _is_beginning(path: Path) -> bool:
+    """Whether a folder holds no more than a run that was killed before it had its configuration."""
+    checkpoints = path / "checkpoints"
+    left = [one for one in path.iterdir() if one != checkpoints and not one.name.startswith(".config.yaml.")]
+    return not left and not (checkpoints.exists() and any(checkpoints.iterdir()))
+
+
 def _claim(runs: Path, name: str | None, stem: str) -> Path:
     if name not in (None, ""):
         path = runs / str(name)
         if (path / "config.yaml").exists():
             raise UserError(f"run '{path}' exists already; give another name=, or go on with it: resume={path}.")
         path.mkdir(exist_ok=True)
-        if any(path.iterdir()):  # what is not ours must neither be mixed up with a run nor go with one
+        if not _is_beginning(path):  # what is not ours must neither be mixed up with a run nor go with one
             raise UserError(f"'{path}' exists already and is no run; give another name=.")
         return path
     number = 1
