@@ -17,10 +17,12 @@ from selfsight.datamodules.datasets.labels import Labeller
 from selfsight.datamodules.datasets.manifest import Manifest
 from selfsight.datamodules.datasets.search import Found, closed, find_images, left_out, search, told
 from selfsight.datamodules.datasets.splits import hold_out, hold_out_by_name
+from selfsight.datamodules.images import bands
+from selfsight.datamodules.images.bands import Kind
 from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, read_image
-from selfsight.datamodules.images.formats import Look, look
+from selfsight.datamodules.images.formats import Look, first_bytes, look, read_file
 from selfsight.datamodules.images.prepared import Shards, record
-from selfsight.datamodules.images.sets import FileImages, ImageSet, join
+from selfsight.datamodules.images.sets import Decoder, FileImages, ImageSet, join
 from selfsight.errors import UserError
 from selfsight.validation import SWITCH, expect, one_of, whole
 
@@ -31,6 +33,8 @@ log = logging.getLogger("selfsight")
 #: names of folders, in any case, that hold the images to learn from and those held out
 TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
+#: mean and std of ImageNet, images in [0, 1]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: what decides which images are held out
 SPLITS = ("hash", "draw")
 
@@ -39,8 +43,8 @@ def folder(
     root: str | Path | None = None,
     *,
     image_size: int = 96,
-    mean: Sequence[float] = (0.485, 0.456, 0.406),
-    std: Sequence[float] = (0.229, 0.224, 0.225),
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
     labels: str = "auto",
     test: str | Path | None = None,
     test_fraction: float = 0.1,
@@ -50,6 +54,7 @@ def folder(
     resident: bool | str = "auto",
     max_unreadable: float = 0.01,
     max_pixels: int = MAX_PIXELS,
+    channels: str | int | Sequence[int] = "auto",
     seed: int = 0,
     eval_resize: int | None = None,
     name: str = "folder",
@@ -76,18 +81,24 @@ def folder(
         max_unreadable: share of the files that may be no readable images; they are skipped, and a run names them in
             ``unreadable.txt``.
         max_pixels: of the largest image that is read: a file of a few bytes may claim any number.
+        channels: ``auto``: RGB of eight bits where all files are colour or grey images of eight bits, else all channels
+            that they have, in their own type (see `images.bands`). ``rgb``: RGB of eight bits whatever they are. A
+            number: the first so many channels. A list such as ``[3, 2, 1]``: these, counted from 1, in this order.
         seed: of what is held out.
         image_size, eval_resize, mean, std, name: see `ImageData`. 224 suits large photographs and a large backbone;
-            mean and std are ImageNet's.
+            mean and std are ImageNet's; of images that are not RGB of eight bits they are computed instead, unless
+            others are given.
 
     Raises:
-        UserError: no such folder, no images in it, one image, too many unreadable files, a wrong list of labels.
+        UserError: no such folder, no images in it, one image, too many unreadable files, a wrong list of labels, images
+            of several kinds.
     """
     if root is None or root == "":
         raise UserError("dataset=folder has to know where the images are: add dataset.root=DIR.")
     expect("dataset.split", split, one_of(*SPLITS))
     expect("dataset.drop_copies", drop_copies, SWITCH)
     expect("dataset.max_pixels", max_pixels, whole(1))
+    expect("dataset.channels", channels, checks.CHANNELS)
     top = _existing("dataset.root", checks.path("dataset.root", root))
     bad, shards = UnreadableFiles(max_unreadable), Shards.of(top)
     labeller = Labeller(top, labels, Path.is_file if shards is None else shards.holds)
@@ -95,10 +106,13 @@ def folder(
     parts = [part for part in (train, test_part, extra) if part is not None]
     bad.files = sum(len(part.paths) + len(part.found.broken) for part in parts)
     looks: dict[str, Look] = {}  # at every file, by its path seen from the top
-    for part in parts:
-        bad.add(part.found.broken.items())
-        if shards is None and bad.files <= CHECKED:
-            part.paths = _without_damaged(part, bad, looks, top, max_pixels)
+    bad.add(item for part in parts for item in part.found.broken.items())
+    seen = [_looks(part) if shards is None and bad.files <= CHECKED else None for part in parts]
+    decoder = None if shards is not None else bands.decoder(channels, _kinds(parts, seen, channels))
+    for part, each in zip(parts, seen, strict=True):
+        if each is not None:
+            part.paths = _without_damaged(part, bad, each, lambda place: _damage(place, max_pixels, decoder))
+            looks.update((_above(part, top) + path, one) for path, one in each.items())
     if len(train.paths) < 2:
         raise UserError(f"'{train.place}' holds {len(train.paths)} image; there has to be more than one to learn from.")
 
@@ -112,7 +126,7 @@ def folder(
     def read(part: Part, labels: Tensor | None = None) -> ImageSet:
         if shards is not None:
             return keep_in_memory(shards.images(part.place, part.paths, labels), resident, bad)
-        return keep_in_memory(FileImages(part.place, part.paths, labels, max_pixels), resident, bad)
+        return keep_in_memory(FileImages(part.place, part.paths, labels, max_pixels, decoder), resident, bad)
 
     images, further = read(train, known.labels), list[ImageSet]()
     if images.labels is not None and bool((images.labels < 0).any()):
@@ -135,6 +149,9 @@ def folder(
     more = join(*further) if further else None
     if more is not None:
         more.labels = None
+    facts = None if decoder is None else bands.measure(images, decoder.made)
+    if facts is not None and tuple(mean) == IMAGENET_MEAN and tuple(std) == IMAGENET_STD:  # those of other images
+        mean, std = facts.mean, facts.std
     data = ImageData(
         name,
         images,
@@ -150,6 +167,8 @@ def folder(
         about_labels=f"labels from {known.origin}" if known.classes else f"no labels: {known.origin}",
         about=tuple(filter(None, (told([part.found for part in parts]), str(bad)))),
         root=top,
+        bands=facts,
+        decoder=decoder,
     )
     copied = _copies(data, looks)
     if drop_copies:
@@ -218,7 +237,8 @@ def _found(
         paths = images.addresses(data.root or Path())
         prints = [looks[path].print if path in looks else "" for path in paths] if looks else None
         parts[part] = manifest.Part.of_files(paths, images.labels, prints, above[part])
-    return Manifest(data.name, data.classes, tuple(data.mean), tuple(data.std), parts, rule, fixed, copied)
+    bands = None if data.bands is None else data.bands.to_json()
+    return Manifest(data.name, data.classes, tuple(data.mean), tuple(data.std), parts, rule, fixed, copied, bands)
 
 
 # --- the parts -------------------------------------------------------------------------------------------------------
@@ -298,26 +318,49 @@ def _label_test(part: Part, labeller: Labeller, classes: Sequence[str]) -> Tenso
     return found.labels[known]
 
 
-def _without_damaged(part: Part, bad: UnreadableFiles, looks: dict[str, Look], top: Path, max_pixels: int) -> list[str]:
+def _looks(part: Part) -> dict[str, Look]:
+    return {path: look(part.place / path) for path in part.paths}
+
+
+#: files of a part whose kind is looked up where there are too many to look at all
+KINDS = 1000
+
+
+def _kinds(
+    parts: Sequence[Part], seen: Sequence[Mapping[str, Look] | None], channels: str | int | Sequence[int]
+) -> dict[Kind | None, list[str]]:
+    """The files of each kind (see `bands.stored_kind`): of all that were looked at, else of a sample."""
+    found: dict[Kind | None, list[str]] = {}
+    for part, looks in zip(parts, seen, strict=True) if channels != "rgb" else ():
+        for path in part.paths[:: 1 if looks is not None else max(1, len(part.paths) // KINDS)]:
+            start = first_bytes(part.place / path) if looks is None else looks[path].start
+            if start:
+                found.setdefault(bands.stored_kind(part.place / path, start), []).append(path)
+    return found or {None: []}
+
+
+def _without_damaged(
+    part: Part, bad: UnreadableFiles, seen: Mapping[str, Look], damage: Callable[[Path], str | None]
+) -> list[str]:
     """The paths without the files that give themselves away or do so in a sample, which are noted in ``bad``."""
 
     def damages(paths: Sequence[str]) -> dict[str, str]:
-        return {path: reason for path in paths if (reason := _damage(part.place / path, max_pixels)) is not None}
+        return {path: reason for path in paths if (reason := damage(part.place / path)) is not None}
 
     sample = part.paths[:: len(part.paths) // SAMPLE] if len(part.paths) > SAMPLE else []
     broken = damages(sample)
     bad.add_sample(broken, len(sample))
-    seen = {path: look(part.place / path) for path in part.paths}
     broken |= damages([path for path, each in seen.items() if not each.whole])
     bad.add(broken.items())
-    above = _above(part, top)
-    looks.update((above + path, each) for path, each in seen.items())
     return [path for path in part.paths if path not in broken]
 
 
-def _damage(path: Path, max_pixels: int) -> str | None:
+def _damage(path: Path, max_pixels: int, decoder: Decoder | None) -> str | None:
     try:
-        read_image(path, max_pixels)
+        if decoder is None:
+            read_image(path, max_pixels)
+        else:
+            decoder(read_file(path), max_pixels)
     except Unreadable as reason:
         return str(reason)
     return None

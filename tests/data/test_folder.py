@@ -257,7 +257,7 @@ def test_most_of_a_sample_unreadable(tmp_path: Path) -> None:
     for i in range(30):
         (tmp_path / f"{i}.tif").write_bytes(encoded(float_image, "TIFF"))
     with pytest.raises(UserError, match=r"of a sample of \d+ files cannot be read as images, such as .*32 bits"):
-        make(tmp_path, max_unreadable=0.1)
+        make(tmp_path, max_unreadable=0.1, channels="rgb")
 
 
 def test_report_grows_as_files_are_met(tmp_path: Path) -> None:

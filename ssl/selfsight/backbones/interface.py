@@ -169,6 +169,8 @@ def wrap(
     if not isinstance(module, nn.Module):
         raise UserError(f"A backbone is a torch.nn.Module, and a {type(module).__name__} was given.")
     if isinstance(module, Backbone) and num_features is None and feature_info is None:
+        if not hasattr(module, "in_chans"):
+            module.in_chans = in_chans  # type: ignore[assignment]
         return module
     kind = type(module).__name__
     output, stages = _tried(module, in_chans, image_size)

@@ -142,7 +142,8 @@ class Session:
             f"{batches} batches of {length.batch_size // batches} make a step, not one of {length.batch_size}: {across}"
         )
         about_steps = several if batches > 1 and across else ""
-        for line in filter(None, (names.presets, about_steps, data.about_labels, *data.about)):
+        facts = "" if data.bands is None else str(data.bands)
+        for line in filter(None, (names.presets, about_steps, facts, data.about_labels, *data.about)):
             self.console.print(line, style="dim", markup=False)
 
     def export_backbone(self) -> None:
