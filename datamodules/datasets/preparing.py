@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from selfsight.datamodules.datasets.checks import composed
 from selfsight.datamodules.datasets.search import TABLE as LABELS
 from selfsight.datamodules.datasets.search import left_out, search, walk
 from selfsight.datamodules.datasets.tables import read_rows, relative
+from selfsight.datamodules.images.bands import Kind, stored_kind
 from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, read_image
+from selfsight.datamodules.images.formats import first_bytes
 from selfsight.datamodules.images.prepared import RECORD, SOURCES, TABLE, begun, encode_jpeg, resized, shard_name
 from selfsight.errors import UserError
 
@@ -34,6 +37,7 @@ class Preparation:
         parts: paths of the images that are made at a time.
         bytes: size of the source's images.
         left_out: what lies in the source and is no image, in words.
+        reduced: images that are more than RGB of eight bits, by their kind; what is made of them is RGB of eight bits.
 
     Raises:
         UserError: no images, or a ``labels.csv`` that cannot be read.
@@ -46,6 +50,7 @@ class Preparation:
         found = search(source)
         self.paths = sorted([*found.paths, *found.broken])
         self.left_out = left_out([found])
+        self.reduced = Counter(str(kind) for path in found.paths if (kind := _kind(source / path)) is not None)
         if not self.paths:
             raise UserError(f"'{source}' holds no images" + (f": {self.left_out}." if self.left_out else "."))
         self.names = self._named(self.paths)
@@ -201,6 +206,13 @@ class Preparation:
             ]
             (self.out / above).mkdir(parents=True, exist_ok=True)
             write(self.out / above / LABELS, _csv(copied))
+
+
+def _kind(path: Path) -> Kind | None:
+    try:
+        return stored_kind(path, first_bytes(path))
+    except Unreadable:  # it is met, and named, when it is to be read
+        return None
 
 
 def _size_and_time(place: Path) -> list[int]:

@@ -327,3 +327,18 @@ def test_a_run_on_four_bands(
     assert len(spec["mean"]) == 4
     cli.main(["knn", "run=runs/run", "evaluator.k=1"])
     assert "knn_top1     1.0000" in capsys.readouterr().out
+
+
+def test_stats_are_what_a_run_uses(four_bands: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The printed words give the data set that `auto` gives."""
+    cli.main(["stats", f"dataset.root={four_bands}", "dataset.test_fraction=0"])
+    told = capsys.readouterr().out
+    assert "4 channels of uint16" in told
+    given = {
+        key: [float(v) for v in told.split(f"dataset.{key}=[")[1].split("]")[0].split(",")] for key in ("mean", "std")
+    }
+    data = folder(four_bands, test_fraction=0)
+    np.testing.assert_allclose(given["mean"], data.mean, rtol=1e-5)
+    np.testing.assert_allclose(given["std"], data.std, rtol=1e-5)
+    cli.main(["stats", "dataset=digits"])
+    assert "3 channels of uint8, 0 to 255; of 1,437 images" in capsys.readouterr().out

@@ -48,6 +48,9 @@ def run(cfg: DictConfig) -> None:
         size = preparation.finish(unreadable)
     except OSError as error:
         raise UserError(f"'{out}' cannot be written ({error.strerror}); repeat the command with more space.") from None
+    if preparation.reduced:
+        kinds = ", ".join(f"{count:,} of {kind}" for kind, count in preparation.reduced.items())
+        console.print(f"reduced to RGB of 8 bits: {kinds}; encode=tar keeps files as they are", markup=False)
     if preparation.left_out:
         console.print(f"left out: {preparation.left_out}", style="dim", markup=False)
     console.print(
