@@ -34,6 +34,7 @@ from selfsight.datamodules.images.sets import (
     join,
     taken,
 )
+from selfsight.datamodules.images.tars import TarImages
 from selfsight.errors import UserError, nearest
 from selfsight.validation import AUTO_SWITCH, SHARE, expect, whole
 
@@ -449,7 +450,9 @@ def check_classes(name: str, classes: Sequence[str]) -> None:
         )
 
 
-def keep_in_memory(images: FileImages | ShardImages, resident: bool | str, bad: UnreadableFiles) -> ImageSet:
+def keep_in_memory(
+    images: FileImages | ShardImages | TarImages, resident: bool | str, bad: UnreadableFiles
+) -> ImageSet:
     """The same images decoded once and for all, where asked for and where they fit.
 
     ``resident`` is True, False, or ``auto``: when they take less than `SMALL` bytes. Files that cannot be read are left

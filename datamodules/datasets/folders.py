@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,16 +16,17 @@ from selfsight.datamodules.datasets import checks, manifest
 from selfsight.datamodules.datasets.dataset import ImageData, UnreadableFiles, check_classes, keep_in_memory
 from selfsight.datamodules.datasets.labels import Labeller
 from selfsight.datamodules.datasets.manifest import Manifest
-from selfsight.datamodules.datasets.search import Found, closed, find_images, left_out, search, told
+from selfsight.datamodules.datasets.search import OWN, Found, closed, find_images, left_out, search, told, walk
 from selfsight.datamodules.datasets.splits import hold_out, hold_out_by_name
 from selfsight.datamodules.images import bands
 from selfsight.datamodules.images.bands import Kind
 from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, read_image
-from selfsight.datamodules.images.formats import Look, first_bytes, look, read_file
+from selfsight.datamodules.images.formats import Look, look, read_file
 from selfsight.datamodules.images.prepared import Shards, record
 from selfsight.datamodules.images.sets import Decoder, FileImages, ImageSet, join
+from selfsight.datamodules.images.tars import INDEX, TarShards
 from selfsight.errors import UserError
-from selfsight.validation import SWITCH, expect, one_of, whole
+from selfsight.validation import AUTO_SWITCH, SWITCH, expect, one_of, whole
 
 __all__ = ["find_images", "folder"]
 
@@ -55,6 +57,7 @@ def folder(
     max_unreadable: float = 0.01,
     max_pixels: int = MAX_PIXELS,
     channels: str | int | Sequence[int] = "auto",
+    tars: bool | str = "auto",
     seed: int = 0,
     eval_resize: int | None = None,
     name: str = "folder",
@@ -84,6 +87,8 @@ def folder(
         channels: ``auto``: RGB of eight bits where all files are colour or grey images of eight bits, else all channels
             that they have, in their own type (see `images.bands`). ``rgb``: RGB of eight bits whatever they are. A
             number: the first so many channels. A list such as ``[3, 2, 1]``: these, counted from 1, in this order.
+        tars: read the images in the tar files below the folder, in WebDataset's form: True, False, or ``auto`` (where
+            nothing else lies there). Their classes are those of the ``.cls`` members beside them, if there are any.
         seed: of what is held out.
         image_size, eval_resize, mean, std, name: see `ImageData`. 224 suits large photographs and a large backbone;
             mean and std are ImageNet's; of images that are not RGB of eight bits they are computed instead, unless
@@ -99,16 +104,25 @@ def folder(
     expect("dataset.drop_copies", drop_copies, SWITCH)
     expect("dataset.max_pixels", max_pixels, whole(1))
     expect("dataset.channels", channels, checks.CHANNELS)
+    expect("dataset.tars", tars, AUTO_SWITCH)
     top = _existing("dataset.root", checks.path("dataset.root", root))
-    bad, shards = UnreadableFiles(max_unreadable), Shards.of(top)
-    labeller = Labeller(top, labels, Path.is_file if shards is None else shards.holds)
+    bad, shards = UnreadableFiles(max_unreadable), _shards(top, tars)
+    labeller = Labeller(
+        top,
+        labels,
+        Path.is_file if shards is None else shards.holds,
+        shards.names_of_classes if isinstance(shards, TarShards) else None,
+    )
     train, test_part, extra = _find_parts(top, test, unlabelled, _finder(shards))
     parts = [part for part in (train, test_part, extra) if part is not None]
     bad.files = sum(len(part.paths) + len(part.found.broken) for part in parts)
     looks: dict[str, Look] = {}  # at every file, by its path seen from the top
     bad.add(item for part in parts for item in part.found.broken.items())
     seen = [_looks(part) if shards is None and bad.files <= CHECKED else None for part in parts]
-    decoder = None if shards is not None else bands.decoder(channels, _kinds(parts, seen, channels))
+    kinds: dict[Kind | None, list[str]] = {None: []}
+    if channels != "rgb" and not isinstance(shards, Shards):
+        kinds = _kinds(parts, seen) if shards is None else _kinds_in_tars(parts, shards)
+    decoder = bands.decoder(channels, kinds)
     for part, each in zip(parts, seen, strict=True):
         if each is not None:
             part.paths = _without_damaged(part, bad, each, lambda place: _damage(place, max_pixels, decoder))
@@ -124,6 +138,8 @@ def folder(
     check_classes(name, known.classes)
 
     def read(part: Part, labels: Tensor | None = None) -> ImageSet:
+        if isinstance(shards, TarShards):
+            return keep_in_memory(shards.images(part.place, part.paths, labels, max_pixels, decoder), resident, bad)
         if shards is not None:
             return keep_in_memory(shards.images(part.place, part.paths, labels), resident, bad)
         return keep_in_memory(FileImages(part.place, part.paths, labels, max_pixels, decoder), resident, bad)
@@ -196,8 +212,32 @@ class Part:
     found: Found
 
 
-def _finder(shards: Shards | None) -> Callable[[Path, Sequence[Path]], Found]:
-    return search if shards is None else lambda place, aside: Found(shards.below(place, aside))
+def _shards(top: Path, tars: bool | str) -> Shards | TarShards | None:
+    """What holds the images where they are no files of their own: what `prepare` made, or tar files."""
+    made = record(top)
+    wanted = tars if isinstance(tars, bool) else _holds_tars_alone(top)
+    return TarShards(top) if wanted or (made or {}).get("encode") == "tar" else Shards.of(top)
+
+
+def _holds_tars_alone(top: Path) -> bool:
+    """Whether what lies in a folder, and in the folders in it, is tar files with their indices, and nothing else."""
+    found = False
+    for place in walk(top):
+        files = (name for name in place.files if not name.endswith((INDEX, *OWN)))
+        for name in files:
+            if not name.endswith(".tar"):
+                return False
+            found = True
+        if place.above.count(os.sep) > 1:
+            return found
+    return found
+
+
+def _finder(shards: Shards | TarShards | None) -> Callable[[Path, Sequence[Path]], Found]:
+    if shards is None:
+        return search
+    left_out = shards.left_out if isinstance(shards, TarShards) else Counter[str]()
+    return lambda place, aside: Found(shards.below(place, aside), left_out=left_out)
 
 
 def _above(part: Part, top: Path) -> str:
@@ -326,16 +366,23 @@ def _looks(part: Part) -> dict[str, Look]:
 KINDS = 1000
 
 
-def _kinds(
-    parts: Sequence[Part], seen: Sequence[Mapping[str, Look] | None], channels: str | int | Sequence[int]
-) -> dict[Kind | None, list[str]]:
+def _kinds(parts: Sequence[Part], seen: Sequence[Mapping[str, Look] | None]) -> dict[Kind | None, list[str]]:
     """The files of each kind (see `bands.stored_kind`): of all that were looked at, else of a sample."""
     found: dict[Kind | None, list[str]] = {}
-    for part, looks in zip(parts, seen, strict=True) if channels != "rgb" else ():
+    for part, looks in zip(parts, seen, strict=True):
         for path in part.paths[:: 1 if looks is not None else max(1, len(part.paths) // KINDS)]:
-            start = first_bytes(part.place / path) if looks is None else looks[path].start
-            if start:
-                found.setdefault(bands.stored_kind(part.place / path, start), []).append(path)
+            start = None if looks is None else looks[path].start
+            found.setdefault(bands.kind_of_file(part.place / path, start), []).append(path)
+    return found or {None: []}
+
+
+def _kinds_in_tars(parts: Sequence[Part], shards: TarShards) -> dict[Kind | None, list[str]]:
+    """The same of a sample of images in tar files."""
+    found: dict[Kind | None, list[str]] = {}
+    for part in parts:
+        images = shards.images(part.place, part.paths[:: max(1, len(part.paths) // KINDS)])
+        for index in range(len(images)):
+            found.setdefault(bands.kind_of_bytes(images.content(index)), []).append(images.name(index))
     return found or {None: []}
 
 

@@ -9,10 +9,11 @@ file, as channels, where each has a single one.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -300,30 +301,44 @@ GREY_WITH_ALPHA = 4
 COLOUR = "8-bit colour"
 
 
-def stored_kind(path: Path, start: bytes) -> Kind | None:
+def stored_kind(start: bytes, opened: Callable[[], AbstractContextManager[IO[bytes]]]) -> Kind | None:
     """The kind of a file that begins so; None for a colour image of eight bits, and for what cannot be told.
 
     Grey, palettes, CMYK and alpha count as colour where they have eight bits or fewer; arrays never do.
+
+    Args:
+        opened: the whole file, for those of which the start does not tell.
     """
     of = formats.kind(start)
     if of == "png":
         return Kind(_PNG_CHANNELS.get(start[25], 3), "uint16") if start[24] == 16 else None
-    if of not in ("tiff", "npy", "npz", "pnm"):
+    if of not in ("tiff", "npy", "npz", "pnm") or (of == "pnm" and formats.largest_of_pnm(start) < 256):
         return None
     try:
-        if of == "tiff":
-            return _kind_of_tiff(path)
-        if of == "pnm" and formats.largest_of_pnm(start) < 256:
-            return None
-        image = read_bands(path)
-    except Unreadable:  # whoever reads it will say so
+        with opened() as file:
+            if of == "tiff":
+                return _kind_of_tiff(file)
+            image = decode_bands(file.read())
+    except (OSError, Unreadable):  # whoever reads it will say so
         return None
     return Kind(image.shape[2], image.dtype.name)
 
 
-def _kind_of_tiff(path: Path) -> Kind | None:
-    with formats.opened(path) as (file, _):
-        pages = formats.tiff_pages(file)
+def kind_of_file(path: Path, start: bytes | None = None) -> Kind | None:
+    """`stored_kind` of a file."""
+    try:
+        return stored_kind(formats.first_bytes(path) if start is None else start, lambda: path.open("rb"))
+    except Unreadable:
+        return None
+
+
+def kind_of_bytes(content: bytes) -> Kind | None:
+    """`stored_kind` of what a file holds."""
+    return stored_kind(content[: formats.START], lambda: io.BytesIO(content))
+
+
+def _kind_of_tiff(file: IO[bytes]) -> Kind | None:
+    pages = formats.tiff_pages(file)
     if not pages:
         return None
     first = pages[0]

@@ -14,8 +14,8 @@ import torch
 
 from selfsight import cli
 from selfsight.datamodules import ImageData, ImageDataModule, folder
-from selfsight.datamodules.images.bands import Bands, Kind, read_bands, scaled, stored_kind
-from selfsight.datamodules.images.formats import Unreadable, first_bytes
+from selfsight.datamodules.images.bands import Bands, Kind, kind_of_bytes, kind_of_file, read_bands, scaled
+from selfsight.datamodules.images.formats import Unreadable
 from selfsight.datamodules.views import band_views
 from selfsight.datamodules.views.band_views import CpuBandViews, DeviceBandViews
 from selfsight.datamodules.views.view import View
@@ -66,7 +66,7 @@ def test_every_value_comes_out(tmp_path: Path, name: str, dtype: str, channels: 
     read = read_bands(path)
     assert read.dtype == image.dtype
     assert np.array_equal(read, image)
-    assert stored_kind(path, first_bytes(path)) == Kind(channels, dtype)
+    assert kind_of_file(path) == kind_of_bytes(path.read_bytes()) == Kind(channels, dtype)
 
 
 def test_tiff_pages_and_planes_are_channels(tmp_path: Path) -> None:
@@ -81,8 +81,7 @@ def test_tiff_pages_and_planes_are_channels(tmp_path: Path) -> None:
     for name, how in options.items():
         tifffile.imwrite(tmp_path / f"{name}.tif", planes, **how)  # type: ignore[arg-type]
         assert np.array_equal(read_bands(tmp_path / f"{name}.tif"), image), name
-        kind = stored_kind(tmp_path / f"{name}.tif", first_bytes(tmp_path / f"{name}.tif"))
-        assert kind == Kind(4, "uint16"), name
+        assert kind_of_file(tmp_path / f"{name}.tif") == Kind(4, "uint16"), name
 
 
 def test_colour_images_of_eight_bits_are_no_bands(tmp_path: Path) -> None:
@@ -97,7 +96,7 @@ def test_colour_images_of_eight_bits_are_no_bands(tmp_path: Path) -> None:
     ]
     cv2.imwrite(str(tmp_path / "photo.jpg"), image[..., :3])
     for path in [*paths, tmp_path / "photo.jpg"]:
-        assert stored_kind(path, first_bytes(path)) is None, path
+        assert kind_of_file(path) is None, path
 
 
 def test_what_cannot_be_meant_is_unreadable(tmp_path: Path) -> None:
@@ -334,9 +333,8 @@ def test_stats_are_what_a_run_uses(four_bands: Path, capsys: pytest.CaptureFixtu
     cli.main(["stats", f"dataset.root={four_bands}", "dataset.test_fraction=0"])
     told = capsys.readouterr().out
     assert "4 channels of uint16" in told
-    given = {
-        key: [float(v) for v in told.split(f"dataset.{key}=[")[1].split("]")[0].split(",")] for key in ("mean", "std")
-    }
+    words = {key: told.split(f"dataset.{key}=[")[1].split("]")[0] for key in ("mean", "std")}
+    given = {key: [float(value) for value in word.split(",")] for key, word in words.items()}
     data = folder(four_bands, test_fraction=0)
     np.testing.assert_allclose(given["mean"], data.mean, rtol=1e-5)
     np.testing.assert_allclose(given["std"], data.std, rtol=1e-5)

@@ -18,7 +18,7 @@ from selfsight.runs.console import make_console
 from selfsight.validation import AUTO, NULL, SHARE, expect, one_of, whole
 
 SETTINGS = {
-    "encode": one_of("jpeg", "raw"),
+    "encode": one_of("jpeg", "raw", "tar"),
     "shortest": NULL | whole(1, 65_500),
     "quality": whole(1, 100),
     "per_shard": whole(1, 10**9),

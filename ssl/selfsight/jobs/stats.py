@@ -26,6 +26,6 @@ def run(cfg: DictConfig) -> Bands:
         table.add_row(str(channel), f"{mean:.6g}", f"{std:.6g}")
     console.print(table)
     console.print(f"where 1 is {TYPES[facts.kind.dtype]:,}; to have these:", style="dim", markup=False)
-    mean, std = (",".join(f"{value:.6g}" for value in values) for values in (facts.mean, facts.std))
-    console.print(f"  dataset.mean=[{mean}] dataset.std=[{std}]", style="dim", markup=False, soft_wrap=True)
+    words = (",".join(f"{value:.6g}" for value in values) for values in (facts.mean, facts.std))
+    console.print("  dataset.mean=[{}] dataset.std=[{}]".format(*words), style="dim", markup=False, soft_wrap=True)
     return facts
