@@ -210,6 +210,13 @@ class ImageData:
         """Images one may learn from."""
         return len(self.train) + (0 if self.unlabelled is None else len(self.unlabelled))
 
+    def class_counts(self, part: str) -> list[int]:
+        """Images of each class in ``train`` or ``test`` that have their label; zeros where there is no such part."""
+        images = self.parts().get(part)
+        labels = None if images is None else images.labels
+        known = torch.zeros(0, dtype=torch.int64) if labels is None else labels[labels >= 0]
+        return torch.bincount(known, minlength=self.num_classes).tolist()
+
     @property
     def held_out(self) -> bool:
         """Whether there are test images."""

@@ -16,7 +16,7 @@ from selfsight.datamodules.datasets import checks, manifest
 from selfsight.datamodules.datasets.dataset import ImageData, UnreadableFiles, check_classes, keep_in_memory
 from selfsight.datamodules.datasets.labels import Labeller
 from selfsight.datamodules.datasets.manifest import Manifest
-from selfsight.datamodules.datasets.search import OWN, Found, closed, find_images, left_out, search, told, walk
+from selfsight.datamodules.datasets.search import OWN, TABLE, Found, closed, find_images, left_out, search, told, walk
 from selfsight.datamodules.datasets.splits import hold_out, hold_out_by_name
 from selfsight.datamodules.images import bands
 from selfsight.datamodules.images.bands import Kind
@@ -37,6 +37,8 @@ TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 #: mean and std of ImageNet, images in [0, 1]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+#: and further images without labels, beside class folders
+UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
 #: what decides which images are held out
 SPLITS = ("hash", "draw")
 
@@ -78,7 +80,8 @@ def folder(
         split: which images these are. ``hash``: each by its name alone (`splits.hold_out_by_name`), so that a folder
             that grows keeps its test images. ``draw``: drawn from the list of all (`splits.hold_out`), as many of every
             class in proportion, as version 0.1 did; one image more, and others are held out.
-        unlabelled: a folder of further images without labels.
+        unlabelled: a folder of further images without labels; by default one of `UNLABELLED_FOLDERS`, where it lies in
+            the folder, or in that of the images to learn from, and there is no ``labels.csv``.
         drop_copies: leave out of training what is a copy of a test image; otherwise they are counted and named alone.
         resident: keep the decoded images in memory: True, False, or ``auto`` (when they are small).
         max_unreadable: share of the files that may be no readable images; they are skipped, and a run names them in
@@ -186,6 +189,9 @@ def folder(
         bands=facts,
         decoder=decoder,
     )
+    if extra is not None and unlabelled is None:
+        line = f"{len(extra.paths):,} images without labels in '{extra.place}', which is no class"
+        data = replace(data, about=(*data.about, line))
     copied = _copies(data, looks)
     if drop_copies:
         data = data.without_copies()
@@ -292,6 +298,8 @@ def _find_parts(
     named = {key: _existing(key, top / checks.path(key, value)) for key, value in given.items() if value is not None}
     train_top, split = _split_folders(top)
     test_top, extra_top = named.get("dataset.test", split), named.get("dataset.unlabelled")
+    if extra_top is None:
+        extra_top = _unlabelled_folder(top)
     aside = [place for place in (test_top, extra_top) if place is not None]
 
     def part(place: Path, aside: Sequence[Path] = ()) -> Part:
@@ -319,18 +327,33 @@ def _existing(key: str, place: Path) -> Path:
     return place
 
 
-def _split_folders(top: Path) -> tuple[Path, Path | None]:
-    """The folders in ``top`` to learn from and to test on, by their names; ``top`` alone where one is missing."""
+def _folders_in(top: Path) -> dict[str, Path]:
+    """The folders in a folder by their names in small letters; where two have one name, the one in small letters."""
     try:
         with os.scandir(top) as entries:
-            # in small letters last, so that they win over the same name in capitals
-            there = {name.lower(): top / name for name in sorted(each.name for each in entries if each.is_dir())}
+            return {name.lower(): top / name for name in sorted(each.name for each in entries if each.is_dir())}
     except OSError as error:
         closed(error)
+
+
+def _split_folders(top: Path) -> tuple[Path, Path | None]:
+    """The folders in ``top`` to learn from and to test on, by their names; ``top`` alone where one is missing."""
+    there = _folders_in(top)
     train, test = (
         next((there[name] for name in names if name in there), None) for names in (TRAIN_FOLDERS, TEST_FOLDERS)
     )
     return (top, None) if train is None or test is None else (train, test)
+
+
+def _unlabelled_folder(top: Path) -> Path | None:
+    """The folder of images without labels beside those of classes, in ``top`` or its ``train``; none with a table."""
+    there = _folders_in(top)
+    for place in (*(there[name] for name in TRAIN_FOLDERS if name in there), top):
+        folders = _folders_in(place)
+        found = next((folders[name] for name in UNLABELLED_FOLDERS if name in folders), None)
+        if found is not None and len(folders) > 1:
+            return None if any((each / TABLE).is_file() for each in (top, place)) else found
+    return None
 
 
 def _without_train(part: Part) -> Part:

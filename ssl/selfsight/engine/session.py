@@ -145,6 +145,7 @@ class Session:
         facts = "" if data.bands is None else str(data.bands)
         for line in filter(None, (names.presets, about_steps, facts, data.about_labels, *data.about)):
             self.console.print(line, style="dim", markup=False)
+        measure.show_classes(self.console, data)
 
     def export_backbone(self) -> None:
         """The backbone as a plain file, with what has to be known to use it."""
