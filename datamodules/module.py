@@ -16,10 +16,13 @@ from torch import Tensor
 
 from selfsight.contracts import Batch
 from selfsight.datamodules.datasets.dataset import ImageData
+from selfsight.datamodules.images.bands import Bands, Kind, scaled
 from selfsight.datamodules.images.sets import ImageSet
 from selfsight.datamodules.loading.loader import Loader, Reader, cores
 from selfsight.datamodules.loading.order import Order
 from selfsight.datamodules.loading.reader import EvaluationReader, PixelReader, RawBatch, TrainingReader
+from selfsight.datamodules.views import band_views
+from selfsight.datamodules.views.band_views import CpuBandViews, DeviceBandViews
 from selfsight.datamodules.views.cpu_views import CpuViews
 from selfsight.datamodules.views.device_views import DeviceViews
 from selfsight.datamodules.views.image_ops import normalize
@@ -95,6 +98,7 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         self.dataset, self.channels_last = data, channels_last
         self.seed = expect("seed", seed, whole(0))
+        self._bands = data.bands
         self.views = list(views.values()) if isinstance(views, Mapping) else list(views)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers = expect("num_workers", num_workers, AUTO | whole(0))
@@ -109,7 +113,16 @@ class ImageDataModule(LightningDataModule):
         self._loader: weakref.ref[Loader] | None = None
         self._pixels: Tensor | None = None
         self._fits = True
-        self.device_views = DeviceViews(self.views, compile=compile)
+        if self._bands is None and any(view.of_channels for view in self.views):
+            self._bands = Bands(Kind(3, "uint8"), 0, 255, tuple(data.mean), tuple(data.std), 0)
+        self.device_views: DeviceViews | DeviceBandViews
+        if self._bands is None:
+            self.device_views = DeviceViews(self.views, compile=compile)
+        else:
+            names = views if isinstance(views, Mapping) else {str(i): view for i, view in enumerate(self.views)}
+            band_views.check(names, self._bands)
+            self.views = [band_views.normalised_like(view, data.mean, data.std) for view in self.views]
+            self.device_views = DeviceBandViews(self.views, self._bands)
         self._own_operations = any(view.transforms for view in self.views)
         if self._engine == "device":
             self.device_views.check()
@@ -190,7 +203,8 @@ class ImageDataModule(LightningDataModule):
         if images.pixels is not None and tuple(images.pixels.shape[-2:]) == (size, size):
             reader: Reader = PixelReader(images, images.pixels)
         else:
-            reader = EvaluationReader(images, self.dataset.eval_resize or size, size)
+            channels = None if self.dataset.bands is None else self.dataset.channels
+            reader = EvaluationReader(images, self.dataset.eval_resize or size, size, channels)
         batch = min(self.eval_batch_size, len(images))
         order = Order(len(images), batch, shuffle=False, last="keep")
         workers = min(self._workers(reader, images), -(-len(images) // FEWEST))
@@ -240,7 +254,10 @@ class ImageDataModule(LightningDataModule):
 
     def _training_reader(self) -> Reader:
         if self.engine == "cpu" or self.images.pixels is None:
-            return TrainingReader(self.images, CpuViews(self.views, self.seed, photometric=self.engine == "cpu"))
+            whole = self.engine == "cpu"
+            if self._bands is not None:
+                return TrainingReader(self.images, CpuBandViews(self.views, self._bands, self.seed, photometric=whole))
+            return TrainingReader(self.images, CpuViews(self.views, self.seed, photometric=whole))
         return PixelReader(self.images, None if self._resident() is not None else self.images.pixels)
 
     def _resident(self) -> Tensor | None:
@@ -279,7 +296,10 @@ class ImageDataModule(LightningDataModule):
     def _evaluated(self, raw: RawBatch, images: ImageSet) -> Batch:
         self._note(raw, images)
         raw = raw.to(self.device, non_blocking=True)
-        view = normalize(raw.views[0], self.views[0].mean, self.views[0].std)
+        pixels = raw.views[0]
+        if self.dataset.bands is not None and pixels.dtype != torch.float32:  # as they lie in memory
+            pixels = scaled(pixels)
+        view = normalize(pixels, self.views[0].mean, self.views[0].std)
         return Batch([view], raw.indices, raw.labels)
 
     def _note(self, raw: RawBatch, images: ImageSet) -> None:

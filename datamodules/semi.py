@@ -91,7 +91,7 @@ class SemiDataModule(LightningDataModule):
             "num_workers": num_workers, "engine": engine, "replacement": replacement, "channels_last": channels_last,
             "compile": compile, "device": device, "eval_batch_size": eval_batch_size,
         }  # fmt: skip
-        self.views = several = [view for name, view in views.items() if name != "labelled"]
+        several = {name: view for name, view in views.items() if name != "labelled"}
         if steps < 1:
             raise UserError(
                 f"a step takes {mu} x {batch_size} unlabelled images and there are {hidden.num_images}: "
@@ -99,14 +99,14 @@ class SemiDataModule(LightningDataModule):
             )
         # The reading processes are shared out as the images of a step are.
         self.labelled = ImageDataModule(
-            self.few, [views["labelled"]], batch_size=batch_size, examples=steps * batch_size, seed=2 * seed,
-            worker_share=Fraction(1, 1 + mu), **shared,
+            self.few, {"labelled": views["labelled"]}, batch_size=batch_size, examples=steps * batch_size,
+            seed=2 * seed, worker_share=Fraction(1, 1 + mu), **shared,
         )  # fmt: skip
         self.unlabelled = ImageDataModule(
             hidden, several, batch_size=mu * batch_size, examples=steps * mu * batch_size, seed=2 * seed + 1,
             worker_share=Fraction(mu, 1 + mu), **shared,
         )  # fmt: skip
-        self.steps_per_epoch = steps
+        self.views, self.steps_per_epoch = self.unlabelled.views, steps
 
     @property
     def examples(self) -> int:

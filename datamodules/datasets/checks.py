@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,32 @@ NUMBER = number("a number", lambda v: True)
 PATH = Kind("a path", lambda v: isinstance(v, (str, Path, Integral)) and not isinstance(v, bool) and str(v) != "")
 
 
-def channels(key: str, values: Any, *, positive: bool = False) -> tuple[float, ...]:
-    """One finite number for each of red, green and blue.
+def channels(key: str, values: Any, *, positive: bool = False, count: int = 3) -> tuple[float, ...]:
+    """One finite number for each channel: of red, green and blue, or of ``count``.
 
     Raises:
         UserError: other values.
     """
     listed = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else values
     numbers = each(above(0) if positive else NUMBER)
-    said = f"a list of three numbers{' above 0' if positive else ''}, for red, green and blue,"
-    return tuple(map(float, expect(key, listed, Kind(said, lambda v: numbers.fits(v) and len(v) == 3))))
+    how_many, of = ("three", "red, green and blue") if count == 3 else (str(count), f"the {count} channels")
+    said = f"a list of {how_many} numbers{' above 0' if positive else ''}, for {of},"
+    return tuple(map(float, expect(key, listed, Kind(said, lambda v: numbers.fits(v) and len(v) == count))))
+
+
+#: which channels of the files are learned from
+CHANNELS = Kind(
+    "auto, rgb, a number of channels, or a list of channels from 1 on",
+    lambda v: v in ("auto", "rgb") if isinstance(v, str) else _is_channel(v) or _are_channels(v),
+)
+
+
+def _is_channel(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def _are_channels(values: Any) -> bool:
+    return isinstance(values, Sequence) and len(values) > 0 and all(map(_is_channel, values))
 
 
 def path(key: str, value: Any) -> Path:

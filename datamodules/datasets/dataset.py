@@ -18,13 +18,15 @@ import torch
 from selfsight.datamodules.datasets.checks import channels, shown
 from selfsight.datamodules.datasets.copies import Tails, copies
 from selfsight.datamodules.datasets.manifest import PARTS, Changes, Manifest, Part
-from selfsight.datamodules.images.decode import Unreadable
+from selfsight.datamodules.images.bands import Bands
+from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, decode
 from selfsight.datamodules.images.memory import fits_in_memory
 from selfsight.datamodules.images.prepared import ShardImages
 from selfsight.datamodules.images.sets import (
     GONE,
     ArrayImages,
     DecodedImages,
+    Decoder,
     FileImages,
     GoneImages,
     ImageSet,
@@ -32,6 +34,7 @@ from selfsight.datamodules.images.sets import (
     join,
     taken,
 )
+from selfsight.datamodules.images.tars import TarImages
 from selfsight.errors import UserError, nearest
 from selfsight.validation import AUTO_SWITCH, SHARE, expect, whole
 
@@ -136,7 +139,7 @@ class ImageData:
         test: held-out images, or None.
         classes: names of the classes by label; empty without labels.
         image_size: side of the square images evaluation sees (and default side of views), pixels.
-        mean, std: of the RGB channels, images in [0, 1].
+        mean, std: of the RGB channels, images in [0, 1]; of other channels as `bands.scaled` gives them.
         unlabelled: further images to learn from, without labels, or None.
         eval_resize: shorter side before the central square of ``image_size`` is cut out for evaluation; None:
             ``image_size`` itself.
@@ -146,6 +149,8 @@ class ImageData:
         about: further lines that a run begins with: what was left out, which files cannot be read.
         root: folder of the data set; None for one that lies in no folder of the user's.
         found: the data set as it was found, before labels were hidden or a part of it was taken.
+        bands: facts of images that are not RGB of eight bits; None for those that are.
+        decoder: how the bytes of such an image are read.
 
     Raises:
         UserError: a value that cannot be worked with, or a single class.
@@ -166,14 +171,16 @@ class ImageData:
     about: tuple[str, ...] = ()
     root: Path | None = None
     found: Manifest | None = None
+    bands: Bands | None = None
+    decoder: Decoder | None = None
 
     def __post_init__(self) -> None:
         self._copies: dict[str, dict[int, int]] = {}
         self._joined: tuple[ImageSet, ImageSet | None, weakref.ref[ImageSet]] | None = None
         self.classes = tuple(self.classes)
         self.image_size = expect("dataset.image_size", self.image_size, whole(1))
-        self.mean = channels("dataset.mean", self.mean)
-        self.std = channels("dataset.std", self.std, positive=True)
+        self.mean = channels("dataset.mean", self.mean, count=self.channels)
+        self.std = channels("dataset.std", self.std, positive=True, count=self.channels)
         if self.eval_resize is not None and expect("dataset.eval_resize", self.eval_resize, whole(1)) < self.image_size:
             raise UserError(
                 f"dataset.eval_resize is {self.eval_resize}, smaller than dataset.image_size={self.image_size}; "
@@ -194,9 +201,21 @@ class ImageData:
         return len(self.classes)
 
     @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return 3 if self.bands is None else self.bands.kind.channels
+
+    @property
     def num_images(self) -> int:
         """Images one may learn from."""
         return len(self.train) + (0 if self.unlabelled is None else len(self.unlabelled))
+
+    def class_counts(self, part: str) -> list[int]:
+        """Images of each class in ``train`` or ``test`` that have their label; zeros where there is no such part."""
+        images = self.parts().get(part)
+        labels = None if images is None else images.labels
+        known = torch.zeros(0, dtype=torch.int64) if labels is None else labels[labels >= 0]
+        return torch.bincount(known, minlength=self.num_classes).tolist()
 
     @property
     def held_out(self) -> bool:
@@ -220,6 +239,14 @@ class ImageData:
             "num_images": self.num_images,
             "image_size": self.image_size,
         }
+
+    def decode(self, content: bytes) -> np.ndarray:
+        """Any image as those of the data set are read, from the bytes of its file.
+
+        Raises:
+            Unreadable: it cannot be.
+        """
+        return decode(content) if self.decoder is None else self.decoder(content, MAX_PIXELS)
 
     def split(self, name: str) -> ImageSet:
         """The images called ``train``, ``test`` or ``unlabelled``.
@@ -350,16 +377,34 @@ class ImageData:
     def as_recorded(self, manifest: Manifest | Mapping[str, Any]) -> ImageData:
         """The data set as it was when ``manifest`` was made, of the images that are there now.
 
-        Parts, order, labels and classes are those of then; mean and std are those of now. New images are left out;
-        those that are gone keep their places and cannot be read. A warning tells what has changed.
+        Parts, order, labels and classes are those of then; mean and std are those of now, unless they were computed
+        from the images. New images are left out; those that are gone keep their places and cannot be read. A warning
+        tells what has changed.
 
         Raises:
             UserError: images that are not known one by one have changed: test images may have been learned from.
         """
         then = Manifest.of(manifest)
         changes = replace(self.compare(then), colours=False)
-        if not changes:
+        return self._of_then(then, changes) if changes else self._with_facts(then)
+
+    def _with_facts(self, then: Manifest) -> ImageData:
+        """The same with the statistics of then, where they were computed from the images.
+
+        Raises:
+            UserError: the images had other channels or another type.
+        """
+        if self.bands is None or then.bands is None or tuple(self.mean) != self.bands.mean:
             return self
+        facts = Bands.of(then.bands)
+        if facts.kind != self.bands.kind:
+            raise UserError(
+                f"the images of '{self.name}' have {self.bands.kind} and had {facts.kind} when the run began: name the "
+                "channels of then with dataset.channels."
+            )
+        return replace(self, bands=facts, mean=facts.mean, std=facts.std)
+
+    def _of_then(self, then: Manifest, changes: Changes) -> ImageData:
         beginning = f"the images of '{self.name}' have changed since the run began: {changes}"
         if any(part.paths is None for part in then.parts.values()) or changes.parts:
             if changes.classes or not then.fixed or self.root is None:
@@ -367,7 +412,7 @@ class ImageData:
                     f"{beginning}. Put back those the run was made with, or name a data set to work with what is there."
                 )
             log.warning(f"{beginning}. Test images are those that were held out then.")
-            return self
+            return self._with_facts(then)
         log.warning(f"{beginning}. The run's own images, their split and their labels are used; new ones are left out.")
         assert self.root is not None
         sets = list(self.parts().values())
@@ -381,7 +426,7 @@ class ImageData:
             for name, part in then.parts.items()
         }
         return replace(
-            self,
+            self._with_facts(then),
             train=made["train"],
             test=made.get("test"),
             unlabelled=made.get("unlabelled"),
@@ -412,7 +457,9 @@ def check_classes(name: str, classes: Sequence[str]) -> None:
         )
 
 
-def keep_in_memory(images: FileImages | ShardImages, resident: bool | str, bad: UnreadableFiles) -> ImageSet:
+def keep_in_memory(
+    images: FileImages | ShardImages | TarImages, resident: bool | str, bad: UnreadableFiles
+) -> ImageSet:
     """The same images decoded once and for all, where asked for and where they fit.
 
     ``resident`` is True, False, or ``auto``: when they take less than `SMALL` bytes. Files that cannot be read are left

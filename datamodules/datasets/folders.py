@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,14 +16,17 @@ from selfsight.datamodules.datasets import checks, manifest
 from selfsight.datamodules.datasets.dataset import ImageData, UnreadableFiles, check_classes, keep_in_memory
 from selfsight.datamodules.datasets.labels import Labeller
 from selfsight.datamodules.datasets.manifest import Manifest
-from selfsight.datamodules.datasets.search import Found, closed, find_images, left_out, search, told
+from selfsight.datamodules.datasets.search import OWN, TABLE, Found, closed, find_images, left_out, search, told, walk
 from selfsight.datamodules.datasets.splits import hold_out, hold_out_by_name
+from selfsight.datamodules.images import bands
+from selfsight.datamodules.images.bands import Kind
 from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, read_image
-from selfsight.datamodules.images.formats import Look, look
+from selfsight.datamodules.images.formats import Look, look, read_file
 from selfsight.datamodules.images.prepared import Shards, record
-from selfsight.datamodules.images.sets import FileImages, ImageSet, join
+from selfsight.datamodules.images.sets import Decoder, FileImages, ImageSet, join
+from selfsight.datamodules.images.tars import INDEX, TarShards
 from selfsight.errors import UserError
-from selfsight.validation import SWITCH, expect, one_of, whole
+from selfsight.validation import AUTO_SWITCH, SWITCH, expect, one_of, whole
 
 __all__ = ["find_images", "folder"]
 
@@ -31,6 +35,10 @@ log = logging.getLogger("selfsight")
 #: names of folders, in any case, that hold the images to learn from and those held out
 TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
+#: mean and std of ImageNet, images in [0, 1]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+#: and further images without labels, beside class folders
+UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
 #: what decides which images are held out
 SPLITS = ("hash", "draw")
 
@@ -39,8 +47,8 @@ def folder(
     root: str | Path | None = None,
     *,
     image_size: int = 96,
-    mean: Sequence[float] = (0.485, 0.456, 0.406),
-    std: Sequence[float] = (0.229, 0.224, 0.225),
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
     labels: str = "auto",
     test: str | Path | None = None,
     test_fraction: float = 0.1,
@@ -50,6 +58,8 @@ def folder(
     resident: bool | str = "auto",
     max_unreadable: float = 0.01,
     max_pixels: int = MAX_PIXELS,
+    channels: str | int | Sequence[int] = "auto",
+    tars: bool | str = "auto",
     seed: int = 0,
     eval_resize: int | None = None,
     name: str = "folder",
@@ -70,35 +80,56 @@ def folder(
         split: which images these are. ``hash``: each by its name alone (`splits.hold_out_by_name`), so that a folder
             that grows keeps its test images. ``draw``: drawn from the list of all (`splits.hold_out`), as many of every
             class in proportion, as version 0.1 did; one image more, and others are held out.
-        unlabelled: a folder of further images without labels.
+        unlabelled: a folder of further images without labels; by default one of `UNLABELLED_FOLDERS`, where it lies in
+            the folder, or in that of the images to learn from, and there is no ``labels.csv``.
         drop_copies: leave out of training what is a copy of a test image; otherwise they are counted and named alone.
         resident: keep the decoded images in memory: True, False, or ``auto`` (when they are small).
         max_unreadable: share of the files that may be no readable images; they are skipped, and a run names them in
             ``unreadable.txt``.
         max_pixels: of the largest image that is read: a file of a few bytes may claim any number.
+        channels: ``auto``: RGB of eight bits where all files are colour or grey images of eight bits, else all channels
+            that they have, in their own type (see `images.bands`). ``rgb``: RGB of eight bits whatever they are. A
+            number: the first so many channels. A list such as ``[3, 2, 1]``: these, counted from 1, in this order.
+        tars: read the images in the tar files below the folder, in WebDataset's form: True, False, or ``auto`` (where
+            nothing else lies there). Their classes are those of the ``.cls`` members beside them, if there are any.
         seed: of what is held out.
         image_size, eval_resize, mean, std, name: see `ImageData`. 224 suits large photographs and a large backbone;
-            mean and std are ImageNet's.
+            mean and std are ImageNet's; of images that are not RGB of eight bits they are computed instead, unless
+            others are given.
 
     Raises:
-        UserError: no such folder, no images in it, one image, too many unreadable files, a wrong list of labels.
+        UserError: no such folder, no images in it, one image, too many unreadable files, a wrong list of labels, images
+            of several kinds.
     """
     if root is None or root == "":
         raise UserError("dataset=folder has to know where the images are: add dataset.root=DIR.")
     expect("dataset.split", split, one_of(*SPLITS))
     expect("dataset.drop_copies", drop_copies, SWITCH)
     expect("dataset.max_pixels", max_pixels, whole(1))
+    expect("dataset.channels", channels, checks.CHANNELS)
+    expect("dataset.tars", tars, AUTO_SWITCH)
     top = _existing("dataset.root", checks.path("dataset.root", root))
-    bad, shards = UnreadableFiles(max_unreadable), Shards.of(top)
-    labeller = Labeller(top, labels, Path.is_file if shards is None else shards.holds)
+    bad, shards = UnreadableFiles(max_unreadable), _shards(top, tars)
+    labeller = Labeller(
+        top,
+        labels,
+        Path.is_file if shards is None else shards.holds,
+        shards.names_of_classes if isinstance(shards, TarShards) else None,
+    )
     train, test_part, extra = _find_parts(top, test, unlabelled, _finder(shards))
     parts = [part for part in (train, test_part, extra) if part is not None]
     bad.files = sum(len(part.paths) + len(part.found.broken) for part in parts)
     looks: dict[str, Look] = {}  # at every file, by its path seen from the top
-    for part in parts:
-        bad.add(part.found.broken.items())
-        if shards is None and bad.files <= CHECKED:
-            part.paths = _without_damaged(part, bad, looks, top, max_pixels)
+    bad.add(item for part in parts for item in part.found.broken.items())
+    seen = [_looks(part) if shards is None and bad.files <= CHECKED else None for part in parts]
+    kinds: dict[Kind | None, list[str]] = {None: []}
+    if channels != "rgb" and not isinstance(shards, Shards):
+        kinds = _kinds(parts, seen) if shards is None else _kinds_in_tars(parts, shards)
+    decoder = bands.decoder(channels, kinds)
+    for part, each in zip(parts, seen, strict=True):
+        if each is not None:
+            part.paths = _without_damaged(part, bad, each, lambda place: _damage(place, max_pixels, decoder))
+            looks.update((_above(part, top) + path, one) for path, one in each.items())
     if len(train.paths) < 2:
         raise UserError(f"'{train.place}' holds {len(train.paths)} image; there has to be more than one to learn from.")
 
@@ -110,9 +141,11 @@ def folder(
     check_classes(name, known.classes)
 
     def read(part: Part, labels: Tensor | None = None) -> ImageSet:
+        if isinstance(shards, TarShards):
+            return keep_in_memory(shards.images(part.place, part.paths, labels, max_pixels, decoder), resident, bad)
         if shards is not None:
             return keep_in_memory(shards.images(part.place, part.paths, labels), resident, bad)
-        return keep_in_memory(FileImages(part.place, part.paths, labels, max_pixels), resident, bad)
+        return keep_in_memory(FileImages(part.place, part.paths, labels, max_pixels, decoder), resident, bad)
 
     images, further = read(train, known.labels), list[ImageSet]()
     if images.labels is not None and bool((images.labels < 0).any()):
@@ -135,6 +168,9 @@ def folder(
     more = join(*further) if further else None
     if more is not None:
         more.labels = None
+    facts = None if decoder is None else bands.measure(images, decoder.made)
+    if facts is not None and tuple(mean) == IMAGENET_MEAN and tuple(std) == IMAGENET_STD:  # those of other images
+        mean, std = facts.mean, facts.std
     data = ImageData(
         name,
         images,
@@ -150,7 +186,12 @@ def folder(
         about_labels=f"labels from {known.origin}" if known.classes else f"no labels: {known.origin}",
         about=tuple(filter(None, (told([part.found for part in parts]), str(bad)))),
         root=top,
+        bands=facts,
+        decoder=decoder,
     )
+    if extra is not None and unlabelled is None:
+        line = f"{len(extra.paths):,} images without labels in '{extra.place}', which is no class"
+        data = replace(data, about=(*data.about, line))
     copied = _copies(data, looks)
     if drop_copies:
         data = data.without_copies()
@@ -177,8 +218,32 @@ class Part:
     found: Found
 
 
-def _finder(shards: Shards | None) -> Callable[[Path, Sequence[Path]], Found]:
-    return search if shards is None else lambda place, aside: Found(shards.below(place, aside))
+def _shards(top: Path, tars: bool | str) -> Shards | TarShards | None:
+    """What holds the images where they are no files of their own: what `prepare` made, or tar files."""
+    made = record(top)
+    wanted = tars if isinstance(tars, bool) else _holds_tars_alone(top)
+    return TarShards(top) if wanted or (made or {}).get("encode") == "tar" else Shards.of(top)
+
+
+def _holds_tars_alone(top: Path) -> bool:
+    """Whether what lies in a folder, and in the folders in it, is tar files with their indices, and nothing else."""
+    found = False
+    for place in walk(top):
+        files = (name for name in place.files if not name.endswith((INDEX, *OWN)))
+        for name in files:
+            if not name.endswith(".tar"):
+                return False
+            found = True
+        if place.above.count(os.sep) > 1:
+            return found
+    return found
+
+
+def _finder(shards: Shards | TarShards | None) -> Callable[[Path, Sequence[Path]], Found]:
+    if shards is None:
+        return search
+    left_out = shards.left_out if isinstance(shards, TarShards) else Counter[str]()
+    return lambda place, aside: Found(shards.below(place, aside), left_out=left_out)
 
 
 def _above(part: Part, top: Path) -> str:
@@ -218,7 +283,8 @@ def _found(
         paths = images.addresses(data.root or Path())
         prints = [looks[path].print if path in looks else "" for path in paths] if looks else None
         parts[part] = manifest.Part.of_files(paths, images.labels, prints, above[part])
-    return Manifest(data.name, data.classes, tuple(data.mean), tuple(data.std), parts, rule, fixed, copied)
+    bands = None if data.bands is None else data.bands.to_json()
+    return Manifest(data.name, data.classes, tuple(data.mean), tuple(data.std), parts, rule, fixed, copied, bands)
 
 
 # --- the parts -------------------------------------------------------------------------------------------------------
@@ -232,6 +298,8 @@ def _find_parts(
     named = {key: _existing(key, top / checks.path(key, value)) for key, value in given.items() if value is not None}
     train_top, split = _split_folders(top)
     test_top, extra_top = named.get("dataset.test", split), named.get("dataset.unlabelled")
+    if extra_top is None:
+        extra_top = _unlabelled_folder(top)
     aside = [place for place in (test_top, extra_top) if place is not None]
 
     def part(place: Path, aside: Sequence[Path] = ()) -> Part:
@@ -259,18 +327,33 @@ def _existing(key: str, place: Path) -> Path:
     return place
 
 
-def _split_folders(top: Path) -> tuple[Path, Path | None]:
-    """The folders in ``top`` to learn from and to test on, by their names; ``top`` alone where one is missing."""
+def _folders_in(top: Path) -> dict[str, Path]:
+    """The folders in a folder by their names in small letters; where two have one name, the one in small letters."""
     try:
         with os.scandir(top) as entries:
-            # in small letters last, so that they win over the same name in capitals
-            there = {name.lower(): top / name for name in sorted(each.name for each in entries if each.is_dir())}
+            return {name.lower(): top / name for name in sorted(each.name for each in entries if each.is_dir())}
     except OSError as error:
         closed(error)
+
+
+def _split_folders(top: Path) -> tuple[Path, Path | None]:
+    """The folders in ``top`` to learn from and to test on, by their names; ``top`` alone where one is missing."""
+    there = _folders_in(top)
     train, test = (
         next((there[name] for name in names if name in there), None) for names in (TRAIN_FOLDERS, TEST_FOLDERS)
     )
     return (top, None) if train is None or test is None else (train, test)
+
+
+def _unlabelled_folder(top: Path) -> Path | None:
+    """The folder of images without labels beside those of classes, in ``top`` or its ``train``; none with a table."""
+    there = _folders_in(top)
+    for place in (*(there[name] for name in TRAIN_FOLDERS if name in there), top):
+        folders = _folders_in(place)
+        found = next((folders[name] for name in UNLABELLED_FOLDERS if name in folders), None)
+        if found is not None and len(folders) > 1:
+            return None if any((each / TABLE).is_file() for each in (top, place)) else found
+    return None
 
 
 def _without_train(part: Part) -> Part:
@@ -298,26 +381,56 @@ def _label_test(part: Part, labeller: Labeller, classes: Sequence[str]) -> Tenso
     return found.labels[known]
 
 
-def _without_damaged(part: Part, bad: UnreadableFiles, looks: dict[str, Look], top: Path, max_pixels: int) -> list[str]:
+def _looks(part: Part) -> dict[str, Look]:
+    return {path: look(part.place / path) for path in part.paths}
+
+
+#: files of a part whose kind is looked up where there are too many to look at all
+KINDS = 1000
+
+
+def _kinds(parts: Sequence[Part], seen: Sequence[Mapping[str, Look] | None]) -> dict[Kind | None, list[str]]:
+    """The files of each kind (see `bands.stored_kind`): of all that were looked at, else of a sample."""
+    found: dict[Kind | None, list[str]] = {}
+    for part, looks in zip(parts, seen, strict=True):
+        for path in part.paths[:: 1 if looks is not None else max(1, len(part.paths) // KINDS)]:
+            start = None if looks is None else looks[path].start
+            found.setdefault(bands.kind_of_file(part.place / path, start), []).append(path)
+    return found or {None: []}
+
+
+def _kinds_in_tars(parts: Sequence[Part], shards: TarShards) -> dict[Kind | None, list[str]]:
+    """The same of a sample of images in tar files."""
+    found: dict[Kind | None, list[str]] = {}
+    for part in parts:
+        images = shards.images(part.place, part.paths[:: max(1, len(part.paths) // KINDS)])
+        for index in range(len(images)):
+            found.setdefault(bands.kind_of_bytes(images.content(index)), []).append(images.name(index))
+    return found or {None: []}
+
+
+def _without_damaged(
+    part: Part, bad: UnreadableFiles, seen: Mapping[str, Look], damage: Callable[[Path], str | None]
+) -> list[str]:
     """The paths without the files that give themselves away or do so in a sample, which are noted in ``bad``."""
 
     def damages(paths: Sequence[str]) -> dict[str, str]:
-        return {path: reason for path in paths if (reason := _damage(part.place / path, max_pixels)) is not None}
+        return {path: reason for path in paths if (reason := damage(part.place / path)) is not None}
 
     sample = part.paths[:: len(part.paths) // SAMPLE] if len(part.paths) > SAMPLE else []
     broken = damages(sample)
     bad.add_sample(broken, len(sample))
-    seen = {path: look(part.place / path) for path in part.paths}
     broken |= damages([path for path, each in seen.items() if not each.whole])
     bad.add(broken.items())
-    above = _above(part, top)
-    looks.update((above + path, each) for path, each in seen.items())
     return [path for path in part.paths if path not in broken]
 
 
-def _damage(path: Path, max_pixels: int) -> str | None:
+def _damage(path: Path, max_pixels: int, decoder: Decoder | None) -> str | None:
     try:
-        read_image(path, max_pixels)
+        if decoder is None:
+            read_image(path, max_pixels)
+        else:
+            decoder(read_file(path), max_pixels)
     except Unreadable as reason:
         return str(reason)
     return None

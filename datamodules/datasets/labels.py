@@ -38,13 +38,21 @@ class Labeller:
         root: the whole folder.
         rule: see `folders.folder`.
         exists: whether there is such a file.
+        beside: names of the classes that stand with the images themselves, empty where there is none; for ``auto``.
 
     Raises:
         UserError: a rule that is neither a word nor a path.
     """
 
-    def __init__(self, root: Path, rule: str, exists: Callable[[Path], bool] = Path.is_file) -> None:
+    def __init__(
+        self,
+        root: Path,
+        rule: str,
+        exists: Callable[[Path], bool] = Path.is_file,
+        beside: Callable[[Path, Sequence[str]], list[str]] | None = None,
+    ) -> None:
         expect("dataset.labels", rule, RULE)
+        self.beside = beside
         self.root, self.rule, self.exists = root, str(rule), exists
         self._tables: dict[Path, Table] = {}
 
@@ -63,6 +71,8 @@ class Labeller:
             if classes is None:
                 self.check_tables()
                 raise UserError(f"'{table.file}' gives no image in '{part}' a label.")
+        if self.rule == "auto" and self.beside is not None and any(names := self.beside(part, paths)):
+            return _numbered(names, classes, "the .cls members of the tar files", part)
         first = [path.split(os.sep)[0] if os.sep in path else "" for path in paths]
         if self.rule == "folders":
             outside = first.count("")

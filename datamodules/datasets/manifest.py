@@ -119,6 +119,7 @@ class Manifest:
         rule: how it was made: what decided which images are held out.
         fixed: whether that rule keeps a test image on its side whatever is added to the others.
         copies: how many images of a part are test images, too, and which: path, path of the test image.
+        bands: facts of images that are not RGB of eight bits (`Bands.to_json`); None for those that are.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Manifest:
     rule: dict[str, Any] = field(default_factory=dict)
     fixed: bool = True
     copies: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    bands: dict[str, Any] | None = None
 
     @property
     def digest(self) -> str:
@@ -161,6 +163,7 @@ class Manifest:
                 dict(content["rule"]),
                 bool(content["fixed"]),
                 {part: [(one, other) for one, other in each["named"]] for part, each in content["copies"].items()},
+                content.get("bands"),
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             raise UserError(

@@ -7,16 +7,22 @@ import csv
 import io
 import json
 import os
+import tarfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from selfsight.datamodules.datasets.checks import composed
+from selfsight.datamodules.datasets.labels import Labeller
 from selfsight.datamodules.datasets.search import TABLE as LABELS
 from selfsight.datamodules.datasets.search import left_out, search, walk
 from selfsight.datamodules.datasets.tables import read_rows, relative
-from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, read_image
+from selfsight.datamodules.images.bands import decode_bands, kind_of_bytes, kind_of_file
+from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, decode, read_image
+from selfsight.datamodules.images.formats import read_file
 from selfsight.datamodules.images.prepared import RECORD, SOURCES, TABLE, begun, encode_jpeg, resized, shard_name
+from selfsight.datamodules.images.tars import INDEX, LABEL, members, sample
 from selfsight.errors import UserError
 
 #: JPEG files made between two looks at the clock
@@ -34,6 +40,7 @@ class Preparation:
         parts: paths of the images that are made at a time.
         bytes: size of the source's images.
         left_out: what lies in the source and is no image, in words.
+        reduced: images that are more than RGB of eight bits, by their kind; what is made of them is RGB of eight bits.
 
     Raises:
         UserError: no images, or a ``labels.csv`` that cannot be read.
@@ -42,13 +49,17 @@ class Preparation:
     def __init__(self, source: Path, out: Path, settings: dict[str, Any], max_pixels: int = MAX_PIXELS) -> None:
         self.source, self.out, self.settings, self.max_pixels = source, out, settings, max_pixels
         self.about = {**settings, "source": str(source.resolve())}
-        self.raw = settings["encode"] == "raw"
+        self.tar = settings["encode"] == "tar"
+        self.sharded = self.tar or settings["encode"] == "raw"
         found = search(source)
         self.paths = sorted([*found.paths, *found.broken])
         self.left_out = left_out([found])
+        kinds = {} if self.tar else {path: kind_of_file(source / path) for path in found.paths}
+        self.reduced = Counter(str(kind) for kind in kinds.values() if kind is not None)
         if not self.paths:
             raise UserError(f"'{source}' holds no images" + (f": {self.left_out}." if self.left_out else "."))
         self.names = self._named(self.paths)
+        self.known, self.classes = self._labelled() if self.tar else ({}, [])
         self.parts = self._cut(self.paths)
         self.labels = {
             place.above: [row for _, row in read_rows(source / place.above / LABELS)]
@@ -57,6 +68,12 @@ class Preparation:
         }
         self.sources = {path: _size_and_time(source / path) for path in self.paths}
         self.bytes = sum(size for size, _ in self.sources.values())
+
+    def _labelled(self) -> tuple[dict[str, int], list[str]]:
+        """The number of the class of each image, as `folder` finds them in the whole folder; and the classes."""
+        found = Labeller(self.source, "auto")(self.source, self.paths)
+        numbers = [] if found.labels is None else found.labels.tolist()
+        return dict(zip(self.paths, numbers, strict=False)), list(found.classes)
 
     def begin(self) -> None:
         """Make the folder, or go on in one that the same command began: what has changed since is made again.
@@ -81,16 +98,19 @@ class Preparation:
 
     def make(self, number: int) -> dict[str, str]:
         """Write the images of a part, unless they are there; those that cannot be read, with the reason."""
-        return self._shard(number) if self.raw else self._files(number)
+        if self.tar:
+            return self._tar(number)
+        return self._shard(number) if self.sharded else self._files(number)
 
     def finish(self, unreadable: dict[str, str]) -> int:
         """Table, labels and record, when all parts are made; returns the size of the folder."""
-        if self.raw and not (self.out / TABLE).is_file():
+        if self.sharded and not self.tar and not (self.out / TABLE).is_file():
             tables = ((self.out / shard_name(number)).with_suffix(".csv") for number in range(len(self.parts)))
             write(self.out / TABLE, b"".join(table.read_bytes() for table in tables))
         self._copy_labels(unreadable)
         size = sum(place.stat().st_size for place in self.out.rglob("*") if place.is_file())
-        self._record(finished=True, unreadable=unreadable, bytes_before=self.bytes, bytes_after=size)
+        classes = {"classes": self.classes} if self.classes else {}
+        self._record(finished=True, **classes, unreadable=unreadable, bytes_before=self.bytes, bytes_after=size)
         return size
 
     def _record(self, **content: Any) -> None:
@@ -106,12 +126,13 @@ class Preparation:
 
     def _forget(self, old: dict[str, Any]) -> None:
         """Delete what was made of images that are gone now or have changed, and folders that nothing is in any more."""
-        if self.raw:
+        if self.sharded:
             now = [[(path, self.sources[path]) for path in part] for part in self.parts]
             then = [[(path, old[path]) for path in part] for part in self._cut(sorted(old))]
             stale = [number for number, part in enumerate(then) if number >= len(now) or part != now[number]]
             shards = [self.out / shard_name(number) for number in stale]
-            gone = [shard.with_suffix(ending) for shard in shards for ending in (".csv", ".json", ".bin")]
+            endings = (".csv", ".json", ".bin", ".tar", f".tar{INDEX}")
+            gone = [shard.with_name(shard.stem + ending) for shard in shards for ending in endings]
             gone.append(self.out / TABLE)
         else:
             gone = [
@@ -129,7 +150,7 @@ class Preparation:
 
     def _named(self, paths: Sequence[str]) -> dict[str, str]:
         """What the images are called here. A JPEG keeps its name, another file gets one more ending; no two are one."""
-        if self.raw:
+        if self.sharded:
             return dict(zip(paths, paths, strict=True))
         names = {path: path for path in paths if path.lower().endswith((".jpg", ".jpeg"))}
         taken = set(names)
@@ -141,7 +162,7 @@ class Preparation:
         return names
 
     def _cut(self, paths: list[str]) -> list[list[str]]:
-        size = self.settings["per_shard"] if self.raw else CHUNK
+        size = self.settings["per_shard"] if self.sharded else CHUNK
         return [paths[start : start + size] for start in range(0, len(paths), size)]
 
     def _files(self, number: int) -> dict[str, str]:
@@ -185,6 +206,31 @@ class Preparation:
         write(table, _csv(rows))
         return unreadable
 
+    def _tar(self, number: int) -> dict[str, str]:
+        """The files of all images as they are, in one tar file, each with the number of its class beside it."""
+        target = (self.out / shard_name(number)).with_suffix(".tar")
+        reasons = target.with_suffix(".json")
+        if target.is_file():  # moved there when it was whole
+            return dict(json.loads(reasons.read_text()))
+        unreadable: dict[str, str] = {}
+        beside = _beside(target)
+        with tarfile.open(beside, "w", format=tarfile.PAX_FORMAT) as file:
+            for path in self.parts[number]:
+                try:
+                    content = read_file(self.source / path)
+                    decode(content, self.max_pixels) if kind_of_bytes(content) is None else decode_bands(content)
+                except Unreadable as reason:
+                    unreadable[path] = str(reason)
+                    continue
+                _add(file, Path(path).as_posix(), content)
+                if (label := self.known.get(path, -1)) >= 0:
+                    _add(file, sample(Path(path).as_posix()) + LABEL, str(label).encode())
+                (self.out / path).parent.mkdir(parents=True, exist_ok=True)  # train, test, classes
+        write(reasons, json.dumps(unreadable))
+        os.replace(beside, target)
+        members(target)
+        return unreadable
+
     def _copy_labels(self, unreadable: dict[str, str]) -> None:
         """Every ``labels.csv`` of the source, with the new names and without the images that are not here."""
         for place in list(self.out.rglob(LABELS)):
@@ -201,6 +247,12 @@ class Preparation:
             ]
             (self.out / above).mkdir(parents=True, exist_ok=True)
             write(self.out / above / LABELS, _csv(copied))
+
+
+def _add(file: tarfile.TarFile, name: str, content: bytes) -> None:
+    about = tarfile.TarInfo(name)
+    about.size = len(content)
+    file.addfile(about, io.BytesIO(content))
 
 
 def _size_and_time(place: Path) -> list[int]:

@@ -75,7 +75,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     kind = formats.kind(data[: formats.START])
     if kind not in ("jpeg", "png", "webp"):
         return _others(data, kind, max_pixels)
-    _check_size(formats.size(data, kind), max_pixels)
+    check_size(formats.size(data, kind), max_pixels)
     if kind == "jpeg":
         # Some decoders fill the missing part of a cut JPEG with grey and say nothing; Pillow tells it from a whole one.
         if not formats.has_end(data):
@@ -100,12 +100,15 @@ def _others(data: bytes, kind: str | None, max_pixels: int) -> np.ndarray:
         raise Unreadable("no image")
     if lacking := formats.lacking_decoder(kind):
         raise Unreadable(f"{kind.upper()} has no decoder here: {lacking}")
+    if kind in ("npy", "npz"):
+        raise Unreadable("an array, which is read with dataset.channels=auto")
     if kind == "pnm" and (image := _binary_pnm(data, max_pixels)) is not None:
         return image
     return _pillow(data, max_pixels)
 
 
-def _check_size(size: tuple[int, int] | None, max_pixels: int) -> None:
+def check_size(size: tuple[int, int] | None, max_pixels: int) -> None:
+    """Refuse an image of (width, height); raises `Unreadable`."""
     if size is not None and size[0] * size[1] > max_pixels:
         raise Unreadable(f"too many pixels: {size[0]} x {size[1]}, dataset.max_pixels is {max_pixels}")
 
@@ -118,7 +121,7 @@ def _pillow(data: bytes, max_pixels: int) -> np.ndarray:
 
     try:
         with _opened(data) as image:
-            _check_size(image.size, max_pixels)
+            check_size(image.size, max_pixels)
             tags = getattr(image, "tag_v2", {})
             return np.array(_eight_bits(ImageOps.exif_transpose(image), tags))
     except Unreadable:
@@ -233,7 +236,7 @@ def _binary_pnm(data: bytes, max_pixels: int) -> np.ndarray | None:
     if (header := _PNM_HEADER.match(data)) is None:
         return None
     width, height, largest = (int(header[i]) for i in (2, 3, 4))
-    _check_size((width, height), max_pixels)
+    check_size((width, height), max_pixels)
     if not width or not height or not 0 < largest < 65536:
         raise Unreadable("no image")
     channels = 3 if header[1] == b"6" else 1
@@ -264,7 +267,7 @@ def _tifffile(data: bytes, max_pixels: int) -> np.ndarray:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             page: Any = file.pages[0]
             width, height = int(page.imagewidth), int(page.imagelength)
-            _check_size((width, height), max_pixels)
+            check_size((width, height), max_pixels)
             extra = [int(each) for each in page.extrasamples]
             colours = int(page.samplesperpixel) - len(extra)
             if int(page.photometric) not in (BLACK_ON_WHITE, WHITE_ON_BLACK, RGB) or colours not in (1, 3):

@@ -13,6 +13,7 @@ import importlib.util
 import os
 import re
 import stat
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -36,6 +37,9 @@ AVIF_BRANDS = frozenset([b"avif", b"avis"])
 HEIC_BRANDS = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"])
 #: sizes of the header after a BMP's own, by which it is told from a text that begins with BM
 BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
+
+NPY_START = b"\x93NUMPY"
+ZIP_START = b"PK\x03\x04"
 
 _PNM = re.compile(rb"P[1-6](?:\s+\d|\s*#)")
 
@@ -67,6 +71,10 @@ def kind(start: bytes) -> str | None:
         return "bmp"
     if _PNM.match(start):
         return "pnm"
+    if start.startswith(NPY_START):
+        return "npy"
+    if start.startswith(ZIP_START) and start[30:].startswith(_first_array(start)):
+        return "npz"
     if start.startswith(JP2_STARTS):
         return "jp2"
     if start[4:8] == b"ftyp":
@@ -74,6 +82,12 @@ def kind(start: bytes) -> str | None:
         brands = {box[8:12], *(box[at : at + 4] for at in range(16, len(box), 4))}
         return "avif" if brands & AVIF_BRANDS else "heic" if brands & HEIC_BRANDS else None
     return None
+
+
+def _first_array(start: bytes) -> bytes:
+    """The name that a zip file of numpy's begins with, as far as it is there."""
+    name = start[30 : 30 + int.from_bytes(start[26:28], "little")]
+    return name if name.endswith(b".npy") else b"\0"
 
 
 @functools.cache
@@ -159,11 +173,13 @@ class Look(NamedTuple):
         print: by which it is known again: length, and a hash of its beginning, middle and end; empty where there is no
             such file.
         tail: hash of its last bytes, which copies with other metadata share.
+        start: its first bytes, by which `kind` tells its format.
     """
 
     whole: bool
     print: str = ""
     tail: bytes = b""
+    start: bytes = b""
 
 
 def look(path: Path | str) -> Look:
@@ -188,7 +204,7 @@ def look(path: Path | str) -> Look:
     else:
         stated = _stated_length(start)
         whole = stated is not None and stated <= length
-    return Look(whole, print_, tail)
+    return Look(whole, print_, tail, start[:START])
 
 
 def looks_whole(path: Path | str) -> bool:
@@ -274,3 +290,86 @@ def is_animation(data: bytes, of: str) -> bool:
         return data[12:16] == b"VP8X" and bool(data[20] & 2)
     first = data.find(b"IDAT")
     return b"acTL" in (data[:first] if first > 0 else data)
+
+
+# --- what the values are ---------------------------------------------------------------------------------------------
+
+_PNM_LARGEST = re.compile(rb"P[2356]" + 3 * rb"(?:\s|#[^\n\r]*[\n\r])+(\d{1,9})")
+
+
+def largest_of_pnm(data: bytes) -> int:
+    """The value that is white in a PNM file; 0 where it does not say."""
+    header = _PNM_LARGEST.match(data)
+    return 0 if header is None else int(header[3])
+
+
+class TiffPage(NamedTuple):
+    """What a page of a TIFF file says of its values.
+
+    Attributes:
+        size: width and height. bits: of a sample. samples: of a pixel. extra: what the first sample beyond the colours
+            is (1 and 2: alpha). alphas: how many such samples are alpha.
+        format: ``u``, ``i`` or ``f``.
+    """
+
+    size: tuple[int, int]
+    bits: int
+    samples: int
+    photometric: int
+    format: str
+    extra: int
+    alphas: int
+
+
+#: pages of a TIFF file that are looked at
+MOST_PAGES = 4096
+
+
+def tiff_pages(file: IO[bytes]) -> list[TiffPage]:
+    """The pages of a TIFF file in their order, by their tags alone; none where it is damaged."""
+    try:
+        return list(_tiff_pages(file))
+    except (struct.error, ValueError, OverflowError):
+        return []
+
+
+def _tiff_pages(file: IO[bytes]) -> Iterator[TiffPage]:
+    file.seek(0)
+    start = file.read(16)
+    order = "<" if start[:2] == b"II" else ">"
+    big = struct.unpack(order + "H", start[2:4])[0] == 43
+    offset = struct.unpack(order + ("Q" if big else "I"), start[8:16] if big else start[4:8])[0]
+    for _ in range(MOST_PAGES):
+        if not offset:
+            return
+        file.seek(offset)
+        count = struct.unpack(order + ("Q" if big else "H"), file.read(8 if big else 2))[0]
+        width = 20 if big else 12
+        block = file.read(min(count, 4096) * width)
+        offset = struct.unpack(order + ("Q" if big else "I"), file.read(8 if big else 4))[0]
+        tags = {}
+        for at in range(0, len(block), width):
+            tag, of, number = struct.unpack(order + ("HHQ" if big else "HHI"), block[at : at + (12 if big else 8)])
+            if tag in _TAGS and of in (1, 3, 4):
+                tags[tag] = _tiff_values(file, order, of, number, block[at + (12 if big else 8) : at + width])
+        size = tags.get(256, (0,))[0], tags.get(257, (0,))[0]
+        extra = tags.get(338, ())
+        form = {2: "i", 3: "f"}.get(tags.get(339, (1,))[0], "u")
+        alphas = sum(each in (1, 2) for each in extra)
+        bits, samples, photometric = (tags.get(tag, (other,))[0] for tag, other in ((258, 1), (277, 1), (262, 1)))
+        yield TiffPage(size, bits, samples, photometric, form, extra[0] if extra else 0, alphas)
+
+
+_TAGS = (256, 257, 258, 262, 277, 338, 339)
+
+
+def _tiff_values(file: IO[bytes], order: str, of: int, count: int, field: bytes) -> tuple[int, ...]:
+    """The first numbers of a tag of bytes, shorts or longs, which stand in its field or where that points to."""
+    letter, width = {1: ("B", 1), 3: ("H", 2), 4: ("I", 4)}[of]
+    wanted = min(count, 64)
+    if count * width > len(field):
+        here = file.tell()
+        file.seek(struct.unpack(order + ("Q" if len(field) == 8 else "I"), field)[0])
+        field = file.read(wanted * width)
+        file.seek(here)
+    return struct.unpack(f"{order}{wanted}{letter}", field[: wanted * width])

@@ -1,10 +1,10 @@
-"""Sets of uint8 images, in memory or in files."""
+"""Sets of images, in memory or in files: of uint8 RGB, or of the channels and type that a decoder gives them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,16 @@ from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, read_ima
 from selfsight.datamodules.images.formats import read_file
 from selfsight.datamodules.images.memory import fits_in_memory
 
+#: from the bytes of a file, and the pixels of the largest image that is read, to the image
+Decoder = Callable[[bytes, int], np.ndarray]
+
 
 class ImageSet:
     """A numbered set of images.
 
     Attributes:
         labels: ``[N]`` int64, -1 where an image has none; None when no image has one.
-        pixels: ``[N, 3, H, W]`` uint8 when the images lie in memory and are of one size, else None.
+        pixels: ``[N, 3, H, W]`` uint8 (see above) when the images lie in memory and are of one size, else None.
         in_memory: whether `read` decodes nothing.
     """
 
@@ -33,7 +36,7 @@ class ImageSet:
         raise NotImplementedError
 
     def read(self, index: int) -> np.ndarray:
-        """Image ``index`` as ``[H, W, 3]`` uint8 RGB; raises `decode.Unreadable` for a file that is none."""
+        """Image ``index`` as ``[H, W, 3]`` uint8 RGB (see above); raises `decode.Unreadable` where it is none."""
         raise NotImplementedError
 
     def name(self, index: int) -> str:
@@ -68,7 +71,7 @@ class ImageSet:
 
 
 class ArrayImages(ImageSet):
-    """Images of one size in memory: ``pixels [N, 3, H, W]`` uint8.
+    """Images of one size in memory: ``pixels [N, C, H, W]``.
 
     With ``root`` the names are those of the files below it that they were decoded from.
     """
@@ -80,7 +83,6 @@ class ArrayImages(ImageSet):
         names: Sequence[str] | None = None,
         root: Path | None = None,
     ) -> None:
-        assert pixels.dtype == torch.uint8
         assert pixels.ndim == 4
         assert labels is None or len(labels) == len(pixels)
         self.pixels: Tensor = pixels
@@ -113,15 +115,24 @@ class ArrayImages(ImageSet):
 
 
 class FileImages(ImageSet):
-    """Images in files below ``root``, decoded when read; none of more than ``max_pixels``."""
+    """Images in files below ``root``, decoded when read; none of more than ``max_pixels``.
+
+    Args:
+        decoder: from the bytes of a file and ``max_pixels`` to the image; None: to ``[H, W, 3]`` uint8 RGB.
+    """
 
     in_memory = False
 
     def __init__(
-        self, root: Path, paths: Sequence[str], labels: Tensor | None = None, max_pixels: int = MAX_PIXELS
+        self,
+        root: Path,
+        paths: Sequence[str],
+        labels: Tensor | None = None,
+        max_pixels: int = MAX_PIXELS,
+        decoder: Decoder | None = None,
     ) -> None:
         assert labels is None or len(labels) == len(paths)
-        self.root, self.max_pixels = root, max_pixels
+        self.root, self.max_pixels, self.decoder = root, max_pixels, decoder
         # One array of bytes: worker processes then share a million names instead of copying them one by one.
         self._paths = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
         self.labels = labels
@@ -139,6 +150,8 @@ class FileImages(ImageSet):
         return self.path(index)
 
     def read(self, index: int) -> np.ndarray:
+        if self.decoder is not None:
+            return self.decoder(read_file(self.path(index)), self.max_pixels)
         return read_image(self.path(index), self.max_pixels)
 
     def digest(self, index: int) -> bytes:
@@ -150,7 +163,7 @@ class FileImages(ImageSet):
     def select(self, indices: Tensor | Sequence[int]) -> FileImages:
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         names = [self.name(i) for i in chosen.tolist()]
-        return FileImages(self.root, names, taken(self.labels, chosen), self.max_pixels)
+        return FileImages(self.root, names, taken(self.labels, chosen), self.max_pixels, self.decoder)
 
 
 class DecodedImages(ImageSet):

@@ -11,11 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from selfsight.datamodules.images.bands import scaled
 from selfsight.datamodules.images.decode import Unreadable
 from selfsight.datamodules.images.sets import ImageSet
 from selfsight.datamodules.loading.order import Request
+from selfsight.datamodules.views.band_views import CpuBandViews
 from selfsight.datamodules.views.cpu_ops import mostly_cut_away, square_of_resized
 from selfsight.datamodules.views.cpu_views import CpuViews
+from selfsight.datamodules.views.image_ops import resample
+from selfsight.datamodules.views.kernels import resize_matrix
 
 
 @dataclass
@@ -80,7 +84,7 @@ class TrainingReader:
     An unreadable file gives its place to the next readable image of the set, whatever process meets it.
     """
 
-    def __init__(self, images: ImageSet, views: CpuViews) -> None:
+    def __init__(self, images: ImageSet, views: CpuViews | CpuBandViews) -> None:
         self.images, self.views = images, views
 
     def __getitem__(self, request: Request) -> RawBatch:
@@ -109,7 +113,7 @@ class TrainingReader:
                 return self.images.read(candidate), candidate, missed
             except Unreadable as reason:
                 missed.append((candidate, str(reason)))
-        return np.zeros((1, 1, 3), np.uint8), index, missed  # nothing is readable: whoever counts them will say so
+        return self.views.blank, index, missed  # nothing is readable: whoever counts them will say so
 
 
 class PixelReader:
@@ -126,41 +130,58 @@ class PixelReader:
 
 
 class EvaluationReader:
-    """Request -> `RawBatch` with one view: resized, central square, in order; unreadable files are left out."""
+    """Request -> `RawBatch` with one view: resized, central square, in order; unreadable files are left out.
 
-    def __init__(self, images: ImageSet, resize: int, size: int) -> None:
-        self.images, self.resize, self.size = images, resize, size
+    Args:
+        channels: of images that are not RGB of eight bits, whose view is made of floats; None for those that are.
+    """
+
+    def __init__(self, images: ImageSet, resize: int, size: int, channels: int | None = None) -> None:
+        self.images, self.resize, self.size, self.channels = images, resize, size, channels
 
     def __getitem__(self, request: Request) -> RawBatch:
         squares, indices, skipped = [], [], []
         for index in request.indices:
             try:
-                image = torch.from_numpy(self.images.read(index)).permute(2, 0, 1)[None]
+                pixels = self.images.read(index)
             except Unreadable as reason:
                 skipped.append((index, str(reason)))
                 continue
+            pixels = pixels if self.channels is None else scaled(pixels)
+            image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
             squares.append(central_square(image, self.resize, self.size))
             indices.append(index)
         chosen = torch.tensor(indices, dtype=torch.int64)
         labels = None if self.images.labels is None else self.images.labels[chosen]
-        views = [torch.cat(squares) if squares else torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)]
-        return RawBatch(request.epoch, request.step, chosen, labels, views, [], skipped)
+        return RawBatch(request.epoch, request.step, chosen, labels, [self._joined(squares)], [], skipped)
+
+    def _joined(self, squares: list[Tensor]) -> Tensor:
+        if squares:
+            return torch.cat(squares)
+        dtype = torch.uint8 if self.channels is None else torch.float32
+        return torch.empty(0, self.channels or 3, self.size, self.size, dtype=dtype)
 
 
 def central_square(images: Tensor, resize: int, size: int) -> Tensor:
-    """``[B, 3, H, W]`` uint8: shorter side to ``resize`` (antialiased bilinear), then the central ``size`` square."""
+    """Shorter side to ``resize`` (antialiased bilinear), then the central ``size`` square.
+
+    Args:
+        images: ``[B, 3, H, W]`` uint8, or floats of any number of channels.
+    """
     height, width = images.shape[-2:]
     short = min(height, width)
     if short == resize:
-        scaled = height, width
+        whole = height, width
     else:
-        scaled = max(size, round(height * resize / short)), max(size, round(width * resize / short))
-    top, left = (scaled[0] - size) // 2, (scaled[1] - size) // 2
-    if mostly_cut_away((height, width), scaled, size):
-        cut = [
-            square_of_resized(image, scaled, (top, left), size, "bilinear") for image in images.movedim(1, 3).numpy()
-        ]
+        whole = max(size, round(height * resize / short)), max(size, round(width * resize / short))
+    top, left = (whole[0] - size) // 2, (whole[1] - size) // 2
+    if mostly_cut_away((height, width), whole, size) and images.is_floating_point():
+        sides = zip((top, left), (height, width), whole, strict=True)
+        parts = [(torch.tensor([at * n / of]), torch.tensor([size * n / of]), size, n) for at, n, of in sides]
+        return resample(images, *(resize_matrix(*part, "bilinear", bounded=False) for part in parts))
+    if mostly_cut_away((height, width), whole, size):
+        cut = [square_of_resized(image, whole, (top, left), size, "bilinear") for image in images.movedim(1, 3).numpy()]
         return torch.from_numpy(np.stack(cut)).movedim(3, 1)
-    if scaled != (height, width):
-        images = functional.interpolate(images, scaled, mode="bilinear", antialias=True)
+    if whole != (height, width):
+        images = functional.interpolate(images, whole, mode="bilinear", antialias=True)
     return images[..., top : top + size, left : left + size]

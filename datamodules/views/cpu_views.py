@@ -28,6 +28,9 @@ class CpuViews:
     The result is not normalised: `DeviceViews.normalize` does that for whole batches on the device.
     """
 
+    #: what stands for an image where none can be read
+    blank = np.zeros((1, 1, 3), np.uint8)
+
     def __init__(self, views: Sequence[View], seed: int = 0, *, photometric: bool = True) -> None:
         expand(views)
         self.views = tuple(replace(view, blur_per="image") for view in views)

@@ -78,6 +78,10 @@ class View:
         policy_ops, policy_magnitude: number of operations and magnitude, where the policy has such a setting.
         cutout: smallest and largest side of a filled square as a share of ``size``; (0, 0) is none.
         cutout_fill: its colour (of 255).
+        gain: each channel is multiplied by a factor of its own within 1 - g .. 1 + g.
+        noise: standard deviation of noise on every value, as a share of its channel's own over the data set.
+        drop: probability that a channel is replaced by its mean; one of an image stays. These three, too, come before
+            mean and std, and with any of them views are made as `band_views` does it.
         mean, std: per channel, of values in 0 .. 1; None leaves the view in 0 .. 1.
         transforms: operations of one's own, in their order, before mean and std: functions from ``[H, W, 3]`` uint8 to
             the same, transforms of torchvision (``torchvision.transforms.v2``) or of albumentations; see
@@ -117,8 +121,11 @@ class View:
     policy_magnitude: float = 10
     cutout: tuple[float, float] = (0.0, 0.0)
     cutout_fill: tuple[int, int, int] = (127, 127, 127)
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    gain: float = 0.0
+    noise: float = 0.0
+    drop: float = 0.0
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     transforms: tuple[Callable[..., Any], ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
@@ -164,11 +171,18 @@ class View:
         for name in ("hflip", "vflip", "jitter_p", "grayscale", "blur", "solarize", "min_object_covered"):
             value = getattr(self, name)
             _require(_number(value) and 0 <= value <= 1, name, value, "has to lie between 0 and 1")
+        for name in ("gain", "drop"):
+            value = getattr(self, name)
+            _require(_number(value) and 0 <= value < 1, name, value, "has to lie between 0 and 1")
+        _require(_number(self.noise) and self.noise >= 0, "noise", self.noise, "has to be at least 0")
         for name, length in _LENGTHS.items():
             value = getattr(self, name)
             given = isinstance(value, tuple) and len(value) == length and all(_number(v) for v in value)
-            left_out = value is None and name in ("mean", "std")
-            _require(left_out or given, name, value, f"has to be a list of {length} numbers")
+            _require(given, name, value, f"has to be a list of {length} numbers")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            given = isinstance(value, tuple) and len(value) > 0 and all(_number(v) for v in value)
+            _require(value is None or given, name, value, "has to be a list of numbers, one for each channel")
         for name, low, high in (
             ("scale", 1e-9, 1),
             ("ratio", 1e-9, math.inf),
@@ -203,6 +217,11 @@ class View:
     @property
     def jitters(self) -> bool:
         return self.jitter_p > 0 and any(self.jitter)
+
+    @property
+    def of_channels(self) -> bool:
+        """Whether it does anything to channels one by one."""
+        return max(self.gain, self.noise, self.drop) > 0
 
     @property
     def taps(self) -> int:
@@ -263,7 +282,7 @@ def expand(views: Sequence[View]) -> list[View]:
     return [view for view in views for _ in range(view.count)]
 
 
-_LENGTHS = {"scale": 2, "ratio": 2, "blur_sigma": 2, "cutout": 2, "jitter": 4, "cutout_fill": 3, "mean": 3, "std": 3}
+_LENGTHS = {"scale": 2, "ratio": 2, "blur_sigma": 2, "cutout": 2, "jitter": 4, "cutout_fill": 3}
 
 
 def _require(holds: bool, name: str, value: Any, sentence: str) -> None:

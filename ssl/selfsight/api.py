@@ -26,7 +26,9 @@ from selfsight.composition.catalogue import GROUPS
 from selfsight.composition.overrides import compose, quoted
 from selfsight.datamodules import DataModule, ImageSet, join
 from selfsight.datamodules import folder as folder_of_images
-from selfsight.datamodules.images.decode import Unreadable, read_image
+from selfsight.datamodules.images.bands import Kind
+from selfsight.datamodules.images.decode import Unreadable
+from selfsight.datamodules.images.formats import read_file
 from selfsight.engine import build, measure
 from selfsight.engine.reload import (
     LoadedRun,
@@ -353,15 +355,17 @@ class Run:
     def _feature_of(self, image: str | os.PathLike[str] | np.ndarray | Tensor) -> Tensor:
         if isinstance(image, (str, os.PathLike)):
             try:
-                pixels = read_image(Path(image).expanduser())
+                pixels = self.data.dataset.decode(read_file(Path(image).expanduser()))
             except (Unreadable, OSError) as reason:
                 raise UserError(f"'{os.fspath(image)}' cannot be read as an image ({reason}).") from None
         else:
             pixels = np.asarray(image)
-            if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+            bands = self.data.dataset.bands
+            expected = Kind(3, "uint8") if bands is None else bands.kind
+            if pixels.ndim != 3 or Kind(pixels.shape[2], pixels.dtype.name) != expected:
                 raise UserError(
                     f"an array of shape {list(pixels.shape)} and type {pixels.dtype} was given for an image; "
-                    "[H, W, 3] uint8 was expected."
+                    f"[H, W, {expected.channels}] {expected.dtype} was expected."
                 )
         return measure.feature_of_image(self.backbone, self.data, pixels)
 

@@ -44,7 +44,7 @@ def write_unusual(root: Path) -> None:
 def module(root: Path, engine: str, batch_size: int, workers: int = 0) -> ImageDataModule:
     data = folder(
         root=str(root), image_size=SIZE, mean=[0.0] * 3, std=[1.0] * 3, labels="none", test=None, test_fraction=0.0,
-        unlabelled=None, resident=False, max_unreadable=0.0, seed=0,
+        unlabelled=None, resident=False, max_unreadable=0.0, seed=0, channels="rgb",
     )  # fmt: skip
     view = View(size=SIZE, count=2, crop="resized", hflip=0.5, blur=0.5, mean=data.mean, std=data.std)
     return ImageDataModule(data, [view], batch_size=batch_size, num_workers=workers, engine=engine, seed=0)

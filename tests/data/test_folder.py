@@ -257,7 +257,7 @@ def test_most_of_a_sample_unreadable(tmp_path: Path) -> None:
     for i in range(30):
         (tmp_path / f"{i}.tif").write_bytes(encoded(float_image, "TIFF"))
     with pytest.raises(UserError, match=r"of a sample of \d+ files cannot be read as images, such as .*32 bits"):
-        make(tmp_path, max_unreadable=0.1)
+        make(tmp_path, max_unreadable=0.1, channels="rgb")
 
 
 def test_report_grows_as_files_are_met(tmp_path: Path) -> None:
@@ -405,3 +405,24 @@ def test_unusual_names(tmp_path: Path) -> None:
     data = make(tmp_path)
     assert data.classes == ("ä ö", "日本")
     assert data.train.read(1).shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize("name", ["unlabelled", "Unlabeled", "train/unlabeled"])
+def test_unlabelled_is_no_class(tmp_path: Path, name: str) -> None:
+    """A folder of that name beside class folders holds further images to learn from."""
+    top = "train/" if "/" in name else ""
+    write_pictures(tmp_path, [f"{top}a/1.png", f"{top}b/2.png", f"{top}b/3.png", f"{name}/4.png", f"{name}/5.png"])
+    data = make(tmp_path, test_fraction=0)
+    assert data.classes == ("a", "b")
+    assert data.class_counts("train") == [1, 2]
+    assert data.unlabelled is not None
+    assert len(data.unlabelled) == 2
+    assert "2 images without labels" in " ".join(data.about)
+
+
+def test_a_table_may_name_what_lies_in_unlabelled(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["a/1.png", "b/2.png", "unlabelled/3.png"])
+    (tmp_path / "labels.csv").write_text("path,label\na/1.png,x\nb/2.png,y\nunlabelled/3.png,y\n")
+    data = make(tmp_path, test_fraction=0)
+    assert data.class_counts("train") == [1, 2]
+    assert data.unlabelled is None

@@ -342,7 +342,7 @@ def test_both_engines_and_prepare_read_them_so(tmp_path: Path, engine: str, prep
             assert made.make(number) == {}
         made.finish({})
         root = tmp_path / "out"
-    data = folder(root, image_size=24, test_fraction=0.0, resident=False, max_unreadable=0.0)
+    data = folder(root, image_size=24, test_fraction=0.0, resident=False, max_unreadable=0.0, channels="rgb")
     assert len(data.train) == len(chosen)
     whole = [View(24, crop="whole", mean=(0.0,) * 3, std=(1.0,) * 3)]
     (batch,) = module(data, whole, engine=engine, batch_size=len(chosen), last="keep").train_dataloader()

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from selfsight.errors import UserError
 from selfsight.optim import LAMB, LARC, LARS, OptimizationRecipe, layer_decayed, split_no_decay
+from selfsight.optim.groups import all_parameters
 from selfsight.optim.schedule import Clock, Constant, Cosine, Milestones, Schedule, Table, Warmup
 
 Make = Callable[..., torch.optim.Optimizer]
@@ -257,6 +258,70 @@ def test_layers_nearer_the_input_learn_more_slowly() -> None:
     assert along[-1] == 1.0
     with pytest.raises(UserError, match="four stages"):
         layer_decayed(nn.Sequential(nn.Linear(2, 2)), 0.5)
+
+
+class Classifier(nn.Module):
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__()
+        self.backbone = timm.create_model(name, num_classes=0, **options)
+        self.classifier = nn.Linear(self.backbone.num_features, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "undecayed"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 1, "reg_tokens": 2}, ["cls_token", "pos_embed", "reg_token"]),
+        ("deit_tiny_distilled_patch16_224", {"depth": 1}, ["cls_token", "dist_token", "pos_embed"]),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"depths": (1, 1, 1, 1)},
+            [f"layers.{i}.blocks.0.attn.relative_position_bias_table" for i in range(4)],
+        ),
+        (
+            "xcit_nano_12_p8_224",
+            {"depth": 1},
+            ["blocks.0.attn.temperature", "cls_token", "pos_embed.token_projection.weight"],
+        ),
+        ("visformer_tiny", {}, ["pos_embed1", "pos_embed2", "pos_embed3"]),  # which lists none itself
+    ],
+)
+def test_places_and_tokens_are_not_decayed(name: str, options: dict[str, Any], undecayed: list[str]) -> None:
+    """They are apart whether or not biases are, with every layer-wise rate, and decayed only where it is asked for."""
+    with torch.device("meta"):
+        model = Classifier(name, **options)
+    names = {id(p): n.removeprefix("backbone.") for n, p in model.named_parameters()}
+
+    def plain(groups: list[dict[str, Any]]) -> list[str]:
+        assert all(g["weight_decay"] == 0.0 for g in groups if g["plain"])
+        assert sum(len(g["params"]) for g in groups) == len(names)
+        return sorted(names[id(p)] for g in groups if g["plain"] for p in g["params"] if p.ndim > 1)
+
+    assert plain(split_no_decay(model)) == undecayed
+    assert plain(all_parameters(model)) == undecayed
+    if name != "visformer_tiny":
+        assert plain(layer_decayed(model, 0.5)) == undecayed
+    assert plain(split_no_decay(model, decay_places=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 3, "global_pool": "avg"}),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 2, 1)}),
+        ("efficientnet_lite0", {}),
+        ("regnetx_002", {}),
+        ("xcit_nano_12_p8_224", {"depth": 2}),
+    ],
+)
+def test_layers_of_other_networks_learn_as_fast_as_timm_lets_them(name: str, options: dict[str, Any]) -> None:
+    from timm.optim import param_groups_layer_decay
+
+    with torch.device("meta"):
+        net = timm.create_model(name, num_classes=3, **options)
+    ours = {id(p): g.get("lr_scale", 1.0) for g in layer_decayed(net, 0.65) for p in g["params"]}
+    theirs = {id(p): g["lr_scale"] for g in param_groups_layer_decay(net, layer_decay=0.65) for p in g["params"]}
+    for name, p in net.named_parameters():
+        assert ours[id(p)] == pytest.approx(theirs[id(p)]), name
 
 
 def test_the_recipe_writes_rates_and_decay_into_groups() -> None:

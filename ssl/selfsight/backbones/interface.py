@@ -101,15 +101,16 @@ def grid(backbone: nn.Module, tokens: int, size: Sequence[int], reduction: int |
         UserError: no grid of the image's shape fits.
     """
     H, W = size
+    prefix = getattr(backbone, "num_prefix_tokens", None)
     if reduction:
         h, w = (math.ceil(side / reduction) for side in size)
         if 0 <= tokens - h * w < EXTRA_TOKENS:
             return h, w
-    prefix = getattr(backbone, "num_prefix_tokens", None)
-    for extra in range(EXTRA_TOKENS) if prefix is None else (int(prefix), 0):
-        h = round(math.sqrt(max(tokens - extra, 0) * H / W))
-        if h and h * round(h * W / H) == tokens - extra:
-            return h, round(h * W / H)
+    else:
+        for extra in range(EXTRA_TOKENS) if prefix is None else (int(prefix), 0):
+            h = round(math.sqrt(max(tokens - extra, 0) * H / W))
+            if h and h * round(h * W / H) == tokens - extra:
+                return h, round(h * W / H)
     raise UserError(
         f"{type(backbone).__name__} gives {tokens} tokens for images of {H} x {W}, which are no map of them; dense "
         "features need a network whose tokens are patches of the image."
@@ -168,6 +169,8 @@ def wrap(
     if not isinstance(module, nn.Module):
         raise UserError(f"A backbone is a torch.nn.Module, and a {type(module).__name__} was given.")
     if isinstance(module, Backbone) and num_features is None and feature_info is None:
+        if not hasattr(module, "in_chans"):
+            module.in_chans = in_chans  # type: ignore[assignment]
         return module
     kind = type(module).__name__
     output, stages = _tried(module, in_chans, image_size)

@@ -41,6 +41,7 @@ JOBS = {
     "explore": ("explore", "the embedding of a run in a browser: lasso, neighbours, search by image, export"),
     "compare-runs": ("compare_runs", "several runs side by side: table, curves, differences of configuration"),
     "prepare": ("prepare", "make a folder of images fast to read, once for all runs"),
+    "stats": ("stats", "what the images of a data set are: channels, type, range, mean and std"),
     "profile": ("profile", "where the time of a training step goes, and what holds it up"),
     "backbones": ("backbones", "which kinds of network learn by which methods, told by one step of each"),
     "doctor": ("doctor", "say what works on this machine and what to install for the rest"),

@@ -129,12 +129,12 @@ def parts(cfg: DictConfig, of: RunFolder | None = None, **inherited: nn.Module |
         length=clock,
         trainer=replace(trainer, max_epochs=math.ceil(clock.epochs)),
         run=run,
-        description=describe(cfg),
+        description=describe(cfg, data.dataset.channels),
         online=build(cfg.evaluator.online),
         final={str(name): build(node) for name, node in (cfg.evaluator.get("final") or {}).items()},
         callbacks=callbacks(cfg),
         loggers=[logger(node) for node in loggers],
-        untrained=partial(network, cfg),
+        untrained=partial(network, cfg, data.dataset.channels),
         plan=plan(cfg, data, clock) if trainer.limit_batches is None else None,
     )
 
@@ -185,7 +185,12 @@ def datamodule(cfg: DictConfig, of: RunFolder | None = None) -> DataModule:
     asked = inspect.signature(get_class(cfg.datamodule._target_)).parameters
     switches = {"compile": trainer.compile, "channels_last": trainer.channels_last}
     fast = {name: resolve_auto(choice, here) for name, choice in switches.items() if name in asked}
-    made: DataModule = build(cfg.datamodule, data=dataset(cfg, of), views=views(cfg), **fast)
+    data, described = dataset(cfg, of), views(cfg)
+    if data.bands is not None:  # a recipe's mean and std are of other images
+        described = {
+            name: replace(view, mean=tuple(data.mean), std=tuple(data.std)) for name, view in described.items()
+        }
+    made: DataModule = build(cfg.datamodule, data=data, views=described, **fast)
     return made
 
 
@@ -255,20 +260,24 @@ def recipe(cfg: DictConfig) -> OptimizationRecipe:
     )
 
 
-def network(cfg: DictConfig) -> Backbone:
-    """The backbone of a run, built for its images; any module of a person's own is made one (`interface.wrap`)."""
+def network(cfg: DictConfig, channels: int = 3) -> Backbone:
+    """The backbone of a run, built for its images; any module of a person's own is made one (`interface.wrap`).
+
+    Args:
+        channels: of the images.
+    """
     cfg = cfg.copy()
     OmegaConf.set_struct(cfg, False)
-    cfg.backbone = backbone_arguments(cfg)
+    cfg.backbone = backbone_arguments(cfg, channels)
     with as_user_error(place(cfg.backbone)):
-        return interface.wrap(build(cfg.backbone), image_size=cfg.dataset.image_size)
+        return interface.wrap(build(cfg.backbone), image_size=cfg.dataset.image_size, in_chans=channels)
 
 
-def backbone_arguments(cfg: DictConfig) -> dict[str, object]:
+def backbone_arguments(cfg: DictConfig, channels: int = 3) -> dict[str, object]:
     """What the network of a run is made with, ``_target_`` included.
 
-    That is the configuration's node, with the size of the images where the constructor asks for it. Where a person's
-    own ``_target_`` has taken the place of the one chosen, the values of that choice that it does not know go.
+    That is the configuration's node, with size and channels of the images where the constructor asks for them. Where a
+    person's own ``_target_`` has taken the place of the one chosen, the values of that choice that it does not know go.
     """
     node = resolved(cfg.backbone)
     with as_user_error(place(cfg.backbone)):
@@ -284,6 +293,8 @@ def backbone_arguments(cfg: DictConfig) -> dict[str, object]:
         }
     if "image_size" in takes and node.get("image_size") is None:
         node["image_size"] = cfg.dataset.image_size
+    if "in_chans" in takes and node.get("in_chans", 3) == 3:  # the default, which is for RGB
+        node["in_chans"] = channels
     return node
 
 
@@ -314,7 +325,7 @@ def method(
     check_kind(kind, data)
     check_classes(kind, data)
     if backbone is None:
-        backbone = network(cfg)
+        backbone = network(cfg, data.dataset.channels)
         if (source := cfg.get("init_from", cfg.get("start"))) is not None:  # older runs call it start
             start_from(backbone, source)
     made: Method = build(cfg.method, backbone=backbone, **told, **inherited)
@@ -394,11 +405,15 @@ def expected_plan(cfg: DictConfig, images: int) -> Plan:
     )
 
 
-def describe(cfg: DictConfig) -> Description:
-    """The names in a configuration. Choices are kept in it; older ones do not have them, and name their classes."""
+def describe(cfg: DictConfig, channels: int = 3) -> Description:
+    """The names in a configuration. Choices are kept in it; older ones do not have them, and name their classes.
+
+    Args:
+        channels: of the images.
+    """
     package, method_class = str(cfg.method._target_).rsplit(".", 1)
     choice = str(OmegaConf.select(cfg, "choices.method") or package.rpartition(".")[2])
-    arguments = backbone_arguments(cfg)
+    arguments = backbone_arguments(cfg, channels)
     return Description(
         method=method_class.lower() if "." in choice else choice,
         method_class=method_class,
@@ -444,12 +459,27 @@ def check_views(learner: Method, data: DataModule) -> None:
         )
 
 
-def check_sizes(learner: Method, data: DataModule) -> None:
-    """Refuse views that the backbone cannot take.
+def check_channels(backbone: nn.Module, data: ImageData) -> None:
+    """Refuse images of another number of channels than a network takes.
 
     Raises:
-        UserError: see `interface.check_sizes`.
+        UserError: they have.
     """
+    if (taken := interface.channels(backbone)) != data.channels:
+        raise UserError(
+            f"the images of '{data.name}' have {data.bands.kind if data.bands else 'the 3 channels of RGB'} and the "
+            f"network takes {taken}: choose channels with dataset.channels, or leave backbone.in_chans out to have a "
+            "network made for the images."
+        )
+
+
+def check_sizes(learner: Method, data: DataModule) -> None:
+    """Refuse images that the backbone cannot take.
+
+    Raises:
+        UserError: of another number of channels; or see `interface.check_sizes`.
+    """
+    check_channels(learner.backbone, data.dataset)
     interface.check_sizes(learner.backbone, {view.size for view in data.views})
 
 

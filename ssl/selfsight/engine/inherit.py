@@ -10,6 +10,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from selfsight.backbones.interface import channels
 from selfsight.checkpoints.load import load
 from selfsight.engine import build
 from selfsight.engine.checkpointing import training_checkpoint
@@ -40,7 +41,7 @@ def completed_for_finetuning(
         if not (names_something(cfg.get("backbone")) and names_something(cfg.get("dataset"))):
             raise UserError("give a run to fine-tune (run=runs/NAME), or backbone= and dataset= to start from scratch.")
         fill_views(cfg, OmegaConf.create({}))
-        backbone, projector = build.network(cfg), None
+        backbone, projector = build.network(cfg, build.dataset(cfg).channels), None
     else:
         source = RunFolder.open(cfg.run)
         trained = load(source.path)
@@ -53,7 +54,7 @@ def completed_for_finetuning(
         cfg.backbone = chosen_or_inherited(cfg.get("backbone"), OmegaConf.create(of_spec))
         cfg.dataset = chosen_or_inherited(cfg.get("dataset"), source.config().dataset)
         fill_views(cfg, source.config().views)
-        backbone = build.network(cfg)
+        backbone = build.network(cfg, channels(trained))
         backbone.load_state_dict(trained.state_dict())
         state = training_checkpoint(source.checkpoint)["state_dict"] if source.checkpoint.is_file() else {}
         projector = projection_head(state)

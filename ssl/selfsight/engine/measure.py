@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from torch import Tensor, nn
 
 from selfsight.datamodules import ArrayImages, DataModule, ImageData, ImageDataModule
@@ -259,6 +260,39 @@ def describe(data: ImageData) -> str:
     images = len(data.train) + (len(data.unlabelled) if data.unlabelled is not None else 0)
     classes = f", {data.num_classes} classes" if data.num_classes else ""
     return f"{data.name} ({images:,} images{classes})"
+
+
+#: classes of which the table at the start of a run shows at most so many
+SHOWN_CLASSES = 10
+#: sizes of the largest and the smallest class that are about the same
+EVEN = 1.5
+
+
+def show_classes(console: Console, data: ImageData) -> None:
+    """How many images each class has: a line where all have about as many, else a table with the rarest first."""
+    counts = data.class_counts("train")
+    if not sum(counts):
+        return
+    order = sorted(range(len(counts)), key=lambda label: (counts[label], label))
+    fewest, most = counts[order[0]], counts[order[-1]]
+    if most <= EVEN * fewest:
+        console.print(f"classes of {fewest:,} to {most:,} images", style="dim", markup=False)
+        return
+    table, test = make_table("class", "train", "test"), data.class_counts("test")
+    half = SHOWN_CLASSES // 2 if len(order) > SHOWN_CLASSES else len(order)
+    for label in order[:half]:
+        table.add_row(escape(class_name(data, label)), f"{counts[label]:,}", f"{test[label]:,}")
+    if half < len(order):
+        table.add_row(f"… {len(order) - 2 * half} more", "", "")
+    for label in order[-half:] if half < len(order) else ():
+        table.add_row(escape(class_name(data, label)), f"{counts[label]:,}", f"{test[label]:,}")
+    console.print(table)
+    console.print(
+        f"the rarest class, '{class_name(data, order[0])}', has {fewest:,} of {sum(counts):,} labelled images, "
+        f"the largest {most:,}: accuracy says little of the rare ones; method.logit_adjustment=1 helps training on labels.",
+        style="dim",
+        markup=False,
+    )
 
 
 def class_name(data: ImageData, label: int) -> str:

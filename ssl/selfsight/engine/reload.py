@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from selfsight.backbones import interface
 from selfsight.checkpoints.load import described, load
 from selfsight.datamodules import DataModule, ImageData, ImageDataModule
 from selfsight.datamodules.views.view import View
@@ -49,7 +50,7 @@ def loaded_run(folder: RunFolder, accelerator: str = "auto") -> LoadedRun:
     backbone = load(folder.path).to(device(accelerator))
     data = build.datamodule(cfg, folder)
     method = trained_method(folder, data) if folder.checkpoint.is_file() else None
-    return LoadedRun(folder, build.describe(cfg), data, backbone, method)
+    return LoadedRun(folder, build.describe(cfg, data.dataset.channels), data, backbone, method)
 
 
 def trained_method(folder: RunFolder, data: DataModule) -> Method:
@@ -109,7 +110,8 @@ def classifier_of(folder: RunFolder) -> tuple[nn.Module, list[str]]:
             "makes one."
         )
     cfg, state = folder.config(), training_checkpoint(folder.checkpoint)["state_dict"]
-    backbone, classes = build.network(cfg), list(summary["classes"])
+    channels = interface.channels(load(folder.path))
+    backbone, classes = build.network(cfg, channels), list(summary["classes"])
     if "teacher" in cfg:  # a distilled student
         network: nn.Module = nn.Sequential(backbone, nn.Linear(backbone.num_features, len(classes)))
         parts = {"0.": "backbone.", "1.": "classifier."}
@@ -127,6 +129,7 @@ def eval_datamodule(
     images: ImageData, backbone: nn.Module, batch_size: int = 256, num_workers: int | str = "auto"
 ) -> ImageDataModule:
     """All images of a data set, as evaluation presents them to a backbone, on its device."""
+    build.check_channels(backbone, images)
     view = View(images.image_size, mean=described(backbone, "mean"), std=described(backbone, "std"))
     return ImageDataModule(
         images,

@@ -183,8 +183,11 @@ class Session:
             f"{batches} batches of {length.batch_size // batches} make a step, not one of {length.batch_size}: {across}"
         )
         about_steps = several if batches > 1 and across else ""
-        for line in filter(None, (self.about_extension, names.presets, about_steps, data.about_labels, *data.about)):
+        facts = "" if data.bands is None else str(data.bands)
+        about = (self.about_extension, names.presets, about_steps, facts, data.about_labels, *data.about)
+        for line in filter(None, about):
             self.console.print(line, style="dim", markup=False)
+        measure.show_classes(self.console, data)
         if parts.plan is not None and self.job == "pretrain" and not self.resumed:
             for line in advice.lines(parts.plan, command()):
                 self.console.print(line, style="yellow", markup=False)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import multiprocessing
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +25,7 @@ from selfsight.composition.catalogue import choices
 from selfsight.composition.overrides import compose
 from selfsight.contracts import Backbone, Batch, SemiBatch
 from selfsight.datamodules import DataModule
+from selfsight.datamodules.loading.loader import cores
 from selfsight.engine import build
 from selfsight.errors import USAGE, UserError, nearest
 from selfsight.files import write_text
@@ -37,6 +41,8 @@ METHODS = ("simclrv2", "supcon", "swav", "rotation", "pixpro", "spark", "simmatc
 EXTRA = {"swav": ["views.local.size=0.5"], "simmatchv2": ["labels.per_class=1", "datamodule.mu=1"]}
 #: sides of the images that are tried, until the network takes them and its last map has more than one cell
 SIDES = (32, 64, 96, 56, 128, 160, 192, 224, 256)
+WORTH_A_PROCESS = 8  # families: it takes some seconds to begin
+WIDTH = 140  # of the table on the screen
 LARGEST = 120e6  # parameters; more do not take a step in the time and memory that all the others need
 BEGIN, END = "<!-- table of `selfsight backbones` -->", "<!-- end of the table -->"
 
@@ -73,10 +79,10 @@ def run(cfg: DictConfig) -> None:
     console = make_console()
     families, methods = named(cfg.families), methods_of(cfg.methods)
     rows = []
-    with console.status("") as status:
-        for i, family in enumerate(families):
-            status.update(f"{family.title} ({i + 1} of {len(families)})")
-            rows.append(tried(family, methods))
+    with console.status("") as status, workers(len(families)) as map_over:
+        for row in map_over(functools.partial(tried, methods=methods), families):
+            rows.append(row)
+            status.update(f"{row.family.title} ({len(rows)} of {len(families)})")
     show(console, rows, methods)
     if cfg.families:
         for family in families:
@@ -87,6 +93,23 @@ def run(cfg: DictConfig) -> None:
             raise UserError(f"there is no folder '{path.parent}' to write '{path.name}' into; make it first.")
         write_text(path, inserted(path.read_text() if path.is_file() else "# Backbones\n", markdown(rows, methods)))
         console.print(f"table: {path}", markup=False)
+
+
+@contextlib.contextmanager
+def workers(jobs: int) -> Iterator[Callable[..., Iterator[Row]]]:
+    """A `map` over processes, one a core, in the order of what it is given; small steps leave a second core idle."""
+    processes = min(jobs // WORTH_A_PROCESS, cores())
+    if processes < 2:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")  # forked, a process would wait for threads that are not there
+    with ProcessPoolExecutor(processes, context, initializer=_begin_worker) as pool:
+        yield pool.map
+
+
+def _begin_worker() -> None:
+    quiet()
+    torch.set_num_threads(1)
 
 
 def named(words: Sequence[str]) -> list[Family]:
@@ -181,7 +204,8 @@ def refusal(method: str, net: Backbone, side: int) -> str:
     try:
         at = setting(method, side)
         learner = build.method(at.cfg, at.data, backbone=copy.deepcopy(net))
-        build.check_sizes(learner, at.data)
+        if any(view.size != side for view in at.data.views):  # that it takes this side is known
+            build.check_sizes(learner, at.data)
         learner.configure(at.recipe, at.length)
         step(learner, at.batch)
         return "" if moved(net, learner.backbone) else "the network stays as it was"
@@ -258,7 +282,7 @@ def show(console: Console, rows: Sequence[Row], methods: Sequence[str]) -> None:
     table = make_table(*TITLES, *methods)
     for row in rows:
         table.add_row(*cells(row, methods))
-    console.print(table)
+    console.print(table, width=max(console.width, WIDTH))
     for line in reasons(rows, methods):
         console.print(f"  {line}", style="dim", markup=False)
 

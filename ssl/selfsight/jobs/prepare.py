@@ -18,7 +18,7 @@ from selfsight.runs.console import make_console
 from selfsight.validation import AUTO, NULL, SHARE, expect, one_of, whole
 
 SETTINGS = {
-    "encode": one_of("jpeg", "raw"),
+    "encode": one_of("jpeg", "raw", "tar"),
     "shortest": NULL | whole(1, 65_500),
     "quality": whole(1, 100),
     "per_shard": whole(1, 10**9),
@@ -48,6 +48,9 @@ def run(cfg: DictConfig) -> None:
         size = preparation.finish(unreadable)
     except OSError as error:
         raise UserError(f"'{out}' cannot be written ({error.strerror}); repeat the command with more space.") from None
+    if preparation.reduced:
+        kinds = ", ".join(f"{count:,} of {kind}" for kind, count in preparation.reduced.items())
+        console.print(f"reduced to RGB of 8 bits: {kinds}; encode=tar keeps files as they are", markup=False)
     if preparation.left_out:
         console.print(f"left out: {preparation.left_out}", style="dim", markup=False)
     console.print(

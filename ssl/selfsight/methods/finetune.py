@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from selfsight.backbones import timm
 from selfsight.contracts import Batch
 from selfsight.errors import UserError
+from selfsight.losses.logit_adjustment import adjusted, log_shares
 from selfsight.losses.mixing import (
     cutmix,
     cutmix_box,
@@ -44,6 +45,7 @@ from selfsight.validation import AUTO, SHARE, SWITCH, above, at_least, takes, wh
     num_classes=whole(1), layer=AUTO | whole(-1), freeze_projector=SWITCH, freeze_after=whole(-1),
     frozen_statistics=SWITCH, classifier_decay=at_least(0), plain_classifier=SWITCH, layer_decay=above(0),
     mixup=at_least(0), cutmix=at_least(0), label_smoothing=SHARE, binary=SWITCH, erasing=SHARE, ema=SHARE,
+    logit_adjustment=at_least(0),
 )  # fmt: skip
 class FineTune(Method):
     """Fine-tuning: a classifier on the backbone, or on a layer of its projection head, and all below it are trained.
@@ -74,12 +76,14 @@ class FineTune(Method):
         erasing: probability that a box of a fiftieth to a third of an image becomes noise (timm's RandomErasing), image
             by image, before any are mixed.
         ema: momentum of an averaged model, which is evaluated beside the network; 0 for none.
+        logit_adjustment: tau of `losses.logit_adjustment`, for classes of unequal size; 1 is the paper's, 0 none.
+        labels: of the images, -1 for none: the shares of the classes are counted in them.
 
     Raises:
         UserError: the head has no such layer, the backbone no such stage, or values that cannot be meant.
     """
 
-    needs = ("num_classes",)
+    needs = ("num_classes", "labels")
     n_views = (1, 1)
 
     def __init__(
@@ -102,8 +106,18 @@ class FineTune(Method):
         binary: bool = False,
         erasing: float = 0.0,
         ema: float = 0.0,
+        logit_adjustment: float = 0.0,
+        labels: Tensor | None = None,
     ) -> None:
         super().__init__(backbone)
+        if logit_adjustment and binary:
+            raise UserError(
+                "method.logit_adjustment weighs the classes against each other, and method.binary=true asks about them "
+                "one by one: choose one of the two."
+            )
+        self.logit_adjustment = logit_adjustment
+        shares = None if labels is None else log_shares(labels, num_classes)
+        self.register_buffer("log_shares", shares, persistent=False)
         depth = 0 if projector is None else len(projector)
         used = min(1, depth) if layer == "auto" else depth if layer == -1 else int(layer)
         if not 0 <= used <= depth:
@@ -164,12 +178,19 @@ class FineTune(Method):
         assert batch.labels is not None, "fine-tuning needs labels"
         x, targets = self.mixed(self.erased(batch.views[0]), batch.labels)
         logits = self(x)  # [B, K]
-        loss = soft_binary_cross_entropy(logits, targets) if self.binary else F.cross_entropy(logits, targets)
+        loss = soft_binary_cross_entropy(logits, targets) if self.binary else self.cross_entropy(logits, targets)
         loss = loss + l2_penalty([self.classifier.weight], self.classifier_decay)
         if targets.ndim == 2:
             return {"loss": loss}
         accuracy = (logits.detach().argmax(1) == batch.labels).float().mean()
         return {"loss": loss, "train_accuracy": accuracy}
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Of logits ``[B, K]``, with the shares of the classes added where that is asked for."""
+        if self.logit_adjustment:
+            assert isinstance(self.log_shares, Tensor), "the labels are known when it is trained"
+            logits = adjusted(logits, self.log_shares, self.logit_adjustment)
+        return F.cross_entropy(logits, targets)
 
     def erased(self, x: Tensor) -> Tensor:
         """Images ``[B, 3, H, W]``, some with a box of noise."""

@@ -21,14 +21,15 @@ from torch import Tensor, nn
 
 from selfsight.contracts import Batch
 from selfsight.errors import UserError
+from selfsight.losses.logit_adjustment import adjusted, log_shares
 from selfsight.methods.base import Method
 from selfsight.nn.distributed import mean_count
 from selfsight.nn.multicrop import multi_crop
 from selfsight.nn.precision import float32
-from selfsight.validation import SHARE, one_of, takes, whole
+from selfsight.validation import SHARE, at_least, one_of, takes, whole
 
 
-@takes(num_classes=whole(0), label_smoothing=SHARE, decay=one_of("all", "kernels"))
+@takes(num_classes=whole(0), label_smoothing=SHARE, decay=one_of("all", "kernels"), logit_adjustment=at_least(0))
 class SupCE(Method):
     """Supervised cross-entropy: a linear layer on the backbone names the class of every view.
 
@@ -39,12 +40,14 @@ class SupCE(Method):
         num_classes: C.
         label_smoothing: share of the target that is spread evenly over the classes.
         decay: ``all`` parameters (SupContrast) or ``kernels``, which spares biases and normalisation.
+        logit_adjustment: tau of `losses.logit_adjustment`, for classes of unequal size; 1 is the paper's, 0 none.
+        labels: of the images, -1 for none: the shares of the classes are counted in them.
 
     Raises:
         UserError: values that cannot be meant, or fewer than two classes.
     """
 
-    needs = ("num_classes",)
+    needs = ("num_classes", "labels")
 
     def __init__(
         self,
@@ -53,6 +56,8 @@ class SupCE(Method):
         num_classes: int,
         label_smoothing: float = 0.0,
         decay: Literal["all", "kernels"] = "all",
+        logit_adjustment: float = 0.0,
+        labels: Tensor | None = None,
     ) -> None:
         super().__init__(backbone)
         if num_classes < 2:
@@ -60,7 +65,9 @@ class SupCE(Method):
                 f"SupCE tells classes apart and these images have {num_classes}; choose a labelled data set."
             )
         self.classifier = nn.Linear(cast(int, backbone.num_features), num_classes)
-        self.label_smoothing, self.decay = label_smoothing, decay
+        self.label_smoothing, self.decay, self.logit_adjustment = label_smoothing, decay, logit_adjustment
+        shares = None if labels is None else log_shares(labels, num_classes)
+        self.register_buffer("log_shares", shares, persistent=False)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
         if batch.labels is None:
@@ -68,6 +75,9 @@ class SupCE(Method):
         y = batch.labels.repeat(len(batch.views))  # [V B]
         logits = float32(self.classifier(multi_crop(self.backbone, batch.views)))  # [V B, C]
         labelled = mean_count(y >= 0)
+        if self.logit_adjustment:
+            assert isinstance(self.log_shares, Tensor), "the labels are known when it is trained"
+            logits = adjusted(logits, self.log_shares, self.logit_adjustment)
         loss = F.cross_entropy(logits, y, ignore_index=-1, reduction="sum", label_smoothing=self.label_smoothing)
         return {"loss": loss / labelled, "train_accuracy": (logits.detach().argmax(1) == y).sum() / labelled}
 

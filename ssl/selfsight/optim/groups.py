@@ -20,8 +20,10 @@ ParamGroup = dict[str, Any]
 
 #: stage and block of a ResNet or ConvNeXt in a parameter's name
 STAGE = re.compile(r"\b(?:layer|stages\.)(\d+)\.(?:blocks\.)?(downsample|\d+)\.")
-#: a block of a plain transformer; those of other networks stand inside numbered stages
-VIT_BLOCK = re.compile(r"(?<!\d\.)\bblocks\.(\d+)\.")
+#: a block of a plain transformer; those of other networks stand inside numbered stages, or hold numbered blocks
+VIT_BLOCK = re.compile(r"(?<!\d\.)\bblocks\.(\d+)\.(?!\d)")
+#: a block of anything; a network with further kinds of blocks is no plain transformer
+ANY_BLOCK = re.compile(r"blocks\w*\.\d+\.")
 #: a part of a parameter's name that says it is a place or a token, for networks that do not list theirs
 PLACES = re.compile(r"(?:^|\.)(?:pos_embed|rel_pos|cls_token|dist_token|reg_token)")
 
@@ -65,7 +67,9 @@ def layer_decayed(
     ``group_matcher`` names: for a vision transformer the embedding is the first, and each block is one.
     """
     names = [name for name, _ in module.named_parameters()]
-    by_name = len(_stages(names)) == 4 or any(VIT_BLOCK.search(name) for name in names)
+    in_blocks = [name for name in names if ANY_BLOCK.search(name)]
+    plain_transformer = bool(in_blocks) and all(VIT_BLOCK.search(name) for name in in_blocks)
+    by_name = len(_stages(names)) == 4 or plain_transformer
     layers, head = layer_ids(names) if by_name else matched_layers(module)
     scales = {name: decay ** (head - layer) for name, layer in layers.items()}
     return layerwise(module, scales, plain_names, decay_places=decay_places)

@@ -15,7 +15,7 @@ from torch import nn
 
 from selfsight.checkpoints import export
 from selfsight.datamodules import DataModule
-from selfsight.datamodules.images import decode
+from selfsight.datamodules.images.decode import Unreadable
 from selfsight.engine import measure
 from selfsight.engine.measure import NO_LABEL, class_name, readable
 from selfsight.errors import UserError
@@ -23,7 +23,7 @@ from selfsight.evaluation import Features
 from selfsight.reporting import embedding_map
 from selfsight.reporting.embedding import EmbeddingMap
 from selfsight.reporting.embedding_map import PALE, WRONG
-from selfsight.reporting.thumbnails import thumbnail
+from selfsight.reporting.thumbnails import about_pictures, thumbnail
 from selfsight.runs.folder import RunFolder
 from selfsight.runs.records import with_folder
 
@@ -167,7 +167,7 @@ class Explorer:
     def help_text(self) -> str:
         return (
             "Draw a loop around points to see their images, or tap one to see its neighbours. "
-            "With the shift key a selection grows."
+            "With the shift key a selection grows. " + about_pictures(self.data.data.bands)
         )
 
     # --- what happens --------------------------------------------------------------------------------------------
@@ -236,8 +236,8 @@ class Explorer:
     def search(self, content: bytes) -> None:
         """Select the images closest to the one in a file's bytes."""
         try:
-            image = decode.decode(content)
-        except decode.Unreadable as reason:
+            image = self.data.data.decode(content)
+        except Unreadable as reason:
             self.status.text = f"That is no image ({reason})."
             return
         feature = measure.feature_of_image(self.backbone, self.data, image)

@@ -126,7 +126,7 @@ def views(batch: Batch, images: ImageSet, data: DataModule) -> str:
         drawn = _boxed(image, [boxes[i] for boxes in batch.boxes[1:]], colours)
         cells = [f"<figure><img class='source' alt='image with boxes' src='{data_url(drawn)}'></figure>"]
         for view, colour in zip(batch.views[1:], colours, strict=True):
-            picture = thumbnail(denormalised(view[i], mean, std))
+            picture = thumbnail(denormalised(view[i], mean, std, data.data.bands is None))
             cells.append(f"<figure><img alt='view' style='border-color:{colour}' src='{picture}'></figure>")
         rows.append(f"<div class='row views'>{''.join(cells)}</div>")
     about = "<p class='soft'>What the network learns from: each frame is where a view was cut.</p>"
@@ -174,7 +174,8 @@ def galleries(method: Method, batch: Batch, data: DataModule) -> str:
 
 def _gallery(gallery: Gallery, data: DataModule) -> str:
     rows = []
-    for r, images in enumerate(denormalised(gallery.images, *normalisation(data))):
+    colour = data.data.bands is None
+    for r, images in enumerate(denormalised(gallery.images, *normalisation(data), colour)):
         shown = list(images)
         if gallery.points is not None:
             shown = [_pointed(image, p) for image, p in zip(images, gallery.points[r], strict=True)]

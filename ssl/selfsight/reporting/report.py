@@ -18,6 +18,7 @@ from selfsight.reporting import classification, embedding, embedding_map, pictur
 from selfsight.reporting.curves import curves
 from selfsight.reporting.page import figure_html, page
 from selfsight.reporting.tables import table
+from selfsight.reporting.thumbnails import about_pictures
 from selfsight.runs import records
 from selfsight.runs.folder import RunFolder
 
@@ -81,8 +82,10 @@ def heading(run: LoadedRun) -> str:
         f"<h1>{html.escape(run.folder.name)}</h1><p class='soft'>{html.escape(names.method_class)} · "
         f"{html.escape(names.backbone)} · {html.escape(describe(run.datamodule.data))} · "
         f"{names.epochs} epochs · batch {names.batch_size} · seed {names.seed}</p>"
-        "<nav><a href='#good'>How good it is</a><a href='#training'>Training</a><a href='#embedding'>Embedding map</a>"
-        "<a href='#neighbours'>Neighbours</a><a href='#views'>Views</a><a href='#again'>To do it again</a></nav>"
+        + (f"<p class='soft'>{about}</p>" if (about := about_pictures(run.datamodule.data.bands)) else "")
+        + "<nav><a href='#good'>How good it is</a><a href='#training'>Training</a>"
+        "<a href='#embedding'>Embedding map</a><a href='#neighbours'>Neighbours</a>"
+        "<a href='#views'>Views</a><a href='#again'>To do it again</a></nav>"
     )
 
 

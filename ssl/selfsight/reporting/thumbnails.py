@@ -14,12 +14,46 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL import Image
 
+    from selfsight.datamodules.images.bands import Bands
+
+
+#: percentiles of a channel that become black and white
+DARKEST, LIGHTEST = 2, 98
+
+
+def visible(image: np.ndarray) -> np.ndarray:
+    """``[H, W, 3]`` uint8 of an image of any channels and type.
+
+    RGB of eight bits stays as it is. Of others the first three channels are red, green and blue, of one or two the
+    first is grey, each stretched from its second percentile to its 98th.
+    """
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return image
+    shown = image[..., :3] if image.shape[2] >= 3 else image[..., :1]
+    values = shown.astype(np.float32)
+    low, high = np.percentile(values, (DARKEST, LIGHTEST), axis=(0, 1))
+    stretched = (values - low) / np.where(high > low, high - low, 1)
+    eight = np.rint(np.clip(stretched, 0, 1) * 255).astype(np.uint8)
+    return np.repeat(eight, 3, axis=2) if eight.shape[2] == 1 else eight
+
+
+def about_pictures(bands: Bands | None) -> str:
+    """How pictures show images that are not RGB of eight bits; empty for those that are."""
+    if bands is None:
+        return ""
+    count = bands.kind.channels
+    what = "channels 1, 2 and 3 as red, green and blue" if count >= 3 else "channel 1 as grey" if count > 1 else "grey"
+    return (
+        f"The images have {bands.kind}. Pictures show {what}, each picture stretched from its {DARKEST}nd to its "
+        f"{LIGHTEST}th percentile."
+    )
+
 
 def fitted(image: np.ndarray, side: int) -> Image.Image:
-    """``[H, W, 3]`` uint8 as a Pillow image, its longer side ``side`` pixels; small ones are enlarged unblurred."""
+    """An image as a Pillow image, its longer side ``side`` pixels; small ones are enlarged unblurred."""
     from PIL import Image
 
-    picture = Image.fromarray(image)
+    picture = Image.fromarray(visible(image))
     factor = side / max(picture.size)
     width, height = (max(1, round(length * factor)) for length in picture.size)
     return picture.resize((width, height), Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST)
@@ -33,7 +67,7 @@ def data_url(picture: Image.Image, kind: str = "PNG") -> str:
 
 
 def thumbnail(image: np.ndarray, side: int = 72) -> str:
-    """``[H, W, 3]`` uint8 as the address of a small picture. Images smaller than that stay as they are."""
+    """An image as the address of a small picture, see `visible`. Images smaller than that stay as they are."""
     small = max(image.shape[:2]) <= side
     return data_url(fitted(image, max(image.shape[:2]) if small else side), "PNG" if small else "WEBP")
 
@@ -66,8 +100,10 @@ def atlas(images: Sequence[np.ndarray], tile: int) -> tuple[str, int]:
     return data_url(sheet, "WEBP"), columns
 
 
-def denormalised(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Normalised ``[..., 3, H, W]`` back to ``[..., H, W, 3]`` uint8."""
-    channels = x.new_tensor(list(mean)).view(3, 1, 1), x.new_tensor(list(std)).view(3, 1, 1)
-    pixels = (x * channels[1] + channels[0]).clamp(0, 1).mul(255).round().movedim(-3, -1)
-    return pixels.byte().cpu().numpy()
+def denormalised(x: Tensor, mean: Sequence[float], std: Sequence[float], colour: bool = True) -> np.ndarray:
+    """Normalised ``[..., C, H, W]`` back to ``[..., H, W, C]``: uint8 of RGB, else the values as they were."""
+    channels = x.new_tensor(list(mean)).view(-1, 1, 1), x.new_tensor(list(std)).view(-1, 1, 1)
+    values = (x * channels[1] + channels[0]).movedim(-3, -1)
+    if not colour:
+        return values.float().cpu().numpy()
+    return values.clamp(0, 1).mul(255).round().byte().cpu().numpy()

@@ -1,0 +1,259 @@
+"""Images in tar files, in WebDataset's form, as a set of which every image is read by its place.
+
+The members of a sample share a name up to the first dot: ``sea/17.jpg`` and ``sea/17.cls``. Where each lies is listed
+once, in an index beside the tar file, so that order, splits and resumption are those of a folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, decode
+from selfsight.datamodules.images.formats import EXTENSIONS
+from selfsight.datamodules.images.prepared import record
+from selfsight.datamodules.images.sets import Decoder, ImageSet, below, taken
+from selfsight.errors import UserError
+from selfsight.files import write_text
+
+log = logging.getLogger("selfsight")
+
+#: what an index is called: the name of its tar file, and this
+INDEX = ".index.json"
+#: what else a sample may hold, which is not told as left out
+BESIDE = frozenset([".cls", ".json", ".txt", ".caption"])
+#: endings of images in shards beside those of a folder
+ARRAYS = frozenset([".npy", ".npz", ".heic", ".heif"])
+LABEL = ".cls"
+
+
+class Member(NamedTuple):
+    """A file in a tar file, and where its bytes are."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def members(tar: Path) -> list[Member]:
+    """The files in a tar file, from its index; that is made where there is none, or one of an older tar file.
+
+    Raises:
+        UserError: the tar file is cut short, compressed, or none.
+    """
+    about, place = tar.stat(), tar.with_name(tar.name + INDEX)
+    now = [about.st_size, about.st_mtime_ns]
+    try:
+        content = json.loads(place.read_text())
+        if content["tar"] == now:
+            return [Member(*each) for each in content["members"]]
+        log.warning(f"the index '{place}' is of another '{tar.name}' than the one there, and is made again.")
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    found = _listed(tar)
+    with contextlib.suppress(OSError):  # of a folder that may only be read: the next run lists them again
+        write_text(place, json.dumps({"tar": now, "members": found}))
+    return found
+
+
+def _listed(tar: Path) -> list[Member]:
+    size, found = tar.stat().st_size, []
+    try:
+        with tarfile.open(tar, "r:") as file:
+            for each in file:
+                if each.isreg():
+                    found.append(Member(each.name.removeprefix("./"), each.offset_data, each.size))
+                if each.offset_data + each.size > size:
+                    raise tarfile.ReadError("unexpected end of data")
+    except tarfile.ReadError as error:
+        if found or "unexpected end" in str(error):
+            last = f": '{found[-1].name}' is the last that begins in it" if found else ""
+            raise UserError(f"'{tar}' is cut short{last}; copy it again.") from None
+        raise UserError(f"'{tar}' is no tar file, or a compressed one; unpack it, or take it away.") from None
+    except OSError as error:
+        raise UserError(f"'{tar}' cannot be read ({error.strerror}).") from None
+    return found
+
+
+class TarImages(ImageSet):
+    """Images that are members of tar files below ``root``, decoded when read.
+
+    Args:
+        names: of the images, as `TarShards` calls them. places: ``[N, 3]`` number of the tar file, offset and size.
+        above: what stands before the names, seen from ``root``. decoder: see `FileImages`.
+    """
+
+    in_memory = False
+
+    def __init__(
+        self,
+        root: Path,
+        tars: Sequence[str],
+        names: Sequence[str],
+        places: np.ndarray,
+        labels: Tensor | None = None,
+        above: str = "",
+        max_pixels: int = MAX_PIXELS,
+        decoder: Decoder | None = None,
+    ) -> None:
+        assert labels is None or len(labels) == len(names)
+        self.root, self.tars, self.above, self.labels = root, list(tars), above, labels
+        self.max_pixels, self.decoder = max_pixels, decoder
+        self._names = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
+        self._places = places
+        self._files: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": {}}  # a worker opens the files itself
+
+    def __del__(self) -> None:
+        for file in self._files.values():
+            os.close(file)
+
+    def content(self, index: int) -> bytes:
+        """What the file holds that image ``index`` is."""
+        tar, offset, size = self._places[index].tolist()
+        try:
+            if tar not in self._files:
+                self._files[tar] = os.open(self.root / self.tars[tar], os.O_RDONLY)
+            content = os.pread(self._files[tar], size, offset)
+        except OSError as error:
+            raise Unreadable(f"its tar file cannot be read: {error.strerror}") from None
+        if len(content) < size:
+            raise Unreadable("its tar file is cut short")
+        return content
+
+    def read(self, index: int) -> np.ndarray:
+        content = self.content(index)
+        return decode(content, self.max_pixels) if self.decoder is None else self.decoder(content, self.max_pixels)
+
+    def digest(self, index: int) -> bytes:
+        return hashlib.blake2b(self.content(index), digest_size=16).digest()
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(bytes(self._names[index]))
+
+    def addresses(self, top: Path) -> list[str]:
+        return below(top, self.root, [self.above + self.name(index) for index in range(len(self))])
+
+    def select(self, indices: Tensor | Sequence[int]) -> TarImages:
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        some = TarImages(
+            self.root, self.tars, [], self._places[chosen.numpy()], None, self.above, self.max_pixels, self.decoder
+        )
+        some._names, some.labels = self._names[chosen.numpy()], taken(self.labels, chosen)
+        return some
+
+
+class TarShards:
+    """The images in the tar files below a folder, found by path as those of any folder.
+
+    A member is called by the folder of its tar file and its own name; where two have one name, by the tar file, too.
+
+    Attributes:
+        left_out: endings of members that are no images, with their number.
+
+    Raises:
+        UserError: no tar files; see `members`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.left_out = root, Counter[str]()
+        self.tars = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.tar") if path.is_file())
+        if not self.tars:
+            raise UserError(f"'{root}' holds no tar files; dataset=folder reads images that are files.")
+        self._places: dict[str, tuple[int, int, int]] = {}
+        self._labels: dict[str, int] = {}
+        every = [(number, tar, members(root / tar)) for number, tar in enumerate(self.tars)]
+        names = Counter(above(tar) + each.name for _, tar, found in every for each in found)
+        apart = any(count > 1 for count in names.values())
+        for number, tar, found in every:
+            before = tar.removesuffix(".tar") + "/" if apart else above(tar)
+            self._add(number, root / tar, before, found)
+        made = record(root)
+        self.classes: list[str] | None = None if made is None else made.get("classes")
+
+    def _add(self, number: int, tar: Path, before: str, found: Sequence[Member]) -> None:
+        labels = {each.name: each for each in found if each.name.endswith(LABEL)}
+        with tar.open("rb") as file:
+            for each in found:
+                ending = os.path.splitext(each.name)[1].lower()
+                if ending in EXTENSIONS or ending in ARRAYS:
+                    self._places[before + each.name] = (number, each.offset, each.size)
+                    if (label := labels.get(sample(each.name) + LABEL)) is not None:
+                        file.seek(label.offset)
+                        self._labels[before + each.name] = _number(file.read(label.size), tar, label.name)
+                elif ending not in BESIDE:
+                    self.left_out[ending] += 1
+
+    def below(self, place: Path, aside: Sequence[Path] = ()) -> list[str]:
+        """Paths of all images below ``place``, relative to it, sorted; the folders ``aside`` are left out."""
+        inside, others = self._prefix(place), [self._prefix(other) for other in aside]
+        return sorted(
+            path.removeprefix(inside)
+            for path in self._places
+            if path.startswith(inside) and not any(path.startswith(other) for other in others)
+        )
+
+    def images(
+        self,
+        place: Path,
+        paths: Sequence[str],
+        labels: Tensor | None = None,
+        max_pixels: int = MAX_PIXELS,
+        decoder: Decoder | None = None,
+    ) -> TarImages:
+        """The images ``paths`` below ``place``."""
+        inside = self._prefix(place)
+        places = np.array([self._places[inside + path] for path in paths], dtype=np.int64).reshape(-1, 3)
+        return TarImages(self.root, self.tars, paths, places, labels, inside, max_pixels, decoder)
+
+    def holds(self, path: Path) -> bool:
+        """Whether there is such an image."""
+        return os.path.relpath(path, self.root) in self._places
+
+    def names_of_classes(self, place: Path, paths: Sequence[str]) -> list[str]:
+        """The class of each image by the ``.cls`` member beside it; empty where there is none."""
+        numbers = [self._labels.get(self._prefix(place) + path) for path in paths]
+        named = self.classes or []
+        return ["" if n is None else named[n] if 0 <= n < len(named) else str(n) for n in numbers]
+
+    def _prefix(self, place: Path) -> str:
+        if not place.resolve().is_relative_to(self.root.resolve()):
+            raise UserError(f"'{place}' lies outside '{self.root}', whose tar files are read; put its own there.")
+        inside = place.resolve().relative_to(self.root.resolve()).as_posix()
+        return "" if inside == "." else inside + "/"
+
+
+def sample(name: str) -> str:
+    """The name of the sample that a member belongs to: up to the first dot after the last folder."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
+
+
+def above(tar: str) -> str:
+    """The folder of a tar file, as it stands before the names of members."""
+    return tar.rpartition("/")[0] + "/" if "/" in tar else ""
+
+
+def _number(content: bytes, tar: Path, name: str) -> int:
+    try:
+        return int(content)
+    except ValueError:
+        shown = content[:20].decode(errors="replace")
+        raise UserError(f"'{name}' in '{tar}' holds '{shown}', where the number of a class was expected.") from None

@@ -1,0 +1,44 @@
+"""The sizes of the classes at the start of a run."""
+
+from __future__ import annotations
+
+import torch
+from rich.console import Console
+
+from selfsight.datamodules import ArrayImages, ImageData
+from selfsight.engine.measure import show_classes
+
+
+def told(counts: list[int], test: list[int] | None = None) -> str:
+    def images(counts: list[int]) -> ArrayImages:
+        labels = torch.tensor([label for label, count in enumerate(counts) for _ in range(count)] + [-1])
+        return ArrayImages(torch.zeros(len(labels), 3, 2, 2, dtype=torch.uint8), labels)
+
+    classes = tuple(f"class {chr(97 + i)}" for i in range(len(counts)))
+    held = None if test is None else images(test)
+    data = ImageData("set", images(counts), held, classes, 2, (0.5,) * 3, (0.5,) * 3)
+    console = Console(record=True, width=200)
+    show_classes(console, data)
+    return console.export_text()
+
+
+def test_even_classes_are_a_line() -> None:
+    assert told([10, 12, 11]) == "classes of 10 to 12 images\n"
+
+
+def test_uneven_classes_are_a_table_with_the_rarest_first() -> None:
+    lines = told([40, 3, 20], [5, 2, 4]).splitlines()
+    rows = [line.split() for line in lines if line.startswith("class ")]
+    assert rows == [
+        ["class", "train", "test"],
+        ["class", "b", "3", "2"],
+        ["class", "c", "20", "4"],
+        ["class", "a", "40", "5"],
+    ]
+    assert "the rarest class, 'class b', has 3 of 63 labelled images" in lines[-1]
+
+
+def test_many_classes_are_shortened() -> None:
+    text = told(list(range(1, 25)))
+    assert "… 14 more" in text
+    assert sum(line.startswith("class ") for line in text.splitlines()) == 11
