@@ -135,7 +135,14 @@ def is_known(name: str) -> bool:
 
 def choices() -> list[str]:
     """Names of the networks that are ours, sorted."""
-    return sorted(name for module in _register_ours() for name in timm.list_models(module=module))
+    files = {f"selfsight.backbones.{name}": name for name in _register_ours()}
+    # timm goes by the last part of a module's name, which a file of its own may have as well
+    return sorted(
+        name
+        for place, module in files.items()
+        for name in timm.list_models(module=module)
+        if timm.model_entrypoint(name).__module__ == place
+    )
 
 
 @functools.cache

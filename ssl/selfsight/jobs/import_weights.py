@@ -91,7 +91,7 @@ def report(
     if words:
         say(f"{out}: selfsight pretrain resume={out} goes on")
         return
-    say(f"{out}: selfsight knn backbone={out} dataset=…, selfsight export backbone={out} …, or init_from={out}")
+    say(f"{out}: selfsight knn weights={out} dataset=…, export weights={out} format=…, or pretrain init_from={out}")
     rest = sorted({name.partition(".")[0] for name in imported.state if not name.startswith(imported.format.network)})
     if rest:
         say(
