@@ -124,11 +124,15 @@ def check_timm(backbone: Backbone, arguments: Mapping[str, Any]) -> dict[str, Te
     """
     import timm
 
+    from selfsight.backbones.registry import choices
+
     call, weights = timm_call(backbone, arguments), to_timm(backbone)
     if call is None:
+        name = name_of(arguments)
+        ours = name in choices()
         raise UserError(
-            f"timm has no '{name_of(arguments)}'; format=onnx, safetensors and hub take any network, torchvision ResNets "
-            "of the usual depths."
+            f"timm has no '{name}'{', which is a network of ours' * ours}; format=onnx, safetensors and hub take any "
+            "network, torchvision ResNets of the usual depths."
         )
     name, options = call
     with torch.device("meta"):

@@ -90,6 +90,13 @@ def endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT")
 
 
+def network_errors() -> tuple[type[Exception], ...]:
+    """What is raised where the network fails, by whichever library huggingface-hub speaks HTTP with."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (*(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)), OSError)
+
+
 def push(folder: Path, name: str) -> str:
     """Upload the files of `write_folder` as the repository ``name`` (``person/model``), made where it is not there.
 
@@ -121,7 +128,7 @@ def push(folder: Path, name: str) -> str:
                 "there, or name another repository."
             ) from None
         raise UserError(f"the Hub refused '{name}' ({_one_line(error)}).") from None
-    except (HfHubHTTPError.__bases__[0], OSError) as error:  # of the library that it speaks HTTP with
+    except network_errors() as error:
         raise UserError(
             f"the Hub cannot be reached ({_one_line(error)}); the folder '{folder}' is complete, push it later."
         ) from None
@@ -140,7 +147,6 @@ def fetch(name: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
-        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
@@ -167,7 +173,7 @@ def fetch(name: str) -> Path:
         ) from None
     except EntryNotFoundError:
         raise UserError(f"'{name}' has no {CONFIG} and {WEIGHTS}, so it holds no backbone; name another.") from None
-    except (HfHubHTTPError.__bases__[0], OSError) as error:  # of the library that it speaks HTTP with
+    except network_errors() as error:
         raise UserError(f"'{name}' cannot be fetched from the Hub ({_one_line(error)}).") from None
     return Path(found).parent
 

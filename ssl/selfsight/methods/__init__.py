@@ -68,3 +68,12 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     return _moved(name)
+
+
+def reference(method: str) -> str:
+    """The paper that the file of a method cites, by the choice of ``method=``; empty where it cites none."""
+    home = next((home for home in _HOMES.values() if home.rpartition(".")[2] == method), None)
+    if home is None:
+        return ""
+    text = importlib.import_module(f"{__name__}.{home}").__doc__ or ""
+    return " ".join(line.strip() for line in text.splitlines() if line.startswith("    "))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from selfsight import __version__
 from selfsight.checkpoints.export import SMALL_STEMS, name_of, timm_call, to_torchvision
 from selfsight.checkpoints.hub import WEIGHTS, built_by_timm
 from selfsight.contracts import Backbone
 from selfsight.errors import UserError
+from selfsight.methods import reference
 from selfsight.runs import records
 from selfsight.runs.folder import RunFolder
 
@@ -42,38 +41,39 @@ def model_card(
         run: the run it comes from, for its figures and its command.
         licence: of the weights, as the Hub names it. data, data_licence: what the images are, and their licence.
     """
-    spec = dict(backbone.spec)
     header = ["---", "library_name: timm" if built_by_timm(backbone) else "library_name: selfsight", "tags:"]
     header += [f"- {tag}" for tag in ("image-feature-extraction", "self-supervised-learning", "selfsight")]
     header += ["pipeline_tag: image-feature-extraction", *([f"license: {licence}"] if licence else []), "---"]
     parts = [
         "\n".join(header),
         f"# {name}",
-        about(backbone, spec),
-        data_section(spec, data, data_licence, licence),
-        training_section(spec, run),
+        about(backbone),
+        data_section(backbone, data, data_licence, licence),
+        training_section(backbone, run),
         figures_section(run),
         "## Intended use\n\nFeatures for nearest-neighbour search, clustering and linear classifiers, and a start for "
         "fine-tuning, on images like those it learned from. It has no classifier. Features carry what is in the images "
         "and how they were chosen; measure it on your own before a decision rests on it.",
-        loading_section(backbone, name, spec),
-        citation_section(spec),
+        loading_section(backbone, name),
+        citation_section(backbone),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def about(backbone: Backbone, spec: Mapping[str, Any]) -> str:
+def about(backbone: Backbone) -> str:
+    spec = backbone.spec
     method = spec.get("method")
     network = name_of(spec["backbone"])
     parameters = sum(p.numel() for p in backbone.parameters()) / 1e6
     learned = f"pretrained with {method}" if method else "a pretrained network"
     return (
         f"{network}, {learned}: {backbone.num_features} features, {parameters:.1f} M parameters, images of "
-        f"{spec.get('image_size', UNSTATED)} pixels. Written by [selfsight](https://pypi.org/project/selfsight/)."
+        f"{spec.get('image_size', UNSTATED)} pixels. Written by selfsight {__version__}."
     )
 
 
-def data_section(spec: Mapping[str, Any], data: str | None, data_licence: str | None, licence: str | None) -> str:
+def data_section(backbone: Backbone, data: str | None, data_licence: str | None, licence: str | None) -> str:
+    spec = backbone.spec
     name = data or spec.get("dataset") or UNSTATED
     images = f"RGB, from 0 to 1, less mean {spec.get('mean')}, divided by std {spec.get('std')}"
     if spec.get("mean") is None:
@@ -85,7 +85,8 @@ def data_section(spec: Mapping[str, Any], data: str | None, data_licence: str | 
     return "## Data\n\n" + table(("", ""), rows)
 
 
-def training_section(spec: Mapping[str, Any], run: RunFolder | None) -> str:
+def training_section(backbone: Backbone, run: RunFolder | None) -> str:
+    spec = backbone.spec
     rows = [("Method", spec.get("method") or UNSTATED), ("Epochs", spec.get("epochs") or UNSTATED)]
     if run is not None and (run.path / "config.yaml").is_file():
         cfg = run.config()
@@ -123,17 +124,18 @@ def figures_section(run: RunFolder | None) -> str:
     return "## How good it is\n\n" + table(heads, rows)
 
 
-def shown(key: str, value: Any) -> str:
+def shown(key: str, value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.1%}" if key.endswith("top1") else f"{value:.1f}"
 
 
-def loading_section(backbone: Backbone, name: str, spec: Mapping[str, Any]) -> str:
+def loading_section(backbone: Backbone, name: str) -> str:
     """Lines for three libraries: selfsight, timm, torchvision, or the tensors alone where one has no such network."""
     small = stem(backbone)
     blocks = {"selfsight": f'import selfsight\n\nnet = selfsight.load("hf-hub:{name}")  # frozen, in eval mode'}
-    call = timm_call(backbone, spec["backbone"])
+    arguments = backbone.spec["backbone"]
+    call = timm_call(backbone, arguments)
     if built_by_timm(backbone):
         blocks["timm"] = f'import timm\n\nnet = timm.create_model("hf-hub:{name}", pretrained=True).eval()'
     elif call is not None:
@@ -144,8 +146,8 @@ def loading_section(backbone: Backbone, name: str, spec: Mapping[str, Any]) -> s
         made = f"net = torchvision.models.{kind}()\nnet.fc = torch.nn.Identity()"
         blocks["torchvision"] = f"import torch\nimport torchvision\n{fetched(name)}\n\n{made}\n{small}{STRICT}"
     if call is None:
-        options = "".join(f", {key}={value!r}" for key, value in spec["backbone"].items() if key not in ("name", "_target_"))
-        made = f"net = selfsight.backbone({name_of(spec['backbone'])!r}{options})"
+        options = "".join(f", {k}={value!r}" for k, value in arguments.items() if k not in ("name", "_target_"))
+        made = f"net = selfsight.backbone({name_of(arguments)!r}{options})"
         blocks["PyTorch"] = f"import selfsight\n{fetched(name)}\n\n{made}  # to train on\n{STRICT}"
     if len(blocks) < 3:
         blocks["safetensors"] = f"{fetched(name)}\n\nweights = load_file(file)  # by name, for a network of your own"
@@ -180,7 +182,7 @@ def torchvision_name(backbone: Backbone) -> str | None:
         weights = to_torchvision(backbone)
     except UserError:
         return None
-    known: Any = getattr(torchvision.models, name, None)
+    known = getattr(torchvision.models, name, None)
     if not callable(known):
         return None
     with torch.device("meta"):
@@ -188,21 +190,13 @@ def torchvision_name(backbone: Backbone) -> str | None:
     return name if wanted == weights.keys() else None
 
 
-def citation_section(spec: Mapping[str, Any]) -> str:
+def citation_section(backbone: Backbone) -> str:
     """The reference that stands in the method's own file."""
-    method = spec.get("method")
-    for place in (f"selfsight.methods.{method}", f"selfsight.methods.semi.{method}"):
-        try:
-            text = inspect.getdoc(importlib.import_module(place)) or ""
-        except ImportError:
-            continue
-        cited = [line.strip() for line in text.splitlines() if line.startswith("    ")]
-        if cited:
-            return "## Citation\n\n" + " ".join(cited)
-    return ""
+    cited = reference(str(backbone.spec.get("method")))
+    return f"## Citation\n\n{cited}" if cited else ""
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table in Markdown; bars within a cell would end it."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
