@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import math
 import pickle
 import re
 import warnings
@@ -23,6 +24,7 @@ from selfsight.files import replace
 
 WEIGHTS, DESCRIPTION = "backbone.safetensors", "backbone.json"
 WRAPS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+TRACED = 96  #: pixels that leave a network's last map more than one place: of a single one tracing learns no size
 SMALL_STEMS = {"cifar": 1, "cifar_pad2": 2}  #: a ResNet's stem for small images: by how much its convolution pads
 
 
@@ -290,16 +292,14 @@ def _traced(net: nn.Module, image_size: int, in_chans: int) -> tuple[torch.expor
         generator = torch.Generator().manual_seed(0)
         return torch.randn(batch, in_chans, height, width, generator=generator).to(weight)
 
-    def program(dims: Mapping[int, Any]) -> torch.export.ExportedProgram:
-        return torch.export.export(
-            net, (images(2, image_size, image_size),), dynamic_shapes=(dict(dims),), strict=False
-        )
+    def program(side: int, dims: Mapping[int, Any]) -> torch.export.ExportedProgram:
+        return torch.export.export(net, (images(2, side, side),), dynamic_shapes=(dict(dims),), strict=False)
 
     free = torch.export.Dim.DYNAMIC
     try:
-        found = program({0: free, 2: free, 3: free})
-        graph = found.module()
-        sizes = [(image_size + a, image_size + b) for a, b in ((1, 3), (2, 5), (32, 64))]
+        found = program(image_size * math.ceil(TRACED / image_size), {0: free, 2: free, 3: free})
+        graph = found.module(check_guards=False)  # ONNX keeps none: whether they matter is what is tried
+        sizes = [(image_size + a, image_size + b) for a, b in ((0, 0), (1, 3), (2, 5), (32, 64))]
         taken = []
         for number, (height, width) in enumerate(sizes, 1):
             x = images(number, height, width)
@@ -312,7 +312,7 @@ def _traced(net: nn.Module, image_size: int, in_chans: int) -> tuple[torch.expor
             return found, True
     except Exception:  # of the tracer, which has many; what counts is whether the other way works
         pass
-    return program({0: free}), False
+    return program(image_size, {0: free}), False
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from selfsight.checkpoints import hub
+from selfsight.checkpoints.authors import refuse_what_is_no_file_of_weights
 from selfsight.checkpoints.export import DESCRIPTION, WEIGHTS, is_ours, name_of
 from selfsight.contracts import Backbone
 from selfsight.errors import UserError, nearest
@@ -204,6 +205,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    refuse_what_is_no_file_of_weights(file, file.stat().st_size, file.open("rb").read(1024))
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:
