@@ -219,6 +219,8 @@ class ImageData:
             "classes": self.classes,
             "num_images": self.num_images,
             "image_size": self.image_size,
+            "mean": list(self.mean),
+            "std": list(self.std),
         }
 
     def split(self, name: str) -> ImageSet:

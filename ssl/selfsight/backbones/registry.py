@@ -127,6 +127,13 @@ def _build(name: str, image_size: int | None, arguments: dict[str, Any]) -> Any:
             return net
 
 
+def weights_line(net: nn.Module) -> str:
+    """Which weights timm published for a network it has made with ``pretrained=True``, and under which licence."""
+    published: Any = net.pretrained_cfg
+    name = ".".join(filter(None, (str(published.get("architecture")), published.get("tag"))))
+    return f"{name} of timm (licence: {published.get('license') or 'not stated'})"
+
+
 def is_known(name: str) -> bool:
     """Whether `create` can build ``name``."""
     _register_ours()

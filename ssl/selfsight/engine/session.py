@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from selfsight.backbones.interface import one_line
+from selfsight.backbones.registry import weights_line
 from selfsight.checkpoints.export import export_backbone
 from selfsight.datamodules import DataModule, LabelSplit
 from selfsight.engine import measure
@@ -148,7 +149,10 @@ class Session:
             f"{batches} batches of {length.batch_size // batches} make a step, not one of {length.batch_size}: {across}"
         )
         about_steps = several if batches > 1 and across else ""
-        for line in filter(None, (names.presets, about_steps, data.about_labels, *data.about)):
+        begun = names.backbone_arguments.get("pretrained")
+        from_timm = f"begins with {weights_line(parts.method.backbone)}" if begun else ""
+        about = (names.presets, from_timm, parts.method.about, about_steps)
+        for line in filter(None, (*about, data.about_labels, *data.about)):
             self.console.print(line, style="dim", markup=False)
 
     def export_backbone(self) -> None:

@@ -55,7 +55,7 @@ def model_card(
         "fine-tuning, on images like those it learned from. It has no classifier. Features carry what is in the images "
         "and how they were chosen; measure it on your own before a decision rests on it.",
         loading_section(backbone, name),
-        citation_section(backbone),
+        citation_section(backbone, run),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -190,9 +190,11 @@ def torchvision_name(backbone: Backbone) -> str | None:
     return name if wanted == weights.keys() else None
 
 
-def citation_section(backbone: Backbone) -> str:
-    """The reference that stands in the method's own file."""
+def citation_section(backbone: Backbone, run: RunFolder | None) -> str:
+    """The reference that stands in the method's own file, which a run's configuration names."""
     cited = reference(str(backbone.spec.get("method")))
+    if run is not None and (run.path / "config.yaml").is_file():
+        cited = reference(str(run.config().method._target_).split(".")[-2]) or cited
     return f"## Citation\n\n{cited}" if cited else ""
 
 
