@@ -140,6 +140,7 @@ class ImageDataModule(LightningDataModule):
         - ``num_images``: N, images learned from, with and without labels; ``Batch.indices`` count them.
         - ``labels``: ``[N]`` int64, -1 where an image has none; None where no image has one.
         - ``image_size``: side of the images that evaluation sees, in pixels.
+        - ``mean``, ``std``: of each channel, with which images are normalised.
         """
         return {**self.dataset.facts, "labels": self.images.labels}
 

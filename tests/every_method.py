@@ -32,6 +32,8 @@ FACTS: dict[str, Any] = {
     "num_unlabelled": IMAGES,
     "labels": torch.arange(LABELLED) % CLASSES,
     "batch_size": B,
+    "mean": [0.5] * 3,
+    "std": [0.25] * 3,
 }
 #: of an argument that has one of these names, what makes a method small, or lets its state move in the first steps
 SMALL: dict[str, Any] = {
@@ -64,8 +66,9 @@ def arguments(kind: type[Method]) -> dict[str, inspect.Parameter]:
 def told(kind: type[Method], **facts: Any) -> dict[str, Any]:
     """What a run tells the method: its `needs`, and a teacher where one comes from another run."""
     known = {**FACTS, **facts}
-    teacher = {"teacher": nn.Sequential(SmallNet(norm=nn.Identity), nn.Linear(8, CLASSES))}
-    required = {name: teacher[name] for name, p in arguments(kind).items() if p.default is p.empty and name in teacher}
+    teacher = {"teacher": SmallNet(CLASSES, norm=nn.Identity)}
+    unsaid = (inspect.Parameter.empty, None)
+    required = {name: teacher[name] for name, p in arguments(kind).items() if p.default in unsaid and name in teacher}
     return {**required, **{name: known[name] for name in kind.needs}}
 
 

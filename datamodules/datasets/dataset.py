@@ -238,6 +238,8 @@ class ImageData:
             "classes": self.classes,
             "num_images": self.num_images,
             "image_size": self.image_size,
+            "mean": list(self.mean),
+            "std": list(self.std),
         }
 
     def decode(self, content: bytes) -> np.ndarray:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,15 @@ from torchvision.models.resnet import Bottleneck, ResNet
 import selfsight
 from selfsight.backbones.registry import create
 from selfsight.checkpoints import formats
+from selfsight.checkpoints.export import check_timm, to_detectron2, to_torchvision
+from selfsight.checkpoints.libraries import Plain
 from selfsight.checkpoints.load import start_from
 from selfsight.checkpoints.tensorflow import prefix_of, read_bundle
+from selfsight.contracts import Backbone
 from selfsight.errors import UserError
 from tests.checkpoints.published import PROJECTS, Published, State, resnet, swav, tv_resnet, under, write
 
+PAGE = Path(__file__).parents[2] / "docs" / "weights.md"
 REAL = Path(__file__).parent / "tensorflow" / "model.ckpt-250228"
 
 
@@ -44,6 +50,35 @@ def test_features_are_those_of_the_network_that_was_published(project: str, tmp_
     with torch.no_grad():
         for module in (net, loaded):
             torch.testing.assert_close(module(x), reference(x), rtol=0, atol=1e-6)
+    assert row(imported, loaded) in PAGE.read_text().splitlines()
+
+
+def row(imported: formats.Imported, net: Backbone) -> str:
+    """What the table of docs/weights.md says of a file: whose, which network, what goes on, where it goes out to."""
+    stem = imported.spec.get("stem", "imagenet")
+    kind = type(net).__name__ + ("" if stem == "imagenet" else f", {stem} stem")
+    onward = f"`method={imported.format.method}`" if imported.format.method else "its backbone"
+    forms = {
+        "timm": lambda: check_timm(net, imported.spec),
+        "torchvision": lambda: to_torchvision(net),
+        "detectron2": lambda: to_detectron2(net),
+    }
+    out = ", ".join(form for form, export in forms.items() if succeeds(export)) or "–"
+    title = formats.PLAIN.title if isinstance(imported.format, Plain) else imported.format.title
+    return f"| {title} | {kind} | yes | {onward} | {out} | to 1e-6 |"
+
+
+def succeeds(export: Callable[[], object]) -> bool:
+    try:
+        export()
+    except UserError:
+        return False
+    return True
+
+
+def test_the_table_of_weights_names_every_format_and_no_other() -> None:
+    told = set(re.findall(r"^\| ([^|]+ \([^|]+\)) \|.+\| to 1e-6 \|$", PAGE.read_text(), re.M))
+    assert told == {format.title for format in (*formats.FORMATS, formats.PLAIN)} - {formats.SIMCLR_SUPERVISED.title}
 
 
 # --- names as published, at their true sizes -------------------------------------------------------------------------

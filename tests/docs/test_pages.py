@@ -76,3 +76,17 @@ def test_what_was_renamed_resolves() -> None:
         for name in several.split(",") if several else [""]:
             module = get_object(f"{old}.{name}".rstrip("."))
             assert module.__name__.startswith(new.rstrip(".…"))
+
+
+def test_the_version_is_one() -> None:
+    import tomllib
+
+    import yaml
+
+    import selfsight
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    released = re.search(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert released is not None
+    assert selfsight.__version__ == project["version"] == cited["version"] == released[1]

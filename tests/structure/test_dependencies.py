@@ -20,6 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 #: distribution: what it is imported as, where that is another name
 MODULES = {
     "faiss-cpu": "faiss",
+    "huggingface-hub": "huggingface_hub",
     "hydra-core": "hydra",
     "opencv-python-headless": "cv2",
     "pillow": "PIL",

@@ -127,6 +127,13 @@ def _build(name: str, image_size: int | None, arguments: dict[str, Any]) -> Any:
             return net
 
 
+def weights_line(net: nn.Module) -> str:
+    """Which weights timm published for a network it has made with ``pretrained=True``, and under which licence."""
+    published: Any = net.pretrained_cfg
+    name = ".".join(filter(None, (str(published.get("architecture")), published.get("tag"))))
+    return f"{name} of timm (licence: {published.get('license') or 'not stated'})"
+
+
 def is_known(name: str) -> bool:
     """Whether `create` can build ``name``."""
     _register_ours()
@@ -135,7 +142,14 @@ def is_known(name: str) -> bool:
 
 def choices() -> list[str]:
     """Names of the networks that are ours, sorted."""
-    return sorted(name for module in _register_ours() for name in timm.list_models(module=module))
+    files = {f"selfsight.backbones.{name}": name for name in _register_ours()}
+    # timm goes by the last part of a module's name, which a file of its own may have as well
+    return sorted(
+        name
+        for place, module in files.items()
+        for name in timm.list_models(module=module)
+        if timm.model_entrypoint(name).__module__ == place
+    )
 
 
 @functools.cache

@@ -256,14 +256,14 @@ def _vit(state: State) -> Spec:
     pooled = "fc_norm.weight" in state
     return _with(
         spec,
-        img_size=image if image != 224 else None,
+        image_size=image if image != 224 else None,
         patch_size=pixels if own and int(own[1]) != pixels else None,
         embed_dim=dim if size is None else None,
         depth=depth if size is None else None,
         num_heads=max(1, dim // HEAD_DIM) if size is None else None,
         mlp_ratio=_unusual(state["blocks.0.mlp.fc1.weight"].shape[0] / dim, 4.0),
         class_token=None if prefix else False,
-        global_pool="avg" if pooled or not prefix else None,
+        pool="avg" if pooled or not prefix else None,
         fc_norm=False if not prefix and not pooled else None,
         no_embed_class=True if unplaced else None,
         init_values=1e-5 if "blocks.0.ls1.gamma" in state else None,

@@ -55,7 +55,9 @@ def _laid_out(state: State) -> State:
     def value(name: str, tensor: Tensor) -> Tensor:
         if re.search(r"(bn\d|downsample\.1|projector\.1|predictor\.1|module\.1\.1)\.\w+$", name):
             return tensor.flatten()
-        return tensor.permute(3, 2, 0, 1).contiguous() if tensor.ndim == 4 else tensor.T.contiguous()
+        if tensor.ndim == 4:
+            return tensor.permute(3, 2, 0, 1).contiguous()
+        return tensor.T.contiguous() if tensor.ndim == 2 else tensor
 
     return counters({name: value(name, tensor) for name, tensor in state.items()})
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
-import os
+import logging
+import math
 import pickle
 import re
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,12 @@ from torch import Tensor, nn
 from selfsight import __version__
 from selfsight.contracts import Backbone
 from selfsight.errors import UserError
+from selfsight.files import replace
 
 WEIGHTS, DESCRIPTION = "backbone.safetensors", "backbone.json"
+WRAPS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+TRACED = 96  #: pixels that leave a network's last map more than one place: of a single one tracing learns no size
+SMALL_STEMS = {"cifar": 1, "cifar_pad2": 2}  #: a ResNet's stem for small images: by how much its convolution pads
 
 
 def export_backbone(backbone: nn.Module, spec: Mapping[str, Any], folder: str | Path) -> Path:
@@ -51,16 +58,21 @@ def export_backbone(backbone: nn.Module, spec: Mapping[str, Any], folder: str | 
 
 
 def unwrapped(backbone: nn.Module) -> nn.Module:
-    """The network inside what `torch.compile` made of it, or the network itself."""
-    inner = getattr(backbone, "_orig_mod", backbone)
+    """The network inside what `torch.compile` and data-parallel training made of it, or the network itself."""
+    inner: Any = backbone
+    while (
+        within := getattr(inner, "_orig_mod", None) or (inner.module if isinstance(inner, WRAPS) else None)
+    ) is not None:
+        inner = within
     assert isinstance(inner, nn.Module)
     return inner
 
 
 def state(backbone: nn.Module) -> dict[str, Tensor]:
-    """State dict on the CPU, plainly laid out, sharing no memory with the network."""
+    """State dict on the CPU, plainly laid out, sharing no memory with the network; no name tells of `torch.compile`."""
     items = unwrapped(backbone).state_dict().items()
-    return {k: v.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for k, v in items}
+    plain = {re.sub(r"(^|\.)_orig_mod\.", r"\1", name): value for name, value in items}
+    return {k: v.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for k, v in plain.items()}
 
 
 def to_timm(backbone: nn.Module) -> dict[str, Tensor]:
@@ -69,6 +81,25 @@ def to_timm(backbone: nn.Module) -> dict[str, Tensor]:
     A network with ``stem="cifar"`` needs the same stem there: a 3x3 `conv1` of stride 1, and no `maxpool`.
     """
     return state(backbone)
+
+
+def timm_call(backbone: nn.Module, arguments: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Name and options for which ``timm.create_model`` makes the same network; None where timm has none.
+
+    The transformers of DINO, MAE and MoCo v3 are timm's, with positions and first weights of their own.
+    """
+    import timm
+
+    from selfsight.backbones.registry import choices
+
+    name, options = name_of(arguments), timm_options(backbone)
+    if (own := re.fullmatch(r"vit_(tiny|small|base|large|huge)_(dino|mae|moco)", name)) is not None:
+        patch = 14 if name == "vit_huge_mae" else 16
+        name = f"vit_{own[1]}_patch{patch}_224"
+        options = {"num_heads": 12, **options} if own[0] == "vit_small_moco" else options
+    elif name in choices():
+        return None
+    return (name, options) if timm.is_model(name) else None
 
 
 def export_timm(backbone: Backbone, arguments: Mapping[str, Any], path: str | Path) -> Path:
@@ -80,30 +111,43 @@ def export_timm(backbone: Backbone, arguments: Mapping[str, Any], path: str | Pa
     Raises:
         UserError: timm has no such network, or it has other layers there; or ``path`` cannot be written.
     """
-    import timm
     from safetensors.torch import save
+
+    weights = check_timm(backbone, arguments)
+    replace(Path(path), lambda target: target.write_bytes(save(weights, {"format": "pt"})))
+    return Path(path)
+
+
+def check_timm(backbone: Backbone, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """`to_timm`, once it is sure that timm's network has the same tensors.
+
+    Raises:
+        UserError: timm has no such network, or it has other layers there.
+    """
+    import timm
 
     from selfsight.backbones.registry import choices
 
-    name, weights = name_of(arguments), to_timm(backbone)
-    ours = name in choices()
-    if ours or not timm.is_model(name):
+    call, weights = timm_call(backbone, arguments), to_timm(backbone)
+    if call is None:
+        name = name_of(arguments)
+        ours = name in choices()
         raise UserError(
-            f"timm has no '{name}'{', which is a network of ours' * ours}; format=onnx and safetensors take any "
+            f"timm has no '{name}'{', which is a network of ours' * ours}; format=onnx, safetensors and hub take any "
             "network, torchvision ResNets of the usual depths."
         )
+    name, options = call
     with torch.device("meta"):
-        twin = timm.create_model(name, num_classes=0, **timm_options(backbone)).state_dict()
+        twin = timm.create_model(name, num_classes=0, **options).state_dict()
     other = set(twin) ^ set(weights) | {k for k in twin.keys() & weights.keys() if twin[k].shape != weights[k].shape}
-    if arguments.get("stem") == "cifar":
+    if str(arguments.get("stem")) in SMALL_STEMS:
         other.discard("conv1.weight")
     if other:
         raise UserError(
-            f"timm's '{name}' has other layers than this one ('{min(other)}' differs); format=onnx and safetensors "
-            "take any network."
+            f"timm's '{name}' has other layers than this one ('{min(other)}' differs); format=onnx, safetensors "
+            "and hub take any network."
         )
-    replace(Path(path), lambda target: target.write_bytes(save(weights, {"format": "pt"})))
-    return Path(path)
+    return weights
 
 
 def timm_options(backbone: nn.Module) -> dict[str, Any]:
@@ -124,7 +168,7 @@ def is_ours(arguments: Mapping[str, Any]) -> bool:
 
 
 def to_torchvision(backbone: nn.Module, classifier: nn.Linear | None = None) -> dict[str, Tensor]:
-    """State dict of a ResNet for ``torchvision.models.resnet*`` or ``wide_resnet*``, with ``strict=True``.
+    """State dict of a ResNet for ``torchvision.models.resnet*``, ``wide_resnet*``, ``resnext*``, with ``strict=True``.
 
     Without ``classifier`` it holds no ``fc``: put ``net.fc = torch.nn.Identity()`` before loading. A network with
     ``stem="cifar"`` needs the same stem there: a 3x3 `conv1` of stride 1 and `maxpool = torch.nn.Identity()`. The
@@ -140,9 +184,13 @@ def to_torchvision(backbone: nn.Module, classifier: nn.Linear | None = None) -> 
     if min(layers) > 0 and getattr(weights.get("conv1.weight"), "ndim", 0) == 4:
         from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-        width = weights["layer1.0.conv1.weight"].shape[0] if bottleneck else 64
+        width, groups = weights["layer1.0.conv1.weight"].shape[0] if bottleneck else 64, 1
+        if bottleneck:
+            inner = weights["layer1.0.conv2.weight"].shape
+            groups = inner[0] // inner[1]
         with torch.device("meta"):
-            net = ResNet(Bottleneck if bottleneck else BasicBlock, layers, width_per_group=width)
+            block = Bottleneck if bottleneck else BasicBlock
+            net = ResNet(block, layers, groups=groups, width_per_group=width // groups)
             net.fc = nn.Identity()
         twin = net.state_dict()
     other = set(twin) ^ set(weights)
@@ -150,7 +198,8 @@ def to_torchvision(backbone: nn.Module, classifier: nn.Linear | None = None) -> 
     if other:
         name = type(unwrapped(backbone)).__name__
         raise UserError(
-            f"This {name} has no counterpart in torchvision ('{min(other)}' differs); ResNets of the usual depths have."
+            f"This {name} has no counterpart in torchvision ('{min(other)}' differs), as ResNets of the usual depths "
+            "have (backbone=resnet18); format=onnx, safetensors and hub take any network."
         )
     if classifier is not None:
         weights |= {f"fc.{k}": v for k, v in state(classifier).items()}
@@ -198,50 +247,85 @@ def export_detectron2(backbone: nn.Module, path: str | Path) -> Path:
     return Path(path)
 
 
-def export_onnx(backbone: nn.Module, path: str | Path, image_size: int, in_chans: int = 3) -> Path:
+def export_onnx(backbone: nn.Module, path: str | Path, image_size: int, in_chans: int = 3) -> bool:
     """Write the backbone as ONNX: ``images [B, C, H, W]`` to ``features [B, num_features]``, B free.
 
+    Returns:
+        Whether H and W are free as well. They are where the network says the same of images of other sizes once it is
+        traced, which is tried; networks that compute their padding from the size do not.
+
     Raises:
-        UserError: the extra packages are not installed, or ``path`` cannot be written.
+        UserError: the extra packages are not installed, ONNX has no word for a layer, or ``path`` cannot be written.
     """
     if importlib.util.find_spec("onnxscript") is None:  # what torch.onnx needs; it needs onnx
         raise UserError("ONNX export needs two more packages: pip install 'selfsight[onnx]'.")
     net = unwrapped(backbone)
-    weight = next(net.parameters())
-    images = torch.zeros(2, in_chans, image_size, image_size, dtype=weight.dtype, device=weight.device)
-    batch, training = torch.export.Dim("batch", min=1), net.training
+    training = net.training
+    net.eval()
 
     def write(target: Path) -> None:
-        program = torch.onnx.export(
-            net.eval(), (images,), input_names=["images"], output_names=["features"],
-            dynamic_shapes=({0: batch},), dynamo=True, verbose=False,
-        )  # fmt: skip
-        assert program is not None
-        program.save(target, include_initializers=True)
+        made = torch.onnx.export(traced, input_names=["images"], output_names=["features"], dynamo=True, verbose=False)
+        assert made is not None
+        made.save(target, include_initializers=True)
 
     try:
-        replace(Path(path), write)
+        with _quietly():
+            traced, free = _traced(net, image_size, in_chans)
+            replace(Path(path), write)
+    except UserError:
+        raise
+    except Exception as error:  # of the tracer and the exporter, which have many
+        cause = " ".join(str(error.__cause__ or error).split())[:160]
+        raise UserError(
+            f"ONNX cannot express this {type(net).__name__} ({cause}); format=safetensors takes any network."
+        ) from error
     finally:
         net.train(training)
-    return Path(path)
+    return free
 
 
-def replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` fill a file beside ``path`` and move it there, so that no reader ever meets half a file.
+def _traced(net: nn.Module, image_size: int, in_chans: int) -> tuple[torch.export.ExportedProgram, bool]:
+    """The network as a graph, with batch, height and width free; or with the batch alone, where sizes change it."""
+    weight = next(net.parameters())
 
-    Raises:
-        UserError: it cannot be written.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    def images(batch: int, height: int, width: int) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(batch, in_chans, height, width, generator=generator).to(weight)
+
+    def program(side: int, dims: Mapping[int, Any]) -> torch.export.ExportedProgram:
+        return torch.export.export(net, (images(2, side, side),), dynamic_shapes=(dict(dims),), strict=False)
+
+    free = torch.export.Dim.DYNAMIC
     try:
-        write(beside)
-        os.replace(beside, path)
-    except OSError as error:
-        raise UserError(
-            f"'{path}' cannot be written ({error.strerror or error}); name a folder you may write."
-        ) from None
+        found = program(image_size * math.ceil(TRACED / image_size), {0: free, 2: free, 3: free})
+        graph = found.module(check_guards=False)  # ONNX keeps none: whether they matter is what is tried
+        sizes = [(image_size + a, image_size + b) for a, b in ((0, 0), (1, 3), (2, 5), (32, 64))]
+        taken = []
+        for number, (height, width) in enumerate(sizes, 1):
+            x = images(number, height, width)
+            try:
+                wanted = net(x)
+            except (RuntimeError, AssertionError, ValueError):  # no size for this network, such as half a patch
+                continue
+            taken.append(torch.allclose(graph(x), wanted, atol=1e-4))
+        if taken and all(taken):
+            return found, True
+    except Exception:  # of the tracer, which has many; what counts is whether the other way works
+        pass
+    return program(image_size, {0: free}), False
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the tracer's notes on what it could not solve."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        beside.unlink(missing_ok=True)
+        logging.disable(before)
 
 
 def _blocks(weights: Mapping[str, Tensor], stage: int) -> list[int]:

@@ -71,8 +71,8 @@ def description(imported: formats.Imported, file: str, **given: Any) -> dict[str
         images = {**SMALL, **({"mean": None, "std": None} if images["mean"] is None else {})}
         if imported.format.described["image_size"] == SMALL["image_size"]:
             images = dict(imported.format.described)
-    if "img_size" in imported.spec:
-        images["image_size"] = imported.spec["img_size"]
+    if "image_size" in imported.spec:
+        images["image_size"] = imported.spec["image_size"]
     if imported.spec.get("in_chans", 3) != 3:  # the usual three numbers are of other channels
         images |= {"mean": None, "std": None}
     spec = {

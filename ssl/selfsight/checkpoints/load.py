@@ -13,6 +13,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from selfsight.checkpoints import hub
+from selfsight.checkpoints.authors import refuse_what_is_no_file_of_weights
 from selfsight.checkpoints.export import DESCRIPTION, WEIGHTS, is_ours, name_of
 from selfsight.contracts import Backbone
 from selfsight.errors import UserError, nearest
@@ -26,7 +28,8 @@ def load(path: str | Path, *, trust: bool = False) -> Backbone:
     """The backbone of a run folder, frozen and in eval mode, on the CPU.
 
     Args:
-        path: a folder with ``backbone.safetensors`` and ``backbone.json``, or one of these files.
+        path: a folder with ``backbone.safetensors`` and ``backbone.json``, or one of these files; a folder that
+            ``selfsight export format=hub`` has written; or ``hf-hub:PERSON/MODEL`` on the Hugging Face Hub.
         trust: build whatever the description names; only for a folder whose maker you know.
 
     Returns:
@@ -141,7 +144,11 @@ def describe(path: str | Path) -> tuple[Path, dict[str, Any]]:
     Raises:
         UserError: a file is missing, or the description cannot be read.
     """
+    if str(path).startswith(hub.PREFIX):
+        path = hub.fetch(str(path).removeprefix(hub.PREFIX))
     path = Path(path).expanduser()
+    if (path / hub.CONFIG).is_file() and not (path / DESCRIPTION).is_file():
+        return path / hub.WEIGHTS, _description(path / hub.CONFIG, inside=hub.OURS)
     if not path.is_dir() and path.suffix in OURS:
         weights, description = path.with_suffix(".safetensors"), path.with_suffix(".json")
     else:
@@ -155,14 +162,26 @@ def describe(path: str | Path) -> tuple[Path, dict[str, Any]]:
             raise UserError(
                 f"There is no '{file}'{hint}; a finished run has {WEIGHTS} and {DESCRIPTION} in its folder."
             )
+    return weights, _description(description)
+
+
+def _description(file: Path, inside: str | None = None) -> dict[str, Any]:
+    """What a file says about the weights beside it, the whole of it or a part.
+
+    Raises:
+        UserError: it says nothing of a backbone of ours.
+    """
     try:
-        spec = json.loads(description.read_text())
+        content = json.loads(file.read_text())
+        spec: dict[str, Any] = content if inside is None else content[inside]
         name_of(spec["backbone"])
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        where = "" if inside is None else f" under '{inside}'"
         raise UserError(
-            f'\'{description}\' does not describe a backbone: it has to be JSON with "backbone": {{"name": ...}}.'
+            f"'{file}' does not describe a backbone of selfsight: it has to be JSON with \"backbone\": "
+            f'{{"name": ...}}{where}.'
         ) from None
-    return weights, spec
+    return spec
 
 
 def described(net: nn.Module, key: str) -> Any:
@@ -191,6 +210,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    refuse_what_is_no_file_of_weights(file, file.stat().st_size, file.open("rb").read(1024))
     try:
         return load_file(file)
     except (SafetensorError, OSError) as error:

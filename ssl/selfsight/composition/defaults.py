@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 GIVEN: Mapping[str, tuple[str, ...]] = {
     "method": (
         "backbone", "projector", "teacher", "num_classes", "num_images", "num_unlabelled", "labels", "batch_size",
+        "mean", "std",
     ),
     "datamodule": ("data", "views", "compile", "channels_last", "device", "worker_share"),
     "optimizer": ("params",),

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from selfsight.backbones.interface import one_line
+from selfsight.backbones.registry import weights_line
 from selfsight.checkpoints.export import export_backbone
 from selfsight.datamodules import DataModule, LabelSplit
 from selfsight.engine import advice, measure
@@ -183,9 +184,11 @@ class Session:
             f"{batches} batches of {length.batch_size // batches} make a step, not one of {length.batch_size}: {across}"
         )
         about_steps = several if batches > 1 and across else ""
+        begun = names.backbone_arguments.get("pretrained")
+        from_timm = f"begins with {weights_line(parts.method.backbone)}" if begun else ""
         facts = "" if data.bands is None else str(data.bands)
-        about = (self.about_extension, names.presets, about_steps, facts, data.about_labels, *data.about)
-        for line in filter(None, about):
+        about = (self.about_extension, names.presets, from_timm, parts.method.about, about_steps, facts)
+        for line in filter(None, (*about, data.about_labels, *data.about)):
             self.console.print(line, style="dim", markup=False)
         measure.show_classes(self.console, data)
         if parts.plan is not None and self.job == "pretrain" and not self.resumed:

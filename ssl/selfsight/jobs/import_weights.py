@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,13 +11,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from selfsight.backbones.registry import create
 from selfsight.checkpoints import formats
 from selfsight.checkpoints.architecture import shown
-from selfsight.checkpoints.export import export_backbone
+from selfsight.checkpoints.export import export_backbone, is_ours
 from selfsight.checkpoints.formats import Imported, listed
 from selfsight.checkpoints.importing import built, description, made
 from selfsight.engine import build
@@ -47,8 +49,7 @@ def run(cfg: DictConfig) -> None:
     out = Path(cfg.out).expanduser()
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"'{out}' exists already and is not empty; name another folder: out=DIR.")
-    network: Any = OmegaConf.to_container(cfg.backbone) if isinstance(cfg.backbone, DictConfig) else cfg.backbone
-    imported = formats.read(cfg.source, backbone=network, trust=bool(cfg.trust))
+    imported = formats.read(cfg.source, backbone=network(cfg.get("backbone")), trust=bool(cfg.trust))
     given = {key: cfg[key] for key in ("image_size", "mean", "std") if cfg[key] is not None}
     spec = description(imported, Path(cfg.source).name, **given)
     words = split(cfg.pretrain)
@@ -57,6 +58,24 @@ def run(cfg: DictConfig) -> None:
         told += write_run(imported, out, words, cfg.epoch)
     export_backbone(built(imported), spec, made(out))
     report(imported, spec, out, told, words)
+
+
+def network(node: DictConfig | None) -> dict[str, Any] | None:
+    """Arguments of `selfsight.backbones.registry.create` for the network that is named, with what is not its default.
+
+    Raises:
+        UserError: it is one of a person's own, which a folder for everyone cannot name.
+    """
+    if node is None:
+        return None
+    arguments = build.resolved(node)
+    if not is_ours(arguments):
+        raise UserError(
+            f"backbone._target_ is '{arguments['_target_']}', and import takes networks by name; begin a run of this "
+            "one with the file: selfsight pretrain init_from=FILE backbone._target_=…"
+        )
+    usual = {name: parameter.default for name, parameter in inspect.signature(create).parameters.items()}
+    return {k: v for k, v in arguments.items() if k != "_target_" and (k not in usual or v != usual[k])}
 
 
 def split(words: str | None) -> list[str]:
@@ -91,7 +110,7 @@ def report(
     if words:
         say(f"{out}: selfsight pretrain resume={out} goes on")
         return
-    say(f"{out}: selfsight knn backbone={out} dataset=…, selfsight export backbone={out} …, or init_from={out}")
+    say(f"{out}: selfsight knn weights={out} dataset=…, export weights={out} format=…, or pretrain init_from={out}")
     rest = sorted({name.partition(".")[0] for name in imported.state if not name.startswith(imported.format.network)})
     if rest:
         say(
@@ -126,7 +145,6 @@ def write_run(imported: Imported, out: Path, words: Sequence[str], epoch: int | 
     method = parts.method
     told = take_over(method, imported, out)
     method.configure(parts.recipe, parts.length)
-    method.begin_step(0)
     folder = RunFolder.create(cfg, stem=imported.format.method or "run")
     try:
         told += save(parts, imported, folder, epoch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from typing import TYPE_CHECKING, Any
 
 from selfsight.compat import moved
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from selfsight.methods.deepclusterv2 import DeepClusterV2 as DeepClusterV2
     from selfsight.methods.dino import DINO as DINO
     from selfsight.methods.distillation import Distillation as Distillation
+    from selfsight.methods.feature_distillation import FeatureDistillation as FeatureDistillation
     from selfsight.methods.finetune import FineTune as FineTune
     from selfsight.methods.lejepa import LeJEPA as LeJEPA
     from selfsight.methods.mae import MAE as MAE
@@ -51,6 +53,7 @@ _SEMI = (
 #: class: the module it stands in
 _HOMES = {
     "BarlowTwins": "barlow",
+    "FeatureDistillation": "feature_distillation",
     "Method": "base",
     "SemiMethod": "semi.base",
     **{name: name.lower() for name in _ALONE},
@@ -68,3 +71,12 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     return _moved(name)
+
+
+def reference(method: str) -> str:
+    """The paper that the file of a method cites, by the choice of ``method=``; empty where that is not told."""
+    homes = [home for home in _HOMES.values() if re.search(rf"(^|[._]){re.escape(method)}$", home)]
+    if len(homes) != 1:
+        return ""
+    text = importlib.import_module(f"{__name__}.{homes[0]}").__doc__ or ""
+    return " ".join(line.strip() for line in text.splitlines() if line.startswith("    "))

@@ -58,7 +58,7 @@ class Method(StepState, LightningModule):
     """
 
     #: facts of the data that the constructor takes and a configuration need not say, by the argument's name:
-    #: num_classes, num_images, num_unlabelled, labels, batch_size
+    #: num_classes, num_images, num_unlabelled, labels, batch_size, mean, std
     needs: tuple[str, ...] = ()
     #: whether a batch is a `SemiBatch`: labelled and unlabelled images side by side
     few_labels: bool = False
@@ -71,6 +71,8 @@ class Method(StepState, LightningModule):
     across_images: str = ""
     #: how it depends on the share of a batch that its process has; empty where several processes equal one
     per_process: str = ""
+    #: what a person may not expect of what it learns from, for the head of a run
+    about: str = ""
     #: parts that `trainer.compile` leaves alone, by attribute
     uncompiled: tuple[str, ...] = ()
     #: weight decay and layer adaptation: of ``all`` parameters, or of ``kernels``, not of biases and normalisation
