@@ -153,15 +153,16 @@ def test_nobody_writes_into_the_table_of_modules(room: str) -> None:
 
 
 @pytest.mark.slow
-def test_tensorboard_is_named_with_its_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("logger", "extra"), [("tensorboard", "'selfsight[tensorboard]'"), ("mlflow", "mlflow")])
+def test_a_logger_is_named_with_its_package(
+    logger: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from selfsight import cli
     from selfsight.engine import build
 
     monkeypatch.setattr(build, "find_spec", lambda name: None)
     with pytest.raises(SystemExit):
-        cli.main(["pretrain", "debug=smoke", "logger=tensorboard", f"runs={tmp_path / 'runs'}"])
+        cli.main(["pretrain", "debug=smoke", f"logger={logger}", f"runs={tmp_path / 'runs'}"])
     told = capsys.readouterr().err
-    assert told.strip() == "selfsight: logger=tensorboard needs a package: pip install 'selfsight[tensorboard]'."
+    assert told.strip() == f"selfsight: logger={logger} needs a package: pip install {extra}."
     assert not (tmp_path / "runs").exists()

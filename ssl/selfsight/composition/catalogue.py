@@ -40,6 +40,7 @@ JOBS = {
     "report": ("report", "write report.html of a run again"),
     "explore": ("explore", "the embedding of a run in a browser: lasso, neighbours, search by image, export"),
     "compare-runs": ("compare_runs", "several runs side by side: table, curves, differences of configuration"),
+    "runs": ("runs", "list run folders: what they learned from what, how far they are, how good they got"),
     "prepare": ("prepare", "make a folder of images fast to read, once for all runs"),
     "stats": ("stats", "what the images of a data set are: channels, type, range, mean and std"),
     "profile": ("profile", "where the time of a training step goes, and what holds it up"),
@@ -69,7 +70,7 @@ GROUPS = {
 SEVERAL = ("callbacks", "logger")
 
 #: jobs that take folders without a key, and the key that gets them
-POSITIONAL = {"compare-runs": "runs", "backbones": "families"}
+POSITIONAL = {"compare-runs": "runs", "backbones": "families", "runs": "folders"}
 
 #: jobs that take what another one takes
 LIKE = {"profile": "pretrain"}

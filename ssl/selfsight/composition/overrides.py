@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 #: keys of paths and names: their values are taken as they are typed, whatever the characters mean to Hydra
 LITERAL = (
     "name", "runs", "resume", "init_from", "start", "run", "teacher", "weights", "out", "source", "pretrain",
-    "labels.list", "labels.split", "dataset.root", "dataset.test", "dataset.unlabelled", "dataset.labels",
+    "where", "labels.list", "labels.split", "dataset.root", "dataset.test", "dataset.unlabelled", "dataset.labels",
     "dataset.annotations",
     "evaluator.data.root",
 )  # fmt: skip

@@ -46,7 +46,11 @@ from selfsight.runs.folder import RunFolder
 #: how constructors refuse arguments
 REFUSALS = (TypeError, ValueError, AssertionError, MisconfigurationException)
 
-TENSORBOARD = "lightning.pytorch.loggers.TensorBoardLogger"
+#: logger: (packages of which it needs one, how to install it)
+LOGGERS = {
+    "lightning.pytorch.loggers.TensorBoardLogger": (("tensorboard", "tensorboardX"), "'selfsight[tensorboard]'"),
+    "lightning.pytorch.loggers.MLFlowLogger": (("mlflow",), "mlflow"),
+}
 
 
 @dataclass(frozen=True)
@@ -210,8 +214,9 @@ def logger(node: DictConfig) -> Callable[..., Logger]:
     Raises:
         UserError: it takes a package that is not installed.
     """
-    if node.get("_target_") == TENSORBOARD and not any(map(find_spec, ("tensorboard", "tensorboardX"))):
-        raise UserError("logger=tensorboard needs a package: pip install 'selfsight[tensorboard]'.")
+    packages, name = LOGGERS.get(str(node.get("_target_")), ((), ""))
+    if packages and not any(map(find_spec, packages)):
+        raise UserError(f"logger={packages[0]} needs a package: pip install {name}.")
     return partial(build, node)
 
 

@@ -12,6 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from rich.console import Console
 from rich.markup import escape
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
 
 from selfsight.contracts import Batch, SemiBatch
 from selfsight.evaluation import OnlineEvaluation
@@ -20,6 +22,8 @@ from selfsight.evaluation.probes import diagnostics
 from selfsight.methods.base import Method
 from selfsight.runs.console import clock_text
 from selfsight.runs.folder import RunFolder
+
+GRADIENT = "grad_norm"  #: column of the mean norm of the gradient
 
 
 class Monitor(Callback):
@@ -31,7 +35,7 @@ class Monitor(Callback):
     def __init__(self, folder: RunFolder, console: Console, evaluation: OnlineEvaluation | None) -> None:
         self.folder, self.console, self.evaluation = folder, console, evaluation
         self.sums: dict[str, torch.Tensor] = {}
-        self.steps = 0
+        self.steps = self.updates = 0
         self.images = 0
         self.losses: list[float] = []
         self.warned: set[str] = set()
@@ -48,10 +52,11 @@ class Monitor(Callback):
         return self.seconds_before + (0.0 if self.run_began is None else time.perf_counter() - self.run_began)
 
     def state_dict(self) -> dict[str, object]:
-        return {"sums": self.sums, "steps": self.steps, "seconds": self.seconds}
+        return {"sums": self.sums, "steps": self.steps, "updates": self.updates, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.sums, self.steps = state_dict["sums"], state_dict["steps"]
+        self.updates = state_dict.get("updates", 0)  # older runs did not measure gradients
         self.seconds_before = state_dict["seconds"]
 
     # --- the line --------------------------------------------------------------------------------------------------
@@ -63,7 +68,7 @@ class Monitor(Callback):
         self.first_epoch = trainer.current_epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.sums, self.steps, self.images = {}, 0, 0
+        self.sums, self.steps, self.updates, self.images = {}, 0, 0, 0
         self.began = time.perf_counter()
 
     def on_train_batch_end(
@@ -77,16 +82,27 @@ class Monitor(Callback):
         assert isinstance(outputs, Mapping)
         for name, value in outputs.items():
             if torch.is_tensor(value) and value.numel() == 1:
-                value = value.detach().float().reshape(())
-                self.sums[name] = self.sums[name] + value if name in self.sums else value
+                self.add(name, value.detach().float().reshape(()))
         self.steps += 1
         self.last_step = time.perf_counter()
         self.images += len(batch)
 
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Note the norm of the whole gradient, before it is clipped."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.add(GRADIENT, get_total_norm(gradients).float())
+        self.updates += 1
+
+    def add(self, name: str, value: torch.Tensor) -> None:
+        """Count a number in, on the device."""
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         seconds = self.last_step - self.began
         world = trainer.world_size
-        means = {name: float(trainer.strategy.reduce(total / self.steps)) for name, total in self.sums.items()}
+        counts = {GRADIENT: max(1, self.updates)}
+        totals = {name: total / counts.get(name, self.steps) for name, total in self.sums.items()}
+        means = {name: float(trainer.strategy.reduce(total)) for name, total in totals.items()}
         if not trainer.is_global_zero:
             return
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or trainer.current_epoch + 1
@@ -102,7 +118,7 @@ class Monitor(Callback):
             "epoch": epoch,
             "step": trainer.global_step,
             **{name: f"{value:.6g}" for name, value in means.items()},
-            **{name: f"{value:.6g}" for name, value in pl_module.scheduled.items()},
+            **{name: f"{value:.6g}" for name, value in (pl_module.scheduled | lowest_rate(trainer)).items()},
             **{name: f"{value:.6g}" for name, value in found.items()},
             **({} if chance is None else {"chance": f"{chance:.6g}"}),
             "images_per_second": f"{speed:.1f}",
@@ -126,6 +142,12 @@ class Monitor(Callback):
         new = [sentence for sentence in found if sentence and sentence not in self.warned]
         self.warned.update(new)
         return new
+
+
+def lowest_rate(trainer: Trainer) -> dict[str, float]:
+    """Where groups of parameters learn at different rates, the lowest one; ``lr`` is the one they are derived from."""
+    rates = {float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups}
+    return {"lr_lowest": min(rates)} if len(rates) > 1 else {}
 
 
 #: results told in the epoch line, the first two there are; all others go to metrics.csv only

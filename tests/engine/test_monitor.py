@@ -1,0 +1,31 @@
+"""Numbers of a training that the monitor works out itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from selfsight.engine.monitor import Monitor, lowest_rate
+from selfsight.runs.console import make_console
+from selfsight.runs.folder import RunFolder
+
+
+def test_the_norm_is_that_of_the_whole_gradient_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    nothing: Any = None
+    parts = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))]
+    optimizer = torch.optim.SGD([{"params": parts[:1]}, {"params": parts[1:], "lr": 0.1}], lr=0.3)
+    first, second = (Monitor(RunFolder(tmp_path), make_console(), None) for _ in range(2))
+    parts[0].grad, parts[1].grad = torch.tensor([3.0]), torch.tensor([4.0, 0.0])
+    first.on_before_optimizer_step(nothing, nothing, optimizer)
+    second.load_state_dict(first.state_dict())
+    parts[0].grad, parts[1].grad = torch.tensor([0.0]), torch.tensor([0.0, 7.0])
+    second.on_before_optimizer_step(nothing, nothing, optimizer)
+    assert (float(second.sums["grad_norm"]), second.updates) == (12.0, 2)
+    trainer: Any = SimpleNamespace(optimizers=[optimizer])
+    assert lowest_rate(trainer) == {"lr_lowest": 0.1}
+    optimizer.param_groups[1]["lr"] = 0.3
+    assert lowest_rate(trainer) == {}
