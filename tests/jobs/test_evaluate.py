@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 from pathlib import Path
@@ -175,9 +176,8 @@ def test_embed_writes_a_table(
     assert table["split"] == ["train"] * 6 + ["unlabelled"] * 2 + ["test"] * 2
     for name, path, label, kind in zip(table["name"], table["path"], table["label"], table["class"], strict=True):
         assert Path(path) == root.resolve() / name
-        assert (label, kind) == (
-            (None, None) if name in ("8.png", "9.png") else (int(name[0]) % 2, "ab"[int(name[0]) % 2])
-        )
+        expected = (None, None) if name in ("8.png", "9.png") else (int(name[0]) % 2, "ab"[int(name[0]) % 2])
+        assert (label, kind) == expected
     x = np.array(table["embedding"])
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     products = x @ x.T - 9 * np.eye(10)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +26,8 @@ from selfsight.runs.records import with_folder
 #: images that are listed as the nearest of each, in a table
 NEAREST = 10
 PARQUET = ".parquet"
+#: of a table, by their names
+Columns = dict[str, list[object]]
 
 
 def run(cfg: DictConfig) -> None:
@@ -79,13 +80,13 @@ def arrays_of(data: ImageData, parts: Mapping[str, Features]) -> dict[str, np.nd
     return arrays
 
 
-def rows_of(data: ImageData, parts: Mapping[str, Features], projection: str) -> dict[str, Any]:
+def rows_of(data: ImageData, parts: Mapping[str, Features], projection: str) -> Columns:
     """The columns of a table of all images, as tools that show embeddings read them.
 
     ``split``, ``name``, ``path`` (of the file, where it is one), ``label``, ``class``, ``embedding``, its place ``x``,
     ``y`` in a map, and in ``neighbors`` the rows of the nearest images by cosine, with ``similarity``.
     """
-    columns: dict[str, Any] = {name: [] for name in ("split", "name", "path", "label", "class")}
+    columns: Columns = {name: [] for name in ("split", "name", "path", "label", "class")}
     for part, features in parts.items():
         images, known = data.split(part), features.labels
         labels = [-1] * len(features) if known is None else known.tolist()
@@ -99,16 +100,16 @@ def rows_of(data: ImageData, parts: Mapping[str, Features], projection: str) -> 
     unit = F.normalize(x, dim=1)
     flat = embedding.project_2d(unit.numpy(), projection)
     similarity, index = knn.other_neighbours(unit, unit, min(NEAREST, len(x) - 1), torch.arange(len(x)))
-    columns |= {"embedding": list(x.numpy()), "x": flat[:, 0].astype(np.float32), "y": flat[:, 1].astype(np.float32)}
+    columns |= {"embedding": list(x.numpy()), "x": list(flat[:, 0]), "y": list(flat[:, 1])}
     return columns | {"neighbors": list(index.numpy()), "similarity": list(similarity.numpy())}
 
 
-def save_table(path: Path, columns: Mapping[str, Any]) -> None:
+def save_table(path: Path, columns: Columns) -> None:
     import pyarrow
     from pyarrow import parquet
 
     kinds = {"label": pyarrow.int64(), "class": pyarrow.string(), "path": pyarrow.string()}
-    kinds["embedding"] = pyarrow.list_(pyarrow.float32(), len(columns["embedding"][0]))
+    kinds["embedding"] = pyarrow.list_(pyarrow.float32(), len(np.asarray(columns["embedding"][0])))
     parquet.write_table(
         pyarrow.table({name: pyarrow.array(values, kinds.get(name)) for name, values in columns.items()}), path
     )
