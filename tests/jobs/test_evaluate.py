@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 from pathlib import Path
@@ -154,6 +155,36 @@ def test_embed_writes_every_image_with_its_name(tmp_path: Path, monkeypatch: pyt
     for part in ("train", "test"):
         assert [int(name[0]) % 2 for name in names[part]] == found[f"{part}_labels"].tolist()
     assert found["unlabelled_x"].shape == (2, found["train_x"].shape[1])
+
+
+def test_embed_writes_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row for each image, what has no label without one; neighbours are rows, and never the image itself."""
+    root = pictures(tmp_path / "photos", 10)
+    (root / "labels.csv").write_text("".join(f"{i}.png,{'ab'[i % 2]}\n" for i in range(8)))
+    run = finished(
+        tmp_path / "run", "dataset=folder", f"dataset.root={root}", "dataset.test_fraction=0.25", "dataset.split=draw"
+    )
+    with monkeypatch.context() as without:
+        found = importlib.util.find_spec
+        without.setattr("importlib.util.find_spec", lambda name, *of: None if name == "pyarrow" else found(name, *of))
+        assert "pip install 'selfsight[parquet]'" in refused(capsys, "embed", f"run={run}", "out=x.parquet")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    cli.main(["embed", f"run={run}", f"out={tmp_path / 'x.parquet'}"])
+    table = parquet.read_table(tmp_path / "x.parquet").to_pydict()
+    assert table["split"] == ["train"] * 6 + ["unlabelled"] * 2 + ["test"] * 2
+    for name, path, label, kind in zip(table["name"], table["path"], table["label"], table["class"], strict=True):
+        assert Path(path) == root.resolve() / name
+        expected = (None, None) if name in ("8.png", "9.png") else (int(name[0]) % 2, "ab"[int(name[0]) % 2])
+        assert (label, kind) == expected
+    x = np.array(table["embedding"])
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    products = x @ x.T - 9 * np.eye(10)
+    for row, (near, similarity) in enumerate(zip(table["neighbors"], table["similarity"], strict=True)):
+        assert row not in near
+        np.testing.assert_allclose(similarity, np.sort(products[row])[::-1][:9], rtol=1e-4, atol=1e-5)
+    assert len(table["x"]) == len(table["y"]) == 10
 
 
 def test_places_that_cannot_be_written_are_one_sentence(

@@ -289,8 +289,7 @@ def show_classes(console: Console, data: ImageData) -> None:
     console.print(table)
     console.print(
         f"the rarest class, '{class_name(data, order[0])}', has {fewest:,} of {sum(counts):,} labelled images, "
-        f"the largest {most:,}: accuracy says little of the rare ones; method.logit_adjustment=1 helps training on "
-        "labels.",
+        f"the largest {most:,}: accuracy says little of the rare ones; method.logit_adjustment=1 evens them out.",
         style="dim",
         markup=False,
     )

@@ -22,6 +22,7 @@ PACKAGES = (
 #: module to look for, what it brings, what to type
 OPTIONAL = (
     ("simplejpeg", "faster JPEG decoding", "pip install 'selfsight[jpeg]'"),
+    ("pyarrow", "features as a table, embed out=….parquet", "pip install 'selfsight[parquet]'"),
     ("umap", "UMAP embedding maps", "pip install 'selfsight[umap]'"),
     ("bokeh", "the embedding explorer", "pip install 'selfsight[web]'"),
     ("pycocotools", "detection", "pip install 'selfsight[detection]'"),

@@ -2,44 +2,117 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig
 
+from selfsight.datamodules import ImageData
 from selfsight.engine import measure
 from selfsight.engine.reload import feature_cache, head_of
 from selfsight.errors import UserError
+from selfsight.evaluation import Features
+from selfsight.evaluation.probes import knn
 from selfsight.files import replace
 from selfsight.jobs.evaluate import subject
+from selfsight.reporting import embedding
 from selfsight.runs.console import make_console, quiet
 from selfsight.runs.records import with_folder
+
+#: images that are listed as the nearest of each, in a table
+NEAREST = 10
+PARQUET = ".parquet"
+#: of a table, by their names
+Columns = dict[str, list[object]]
 
 
 def run(cfg: DictConfig) -> None:
     """Write ``train_x [N, D]``, ``train_indices``, ``train_names`` and ``train_labels`` as a NumPy archive.
 
     And the same of ``test`` and ``unlabelled``, where the data set has these parts. An index is an image's position in
-    its part, a name its path below the root of the data set; what has no labels has no array of them.
+    its part, a name its path below the root of the data set; what has no labels has no array of them. A file called
+    ``.parquet`` gets a table with a row for each image instead, see `rows_of`.
     """
     quiet()
+    check(cfg.out, cfg.projection)
     backbone, data, folder, _ = subject(cfg)
     if cfg.out is None and folder is None:
         raise UserError("say where the features go: out=features.npz.", status=2)
     out = with_folder(Path(cfg.out).expanduser() if folder is None or cfg.out else folder.path / "features.npz")
     stage, head, cache = cfg.stage, head_of(cfg.stage, folder, backbone), feature_cache(folder, cfg.cache)
+    parts = {
+        part: measure.part_features(backbone, data, part, [stage], head=head, cache=cache)[stage]
+        for part in measure.available_splits(data)
+    }
+    if out.suffix == PARQUET:
+        replace(out, lambda beside: save_table(beside, rows_of(data.data, parts, cfg.projection)))
+    else:
+        replace(out, lambda beside: save(beside, arrays_of(data.data, parts)))
+    counts = " + ".join(f"{len(features):,} {part}" for part, features in parts.items())
+    make_console().print(f"{counts} images, {parts['train'].x.shape[1]} dimensions: {out}")
+
+
+def check(out: str | None, projection: str) -> None:
+    """Refuse, before anything is computed, what cannot be written.
+
+    Raises:
+        UserError: a table without the package that writes it, or see `embedding.check_projection`.
+    """
+    embedding.check_projection(projection)
+    if out is not None and str(out).endswith(PARQUET) and importlib.util.find_spec("pyarrow") is None:
+        raise UserError("a table needs a package: pip install 'selfsight[parquet]'; out=features.npz does without.")
+
+
+def arrays_of(data: ImageData, parts: Mapping[str, Features]) -> dict[str, np.ndarray]:
+    """The arrays of an archive."""
     arrays: dict[str, np.ndarray] = {}
-    for part in measure.available_splits(data):
-        features = measure.part_features(backbone, data, part, [stage], head=head, cache=cache)[stage]
-        images = data.data.split(part)
+    for part, features in parts.items():
+        images = data.split(part)
         arrays[f"{part}_x"] = features.x.numpy()
         arrays[f"{part}_indices"] = features.indices.numpy()
         arrays[f"{part}_names"] = np.array([images.name(int(i)) for i in features.indices], dtype=np.str_)
         if features.labels is not None:
             arrays[f"{part}_labels"] = features.labels.numpy()
-    replace(out, lambda beside: save(beside, arrays))
-    counts = " + ".join(f"{len(arrays[f'{part}_x']):,} {part}" for part in measure.available_splits(data))
-    make_console().print(f"{counts} images, {arrays['train_x'].shape[1]} dimensions: {out}")
+    return arrays
+
+
+def rows_of(data: ImageData, parts: Mapping[str, Features], projection: str) -> Columns:
+    """The columns of a table of all images, as tools that show embeddings read them.
+
+    ``split``, ``name``, ``path`` (of the file, where it is one), ``label``, ``class``, ``embedding``, its place ``x``,
+    ``y`` in a map, and in ``neighbors`` the rows of the nearest images by cosine, with ``similarity``.
+    """
+    columns: Columns = {name: [] for name in ("split", "name", "path", "label", "class")}
+    for part, features in parts.items():
+        images, known = data.split(part), features.labels
+        labels = [-1] * len(features) if known is None else known.tolist()
+        files = [images.file(int(i)) for i in features.indices]
+        columns["split"] += [part] * len(features)
+        columns["name"] += [images.name(int(i)) for i in features.indices]
+        columns["path"] += [None if file is None else str(file.resolve()) for file in files]
+        columns["label"] += [label if label >= 0 else None for label in labels]
+        columns["class"] += [data.classes[label] if label >= 0 else None for label in labels]
+    x = torch.cat([features.x for features in parts.values()])
+    unit = F.normalize(x, dim=1)
+    flat = embedding.project_2d(unit.numpy(), projection)
+    similarity, index = knn.other_neighbours(unit, unit, min(NEAREST, len(x) - 1), torch.arange(len(x)))
+    columns |= {"embedding": list(x.numpy()), "x": list(flat[:, 0]), "y": list(flat[:, 1])}
+    return columns | {"neighbors": list(index.numpy()), "similarity": list(similarity.numpy())}
+
+
+def save_table(path: Path, columns: Columns) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    kinds = {"label": pyarrow.int64(), "class": pyarrow.string(), "path": pyarrow.string()}
+    kinds["embedding"] = pyarrow.list_(pyarrow.float32(), len(np.asarray(columns["embedding"][0])))
+    parquet.write_table(
+        pyarrow.table({name: pyarrow.array(values, kinds.get(name)) for name, values in columns.items()}), path
+    )
 
 
 def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
