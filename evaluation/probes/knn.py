@@ -14,6 +14,7 @@ from torch import Tensor
 
 from selfsight.errors import UserError
 from selfsight.evaluation.features import Features, checked
+from selfsight.evaluation.probes.balance import balanced
 from selfsight.nn.sphere import directions
 from selfsight.validation import SWITCH, above, one_of, takes, whole
 
@@ -33,7 +34,8 @@ class KNN:
     """Weighted cosine kNN.
 
     ``knn_top1`` (and ``knn_top5`` with more than five classes) is the accuracy at k = 20, or at the largest k below it:
-    a fixed choice, since taking the best k would be choosing on the test set. ``knn_k<k>_top1`` gives every k.
+    a fixed choice, since taking the best k would be choosing on the test set. ``knn_k<k>_top1`` gives every k. Where
+    classes are unequal ``knn_balanced`` is the mean of their accuracies.
 
     Attributes:
         k: numbers of neighbours. None: 1, 5, 20 and 200, those larger than the bank left out, as the names of
@@ -74,7 +76,12 @@ class KNN:
             if train.classes > 5:
                 results[f"knn_k{k}_top5"] = _share(rank < 5)
         tops = ("top1", "top5") if train.classes > 5 else ("top1",)
-        return {f"knn_{top}": results[f"knn_k{reported}_{top}"] for top in tops} | results
+        even = balanced(ranks[reported] < 1, test.known_labels)
+        return {
+            **{f"knn_{top}": results[f"knn_k{reported}_{top}"] for top in tops},
+            **{f"knn_{name}": value for name, value in even.items()},
+            **results,
+        }
 
 
 def usable_k(k: Sequence[int] | None, bank: int) -> list[int]:

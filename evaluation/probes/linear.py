@@ -14,6 +14,7 @@ from torch import Tensor
 
 from selfsight.errors import UserError
 from selfsight.evaluation.features import Features, checked
+from selfsight.evaluation.probes.balance import balanced
 from selfsight.evaluation.probes.logistic import BLOCK, Linear, fit_lbfgs, fit_sgd
 from selfsight.validation import above, at_least, takes, whole
 
@@ -227,8 +228,10 @@ def per_class(labels: Tensor, n: int, seed: int) -> Tensor:
 
 
 def accuracies(head: Linear, x: Tensor, labels: Tensor) -> dict[str, float]:
-    """``linear_top1``, and ``linear_top5`` with more than five classes, of a single head."""
-    return {f"linear_{name}": value for name, value in top_accuracies(head(x)[:, 0], labels).items()}
+    """``linear_top1``, and ``linear_top5`` with more than five classes, of a single head; see `balanced`."""
+    scores = head(x)[:, 0]
+    figures = top_accuracies(scores, labels) | balanced(scores.argmax(1) == labels, labels)
+    return {f"linear_{name}": value for name, value in figures.items()}
 
 
 def top_accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:

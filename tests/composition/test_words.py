@@ -242,3 +242,8 @@ def test_every_command_of_the_documents_is_right() -> None:
         overrides = cli.checked(job, keys, sweep="-m" in words)
         if "-m" not in words:
             cli.compose(job, overrides)
+
+
+@pytest.mark.parametrize("loggers", [["logger=[csv,tensorboard]"], ["logger=csv", "logger=tensorboard"]])
+def test_several_loggers_at_once_beside_other_values(loggers: list[str]) -> None:
+    assert set(cli.compose("pretrain", [*loggers, "runs=x"]).logger) == {"tensorboard"}, "metrics.csv is always there"

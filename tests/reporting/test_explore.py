@@ -142,6 +142,16 @@ def test_search_by_image(page: webdriver.Chrome, tmp_path: Path) -> None:
     until(lambda: model(page, "status", "text") == "That is no image (no image).")
 
 
+def test_the_map_is_as_high_as_the_window_and_shows_pictures_on_request(page: webdriver.Chrome) -> None:
+    window = page.execute_script("return window.innerHeight")
+    map_height = page.execute_script("return Bokeh.documents[0].get_model_by_name('map').inner_height")
+    assert map_height > 0.8 * window
+    put(page, "draw", "pictures")
+    until(lambda: model(page, "drawn", "data.url.length") > 50)
+    put(page, "draw", "dots")
+    until(lambda: model(page, "drawn", "data.url.length") == 0)
+
+
 def test_nothing_is_wrong_in_the_console(page: webdriver.Chrome) -> None:
     severe = [entry["message"] for entry in page.get_log("browser") if entry["level"] == "SEVERE"]
     assert not [message for message in severe if "favicon" not in message]
@@ -195,7 +205,14 @@ def test_images_without_labels_are_there(tmp_path: Path, capsys: pytest.CaptureF
     held_out = len(build.dataset(folder.config(), folder).split("test"))
     assert len(shown) == 10 - held_out < 10
     assert {"8.png", odd} < set(shown)
+    explorer.marks.value = "pictures"
+    assert len(explorer.drawn.data["url"]) == 8
+    assert all(url.startswith("data:image/") for url in explorer.drawn.data["url"])
     explorer.label.value = "no label"
+    assert len(explorer.drawn.data["url"]) == 2, "of those that are shown"
+    assert {*explorer.drawn.data["x"]} <= {*explorer.known.flat[:, 0]}
+    explorer.marks.value = "dots"
+    assert not len(explorer.drawn.data["url"])
     kept = explorer.view.filter.booleans
     assert {name for name, keep in zip(shown, kept, strict=True) if keep} == {"8.png", odd}
     explorer.label.value, explorer.errors.value = "everything", "only errors"

@@ -271,6 +271,42 @@ def test_guessing_is_drawn_or_told() -> None:
     assert [note.text for note in far.layout.annotations] == ["↓ guessing: 10%"]
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "least"),
+    [
+        ("knn_top1", (0.91, 0.93), 0.1),
+        ("knn_top1", (0.999, 1.0), 0.1),
+        ("rank", (50.0, 51.0), 10.2),
+        ("loss", (2.0,), 0.4),
+    ],
+)
+def test_noise_does_not_fill_a_chart(column: str, values: tuple[float, ...], least: float) -> None:
+    drawn = curves.curve({"": [*enumerate(values, 1)]}, column)
+    low, high = drawn.layout.yaxis.autorangeoptions.include
+    assert high - low == pytest.approx(least)
+    assert low <= min(values)
+    assert max(values) <= high
+    assert not column.endswith("_top1") or (low >= 0 and high <= 1)
+
+
+def test_a_curve_with_a_span_is_left_alone() -> None:
+    assert curves.wider([0.2, 0.6], share=True) is None
+    assert curves.wider([9.0, 3.0], share=False) is None
+
+
+def test_what_matters_most_comes_first_and_larger() -> None:
+    rows = [
+        {"epoch": str(i), "lr": "0.1", "rank": "5", "loss": "2", "knn_top1": "0.5", "feature_std": "1"} for i in (1, 2)
+    ]
+    drawn = curves.curves(rows, 10)
+    large, small = drawn.split("<div class='grid'>")
+    for column in ("loss", "knn_top1", "rank"):
+        assert curves.TITLES[column] in large
+        assert curves.TITLES[column] not in small
+    assert curves.TITLES["lr"] in small
+    assert curves.main_columns(["student_top1", "lr"]) == ["student_top1"]
+
+
 def test_compare_runs(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["a", "b", "c"]
     cli.main(["compare-runs", *(str(runs / name) for name in names), f"out={tmp_path / 'page.html'}", "features=true"])

@@ -215,7 +215,7 @@ def checked(job: str, words: Sequence[str], *, sweep: bool = False) -> list[str]
             chosen.append(override.text)
         else:
             values.append(override)
-    first = [text.split(",")[0] if text.split("=")[0] in groups else text for text in chosen]
+    first = [text.split(",")[0] if text.split("=")[0] in groups and "=[" not in text else text for text in chosen]
     own = own_values(job, first, {override.key for override in values})
     if own and any(text.startswith("optimizer=") and "," in text for text in chosen):
         raise UserError(

@@ -28,6 +28,7 @@ from selfsight.evaluation.base import (
 )
 from selfsight.evaluation.cache import FeatureCache
 from selfsight.evaluation.features import Features, extract, missing_labels
+from selfsight.evaluation.probes import balance
 from selfsight.evaluation.probes.classification import classification_figures, predict
 from selfsight.evaluation.views import plain_view
 from selfsight.files import write_text
@@ -37,7 +38,12 @@ from selfsight.runs.folder import RunFolder
 from selfsight.runs.records import Record
 
 #: rows of the table, from nothing learnt to what was learnt here
-ROWS = {"pixels": "raw pixels", "untrained": "untrained", "pretrained": "pretrained"}
+ROWS = {
+    "largest": "always the largest class",
+    "pixels": "raw pixels",
+    "untrained": "untrained",
+    "pretrained": "pretrained",
+}
 
 #: features of training and test images; the latter None where there are none
 Pair = tuple[Features, Features | None]
@@ -46,7 +52,14 @@ NO_LABEL = "no label"
 LAST = 20  #: evaluations whose median is reported
 
 #: figures of the table that are one number, and their titles
-SINGLES = {"knn_top1": "kNN", "linear_top1": "linear", "view_knn_top1": "kNN of views", "rank": "rank"}
+SINGLES = {
+    "knn_top1": "kNN",
+    "knn_balanced": "kNN, balanced",
+    "linear_top1": "linear",
+    "linear_balanced": "linear, balanced",
+    "view_knn_top1": "kNN of standard views",  # those of the training are the line's
+    "rank": "rank",
+}
 #: figures of our evaluators that the table leaves to summary.json
 DETAILS = re.compile(r"(knn|linear|view|rank)_|feature_std|alpha_req|few_shot")
 
@@ -169,6 +182,14 @@ def run_evaluator(evaluator: FeatureEvaluator, train: Features, test: Features |
     if test is None and needs_labels(evaluator):
         raise UserError(f"{type(evaluator).__name__} compares with the labels of test images, and there are none.")
     return evaluator(train, train if test is None else test)
+
+
+def always_largest(train: Features, test: Features | None) -> Figures:
+    """The row of answering the largest class, where classes are so unequal that accuracies flatter; else nothing."""
+    if test is None or train.labels is None or test.labels is None:
+        return {}
+    figures = balance.always_largest(train.labels, test.labels)
+    return {f"{probe}_{name}": value for probe in ("knn", "linear") for name, value in figures.items()}
 
 
 def run_evaluators(evaluators: Mapping[str, Evaluator], backbone: nn.Module, data: DataModule, pair: Pair) -> Figures:

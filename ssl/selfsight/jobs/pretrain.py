@@ -74,4 +74,7 @@ def beside_untrained(session: Session, trained: Pair | None) -> dict[str, Figure
     assert trained is not None, "there are evaluators, and features for them"
     networks, pairs = networks | {"pretrained": method.backbone}, pairs | {"pretrained": trained}
     evaluators = measure.select_evaluators(parts.final, labelled=not measure.missing_labels_reason(data))
-    return {name: measure.run_evaluators(evaluators, networks[name], data, pair) for name, pair in pairs.items()}
+    rows = {name: measure.run_evaluators(evaluators, networks[name], data, pair) for name, pair in pairs.items()}
+    largest = measure.always_largest(*trained)
+    measured = {key: value for key, value in largest.items() if key in rows["pretrained"]}
+    return {"largest": measured, **rows} if measured else rows

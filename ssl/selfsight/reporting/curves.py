@@ -16,7 +16,7 @@ TITLES = {
     "knn_top1": "kNN accuracy",
     "student_top1": "test accuracy",
     "teacher_top1": "test accuracy of the average",
-    "view_knn_top1": "kNN of views",
+    "view_knn_top1": "kNN of training views",
     "rank": "effective rank",
     "feature_std": "feature spread",
     "lr": "learning rate",
@@ -25,16 +25,43 @@ TITLES = {
 #: endings of the names of columns that are shares of 1
 SHARES = ("_top1", "_accuracy", "_rate", "_share", "live_prototypes")
 FEW_EPOCHS = 6
-NO_CURVE = ("epoch", "step", "chance", "images_per_second", "seconds", "warning", "knn_top5", "rank_share")
+NO_CURVE = (
+    "epoch",
+    "step",
+    "chance",
+    "images_per_second",
+    "seconds",
+    "warning",
+    "knn_top5",
+    "knn_balanced",
+    "rank_share",
+)
+#: what tells at a glance how a training went: of each row the first that there is, drawn larger and before the others
+MAIN = (("loss",), ("knn_top1", "student_top1", "view_knn_top1"), ("rank", "feature_std"))
+#: least span of an axis: of shares of 1, and of other figures as a part of the largest, so that noise looks like noise
+SPAN_OF_SHARES, SPAN = 0.1, 0.2
 
 
 def curves(rows: Sequence[Mapping[str, str]], num_classes: int) -> str:
     """One small chart per figure; what guessing would give is drawn in where it is known."""
-    charts = []
-    for column in curve_columns(rows):
+
+    def chart(column: str, height: int) -> str:
         guess = chance(column, rows, num_classes)
-        charts.append(f"<div>{figure_html(curve({'': points(rows, column)}, column, guess), 260)}</div>")
-    return f"<h2 id='training'>Training</h2><div class='grid'>{''.join(charts)}</div>" if charts else ""
+        return f"<div>{figure_html(curve({'': points(rows, column)}, column, guess), height)}</div>"
+
+    there = curve_columns(rows)
+    first = main_columns(there)
+    if not there:
+        return ""
+    large = "".join(chart(column, 360) for column in first)
+    small = "".join(chart(column, 230) for column in there if column not in first)
+    return f"<h2 id='training'>Training</h2><div class='columns'>{large}</div><div class='grid'>{small}</div>"
+
+
+def main_columns(there: Sequence[str]) -> list[str]:
+    """Of the columns that there are those that matter most, at most three."""
+    found = (next((column for column in row if column in there), None) for row in MAIN)
+    return [column for column in found if column is not None]
 
 
 def curve_columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
@@ -77,7 +104,23 @@ def curve(series: Mapping[str, Sequence[tuple[int, float]]], column: str, guess:
         made.update_xaxes(dtick=1)  # no half epochs
     if column.endswith(SHARES):
         made.update_yaxes(tickformat=".2~%", autorangeoptions={"clipmin": -0.02, "clipmax": 1.02})
+    if (span := wider([y for values in series.values() for _, y in values], share=column.endswith(SHARES))) is not None:
+        made.update_yaxes(autorangeoptions={"include": span})
     return made
+
+
+def wider(values: Sequence[float], *, share: bool) -> list[float] | None:
+    """Two values that an axis has to hold so that its span means something; None where the figures span it."""
+    if not values:
+        return None
+    low, high = min(values), max(values)
+    least = SPAN_OF_SHARES if share else SPAN * max(abs(low), abs(high))
+    if high - low >= least:
+        return None
+    middle = (low + high) / 2
+    if share:  # inside 0 to 1
+        middle = min(max(middle, least / 2), 1 - least / 2)
+    return [middle - least / 2, middle + least / 2]
 
 
 def mark_chance(figure: go.Figure, column: str, guess: float, values: Sequence[float]) -> None:

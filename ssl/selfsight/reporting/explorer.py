@@ -31,9 +31,12 @@ if TYPE_CHECKING:
     from bokeh.models import LayoutDOM
     from bokeh.models.widgets import Button, Div, FileInput, Select
 
+WHOLE = "calc(100vh - 60px)"  # height of the window, but for the title
 LISTED = 48  # pictures beside the map, at most
 NAMED = 40  # classes up to which a legend names their colours
 EVERYTHING, ERRORS = "everything", "only errors"
+DOTS, PICTURES = "dots", "pictures"
+PICTURED, SIDE = 400, 34  # pictures on the map, at most, and their side in pixels
 
 
 class Explorer:
@@ -41,6 +44,7 @@ class Explorer:
 
     Attributes:
         source: the points; `EmbeddingMap` row ``i`` is point ``i``.
+        shown: which points the filters leave. drawn: the pictures in place of dots.
         selected: points chosen by lasso, tap or search, in order.
     """
 
@@ -63,6 +67,8 @@ class Explorer:
                 "about": [self.about(i) for i in range(len(known.rows))],
             }
         )
+        self.drawn = ColumnDataSource({"x": [], "y": [], "url": []}, name="drawn")
+        self.shown = np.ones(len(known.rows), dtype=bool)
         self.view = CDSView(filter=BooleanFilter(booleans=[True] * len(known.rows)))
         wide: Mapping[str, Any] = {"sizing_mode": "stretch_width"}
         colour = Select(title="colour", value=first, options=self.colour_options(), name="colour", **wide)
@@ -70,6 +76,8 @@ class Explorer:
         self.label = Select(title="class", value=EVERYTHING, options=classes, name="class", **wide)
         errors: list[str | tuple[str, str]] = [EVERYTHING, ERRORS] if known.labels is not None else [EVERYTHING]
         self.errors = Select(title="show", value=EVERYTHING, options=errors, name="show", **wide)
+        marks: list[str | tuple[str, str]] = [DOTS, PICTURES]
+        self.marks = Select(title="draw", value=DOTS, options=marks, name="draw", **wide)
         self.path = TextInput(title="search by image: path", placeholder="photo.jpg", name="path", **wide)
         upload = FileInput(title="or a file", accept="image/*", name="upload")
         self.list_name = TextInput(title="name of the list", value="selection", name="list", **wide)
@@ -80,6 +88,7 @@ class Explorer:
         colour.on_change("value", lambda attr, old, new: self.recolour(new))
         for filtering in (self.label, self.errors):
             filtering.on_change("value", lambda attr, old, new: self.refilter())
+        self.marks.on_change("value", lambda attr, old, new: self.draw())
         self.path.on_change("value", lambda attr, old, new: self.search_path(new))
         upload.on_change("value", lambda attr, old, new: self.search_bytes(new))
         export.on_click(lambda: self.export())
@@ -93,7 +102,7 @@ class Explorer:
         plot = figure(
             tools="pan,wheel_zoom,lasso_select,box_select,tap,reset,hover", active_drag="lasso_select",
             active_scroll="wheel_zoom", tooltips="@about", output_backend="webgl",
-            sizing_mode="stretch_width", height=680, name="map", min_width=480,
+            sizing_mode="stretch_width", styles={"height": WHOLE}, min_height=420, name="map", min_width=480,
         )  # fmt: skip
         plot.axis.visible = False
         plot.grid.visible = False
@@ -104,9 +113,12 @@ class Explorer:
             "x", "y", source=self.source, view=self.view, color="colour", size=size,
             line_color=None, fill_alpha=0.85, nonselection_fill_alpha=0.12,
         )  # fmt: skip
+        plot.image_url(
+            "url", "x", "y", w=SIDE, h=SIDE, w_units="screen", h_units="screen", anchor="center", source=self.drawn
+        )
         filters = [row(self.label, self.errors, sizing_mode="stretch_width")] if self.known.labels is not None else []
         side = column(
-            colour, self.legend, *filters, self.path, upload,
+            row(colour, self.marks, sizing_mode="stretch_width"), self.legend, *filters, self.path, upload,
             row(self.list_name, sizing_mode="stretch_width"), export, self.status, self.pictures,
             width=380,
         )  # fmt: skip
@@ -185,8 +197,17 @@ class Explorer:
             keep &= self.known.wrong
         from bokeh.models import BooleanFilter
 
+        self.shown = keep
         self.view.filter = BooleanFilter(booleans=keep.tolist())
         self.status.text = f"{int(keep.sum()):,} of {len(keep):,} images shown"
+        self.draw()
+
+    def draw(self) -> None:
+        """Pictures in place of dots, where they are asked for: of some of the points that are shown, spread evenly."""
+        points = np.flatnonzero(self.shown) if self.marks.value == PICTURES else np.empty(0, int)
+        points = points[np.unique(np.linspace(0, len(points) - 1, min(PICTURED, len(points))).astype(int))]
+        urls = [thumbnail(self.images.read(int(self.indices[i])), SIDE) for i in points]
+        self.drawn.data = {"x": self.known.flat[points, 0], "y": self.known.flat[points, 1], "url": urls}
 
     @property
     def selected(self) -> list[int]:
