@@ -2,9 +2,9 @@
 
 python benchmarks/soak.py --methods swav pixpro --kills 4 --seed 1
 
-Every run is started by the same command with ``resume=auto`` and killed by SIGKILL: as soon as it has a folder, at a random
-moment between two checkpoints, or while a checkpoint is being written. In the end weights and metrics have to be those of
-the run that nothing happened to, bit for bit.
+Every run is started by the same command with ``resume=auto`` and killed by SIGKILL: as soon as it has a folder, at a
+random moment between two checkpoints, or while a checkpoint is being written. In the end weights and metrics have to be
+those of the run that nothing happened to, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from selfsight.composition.catalogue import choices
+from selfsight.composition.catalogue import choices, defaults, file
 from selfsight.runs.folder import RunFolder
 
 MOMENTS = ("beginning", "between checkpoints", "writing a checkpoint")
@@ -112,11 +112,14 @@ def soak(
     return injected, len(differences(folder, whole))
 
 
+def learns_from_few_labels(method: str) -> bool:
+    """Whether a choice of the group takes labels of some images only."""
+    return any(default == ("datamodule", "semi") for default in defaults(file("method", method)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--methods", nargs="*", default=None, help="choices of the group; none: all that need no labels"
-    )
+    parser.add_argument("--methods", nargs="*", help="choices of the group; none: all")
     parser.add_argument("--kills", type=int, default=3, help="of each run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--words", nargs="*", default=[], help="further words of the command, such as num_workers=2")
@@ -124,7 +127,8 @@ def main() -> None:
     draw, lost, total = random.Random(options.seed), 0, Counter[str]()
     with tempfile.TemporaryDirectory() as place:
         for method in options.methods or choices("method"):
-            injected, wrong = soak(Path(place), method, options.kills, draw, options.words)
+            few = ["labels.per_class=1"] if learns_from_few_labels(method) else []
+            injected, wrong = soak(Path(place), method, options.kills, draw, [*few, *options.words])
             total += injected
             lost += wrong > 0
             told = ", ".join(f"{count} {moment}" for moment, count in injected.items())
