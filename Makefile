@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: setup demo quick test lint notebooks bench clean
+.PHONY: setup demo quick test lint notebooks bench soak clean
 
 setup: $(STAMP)
 
@@ -49,6 +49,10 @@ bench: setup
 	  > "$$($(BENCH)/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth"
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PEERS)
 	$(BENCH)/bin/python benchmarks/run.py $(ARGS)
+
+# Kills trainings of every method at random moments: none may end otherwise than one that nothing happened to.
+soak: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(BENCH) build dist *.egg-info .mypy_cache $(TYPES) .ruff_cache .pytest_cache

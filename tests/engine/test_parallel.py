@@ -16,6 +16,7 @@ from selfsight.engine.devices import SyncNorms, processes, spread
 from selfsight.engine.options import TrainerOptions
 from selfsight.errors import UserError
 from selfsight.methods.finetune import FineTune
+from selfsight.runs.processes import on_first_process
 
 
 def options(*words: str) -> Any:
@@ -121,3 +122,13 @@ def test_processes_stop_at_the_same_step() -> None:
     with pytest.raises(Interrupted):
         stop.on_train_batch_start(trainer, None, None, GracefulInterrupt.ASKED_EVERY)
     assert saved == ["there"]
+
+
+def test_a_rank_of_slurms_counts_among_several_tasks_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+    assert on_first_process()
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert not on_first_process()
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert on_first_process()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import random
+import runpy
 import subprocess
 import sys
 import time
@@ -87,3 +89,18 @@ def test_semi_supervised_training_killed(tmp_path: Path, method: str) -> None:
     go("pretrain", f"resume={tmp_path / 'stopped'}")
     go(*words, "name=whole")
     assert_same(tmp_path / "stopped", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_the_soak_kills_and_tells_what_is_lost(tmp_path: Path) -> None:
+    """Its short form: two kills, and a run that has ended otherwise is told from one that has not."""
+    soak = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "soak.py"))
+    injected, lost = soak["soak"](tmp_path, "simsiam", 2, random.Random(0))
+    assert injected["beginning"] >= 1
+    assert lost == 0
+    killed_run = RunFolder(tmp_path / "simsiam-killed")
+    content = torch.load(killed_run.checkpoint, weights_only=True)
+    name = next(iter(content["state_dict"]))
+    content["state_dict"][name] = content["state_dict"][name] + 1
+    torch.save(content, killed_run.checkpoint)
+    assert soak["differences"](killed_run, RunFolder(tmp_path / "simsiam-whole")) == [name]

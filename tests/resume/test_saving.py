@@ -11,7 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from selfsight.engine.checkpointing import AtomicCheckpoints, TimedCheckpoints, read_checkpoint, usable_checkpoint
+from selfsight.engine.checkpointing import (
+    AtomicCheckpoints,
+    GracefulInterrupt,
+    Interrupted,
+    TimedCheckpoints,
+    read_checkpoint,
+    usable_checkpoint,
+)
 from selfsight.errors import UserError
 
 
@@ -104,3 +111,18 @@ def test_no_checkpoint_in_the_middle_of_accumulated_batches(tmp_path: Path) -> N
     for batch in range(9):
         timed.on_train_batch_start(trainer, nn.Linear(2, 2), None, batch)  # type: ignore[arg-type]
     assert len(saved) == 3
+
+
+def test_a_signal_waits_until_the_accumulated_batches_have_made_their_step(tmp_path: Path) -> None:
+    saved: list[object] = []
+    trainer: Any = SimpleNamespace(world_size=1, accumulate_grad_batches=4, save_checkpoint=saved.append)
+    stop = GracefulInterrupt(tmp_path / "last.ckpt")
+    stop.on_train_batch_start(trainer, nn.Linear(2, 2), None, 4)  # type: ignore[arg-type]
+    stop.handler(15, None)
+    for batch in (5, 6, 7):
+        stop.on_train_batch_start(trainer, nn.Linear(2, 2), None, batch)  # type: ignore[arg-type]
+    assert saved == []
+    with pytest.raises(Interrupted) as stopped:
+        stop.on_train_batch_start(trainer, nn.Linear(2, 2), None, 8)  # type: ignore[arg-type]
+    assert stopped.value.signal == 15
+    assert saved == [tmp_path / "last.ckpt"]

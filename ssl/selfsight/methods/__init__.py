@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 from typing import TYPE_CHECKING, Any
 
 from selfsight.compat import moved
@@ -75,7 +74,7 @@ def __getattr__(name: str) -> Any:
 
 def reference(method: str) -> str:
     """The paper that the file of a method cites, by the choice of ``method=``; empty where that is not told."""
-    homes = [home for home in _HOMES.values() if re.search(rf"(^|[._]){re.escape(method)}$", home)]
+    homes = [home for home in _HOMES.values() if home == method or home.endswith((f".{method}", f"_{method}"))]
     if len(homes) != 1:
         return ""
     text = importlib.import_module(f"{__name__}.{homes[0]}").__doc__ or ""

@@ -21,8 +21,14 @@ SPREAD_VARIABLES = (
 
 
 def on_first_process() -> bool:
-    """Whether this is the process that speaks and writes."""
-    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID"))
+    """Whether this is the process that speaks and writes.
+
+    A rank of SLURM's counts among several tasks only: in a shell of one it is left over from another command.
+    """
+    ranks = ["LOCAL_RANK", "NODE_RANK", "GROUP_RANK"]
+    if os.environ.get("SLURM_NTASKS", "1") != "1":
+        ranks.append("SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
 #: who has started this process
