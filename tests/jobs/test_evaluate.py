@@ -170,7 +170,8 @@ def test_embed_writes_a_table(
         found = importlib.util.find_spec
         without.setattr("importlib.util.find_spec", lambda name, *of: None if name == "pyarrow" else found(name, *of))
         assert "pip install 'selfsight[parquet]'" in refused(capsys, "embed", f"run={run}", "out=x.parquet")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow.parquet as parquet
+
     cli.main(["embed", f"run={run}", f"out={tmp_path / 'x.parquet'}"])
     table = parquet.read_table(tmp_path / "x.parquet").to_pydict()
     assert table["split"] == ["train"] * 6 + ["unlabelled"] * 2 + ["test"] * 2
