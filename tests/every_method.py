@@ -131,7 +131,7 @@ def batch_of(method: Method, size: int, step: int) -> Batch | SemiBatch:
         views = [(x + 0.7 * torch.randn(x.shape, generator=g)).to(torch.get_default_dtype()) for _ in range(count)]
         return Batch(views, index, index % CLASSES, [boxes_of(n, g) for _ in range(count)])
 
-    if "labels" in method.needs:
+    if method.few_labels:
         return SemiBatch(part(LABELLED, B, 1), part(IMAGES, B, len(sides)))
     return part(IMAGES, B, len(sides))
 

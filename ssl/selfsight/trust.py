@@ -39,7 +39,7 @@ SCHEDULES = (rf"selfsight\.optim\.schedule\.({CLASS}|teacher_momentum)",)
 EVALUATORS = (
     rf"selfsight\.evaluation\.((probes|dense|detection)\.)?\w+\.{CLASS}",
     rf"selfsight\.evaluation\.{CLASS}",
-    r"selfsight\.evaluation\.(dense\.)?segmentation\.(shapes|folder)",
+    r"selfsight\.evaluation\.(dense\.)?segmentation\.(shapes|folder|voc)",
     r"selfsight\.evaluation\.(detection\.)?coco\.coco",
 )
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import timm.models._registry as timm_registry
 import torch
 
 import selfsight
@@ -42,6 +43,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield here / "work"
     for module in [name for name in sys.modules if name.partition(".")[0] == "example_plugin"]:
         del sys.modules[module]
+    for known in (timm_registry._model_entrypoints, timm_registry._model_to_module):
+        known.pop("pebble", None)
+    timm_registry._module_to_models["network"].discard("pebble")
 
 
 @pytest.fixture(scope="module")

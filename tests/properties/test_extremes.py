@@ -30,6 +30,7 @@ from selfsight.losses import (
     deepclusterv2,
     dino,
     distillation,
+    feature_distillation,
     mae,
     mcl,
     mixing,
@@ -242,6 +243,11 @@ def exact_distillation_with_labels(T: Any, student: Any, teacher: Any, labels: A
     return mpmath.mpf(0.75) * (exactly.mean(hard) if len(hard) else 0) + mpmath.mpf(0.25) * soft
 
 
+def similar(z: Any, teacher: Any, queue: Any) -> Any:
+    """``[B, 1 + K]``: to the teacher's embedding of the same image, and to those of the queue."""
+    return np.concatenate([(z * exactly.unit(teacher)).sum(1, keepdims=True), z @ queue.T], axis=1)
+
+
 def partly_labelled(given: Given) -> dict[str, Tensor]:
     labels = given.labels(given.rows)
     labels[1:] = -1
@@ -307,6 +313,27 @@ EQUATIONS: dict[str, Equation] = {
         lambda student, teacher, T: distillation.distillation(student, teacher, temperature=T, tau2=True) / T**2,
         lambda student, teacher, T: exactly.mean(
             exactly.cross_entropy(exactly.softmax(teacher / T), student / T)
+        ),
+        ("student",),
+    ),
+    "feature_distillation.cosine_distance": Equation(
+        lambda g: two(g, g.rows, D, names=("student", "teacher")),
+        lambda student, teacher, T: feature_distillation.cosine_distance(student, teacher),
+        lambda student, teacher, T: 1 - exactly.mean(
+            (exactly.unit(student, "1e-8") * exactly.unit(teacher, "1e-8")).sum(1)
+        ),
+        ("student",), ONCE,
+    ),
+    "feature_distillation.similarity_distillation": Equation(
+        lambda g: {**two(g, g.rows, D, names=("student", "teacher")), "queue": g.unit(K, D)},
+        lambda student, teacher, queue, T: feature_distillation.similarity_distillation(
+            student, teacher, queue, student_temperature=T, teacher_temperature=T
+        ),
+        lambda student, teacher, queue, T: exactly.mean(
+            exactly.cross_entropy(
+                exactly.softmax(similar(exactly.unit(teacher), teacher, queue) / T),
+                similar(exactly.unit(student), teacher, queue) / T,
+            )
         ),
         ("student",),
     ),
@@ -614,6 +641,7 @@ OTHERS = {
     "lejepa": {"lejepa", "sigreg", "epps_pulley", "random_directions", "unit_columns"},  # test_redundancy
     "mae": {"filled", "patch_size"},
     "multilabel": {"multi_hot"},
+    "logit_adjustment": {"adjusted"},
     "matryoshka": {"over_prefixes", "matryoshka"},  # sums of the losses above
     "mixing": {"even_batch", "mixup", "cutmix_box", "cutmix", "mixed_targets"},
     "ntxent": {"contrast_accuracy"},
