@@ -641,7 +641,7 @@ OTHERS = {
     "lejepa": {"lejepa", "sigreg", "epps_pulley", "random_directions", "unit_columns"},  # test_redundancy
     "mae": {"filled", "patch_size"},
     "multilabel": {"multi_hot"},
-    "logit_adjustment": {"adjusted"},
+    "logit_adjustment": {"adjusted", "log_shares"},
     "matryoshka": {"over_prefixes", "matryoshka"},  # sums of the losses above
     "mixing": {"even_batch", "mixup", "cutmix_box", "cutmix", "mixed_targets"},
     "ntxent": {"contrast_accuracy"},
