@@ -20,7 +20,7 @@ import selfsight as ss
 import selfsight.methods
 from selfsight.api import _word
 from selfsight.errors import UserError
-from selfsight.evaluation import KNN
+from selfsight.evaluation import KNN, Features
 from selfsight.methods.base import Method
 
 from .every_method import every_method
@@ -256,3 +256,34 @@ def test_every_method_is_found_by_its_class() -> None:
         assert found is kinds.get(name, found)
     code = "import sys, selfsight, selfsight.methods; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- parts of one's own ----------------------------------------------------------------------------------------------
+
+
+class Trunk(nn.Sequential):
+    """Somebody's network: no interface, a map in the end."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__(nn.Conv2d(3, width, 3, 2, 1), nn.ReLU(), nn.Conv2d(width, 2 * width, 3, 2, 1))
+
+
+class Spread:
+    """An evaluator as docs/evaluation.md has it: a callable, and nothing else."""
+
+    def __call__(self, train: Features, test: Features) -> dict[str, float]:
+        return {"spread": float(train.x.std())}
+
+
+def test_a_network_and_an_evaluator_of_ones_own_go_on_with_their_run(elsewhere: Path) -> None:
+    own = {"backbone._target_": f"{__name__}.Trunk", "evaluator.final.spread._target_": f"{__name__}.Spread"}
+    run = ss.pretrain(**SMOKE, **own)
+    assert run.summary["pretrained"]["spread"] == pytest.approx(float(run.embed("train").x.std()), rel=1e-4)
+    assert isinstance(ss.load(run), Trunk)
+    tuned = ss.finetune(run, labels_per_class=1, steps_per_epoch=1, **SMOKE)
+    assert "student" in tuned.summary["classifiers"]
+    with pytest.raises(UserError, match=rf"would build '{__name__}.*add trust=true"):
+        ss.Run(run.path).knn()
+    again = ss.Run(run.path, trust=True)
+    assert isinstance(ss.load(again), Trunk)
+    assert again.knn() == run.knn()

@@ -46,7 +46,7 @@ from selfsight.jobs.launch import run_nested_job, trust_of
 from selfsight.methods.base import Method
 from selfsight.reporting import embedding, embedding_map, report
 from selfsight.runs.folder import RunFolder
-from selfsight.trust import Trust, trusting
+from selfsight.trust import NOBODY, Trust, given, trusting
 
 if TYPE_CHECKING:
     import pandas
@@ -101,7 +101,8 @@ def finetune(run: Run | str | os.PathLike[str] | None = None, **settings: object
     Raises:
         UserError: what the command line refuses, in the same sentence.
     """
-    return _trained("finetune", settings if run is None else {"run": os.fspath(run), **settings})
+    with trusting(run.trust if isinstance(run, Run) else NOBODY):
+        return _trained("finetune", settings if run is None else {"run": os.fspath(run), **settings})
 
 
 def embed(
@@ -164,15 +165,15 @@ class Run:
         trust: build whatever the folder names, or what is trusted beside what `selfsight.trust` knows.
 
     Attributes:
-        folder: its files.
+        folder: its files. trust: whom it trusts; `load`, `finetune` and the like go by it.
 
     Raises:
         UserError: there is no such run.
     """
 
     def __init__(self, path: str | os.PathLike[str] = "last", *, trust: bool | Trust = False) -> None:
-        self._trust = trust if isinstance(trust, Trust) else Trust(everything=trust)
-        with trusting(self._trust):
+        self.trust = trust if isinstance(trust, Trust) else Trust(everything=trust)
+        with trusting(self.trust):
             self.folder = RunFolder.open(os.fspath(path))
 
     def __fspath__(self) -> str:
@@ -193,7 +194,7 @@ class Run:
     @property
     def config(self) -> DictConfig:
         """What it was made with: every key of its configuration."""
-        with trusting(self._trust):
+        with trusting(self.trust):
             return self.folder.config()
 
     @property
@@ -220,7 +221,7 @@ class Run:
         Raises:
             UserError: it has not come to its end, or a file of it cannot be read.
         """
-        with trusting(self._trust):
+        with trusting(self.trust):
             return loaded_run(self.folder)
 
     @property
@@ -235,13 +236,13 @@ class Run:
         Raises:
             UserError: the folder holds no checkpoint.
         """
-        with trusting(self._trust):
+        with trusting(self.trust):
             return self.loaded.method or trained_method(self.folder, self.loaded.datamodule)
 
     @cached_property
     def data(self) -> DataModule:
         """Its images, as evaluation presents them to the backbone."""
-        with trusting(self._trust):
+        with trusting(self.trust):
             return eval_datamodule(build.dataset(self.config, self.folder), self.backbone)
 
     # --- what can be asked of it -------------------------------------------------------------------------------------
@@ -259,7 +260,7 @@ class Run:
         there = measure.available_splits(self.data)
         if split not in there:
             raise UserError(f"the data of '{self.path}' have no {split} images; there are {', '.join(there)}.")
-        with trusting(self._trust):
+        with trusting(self.trust):
             head, cache = head_of(stage, self.folder, self.backbone), feature_cache(self.folder)
         found = measure.part_features(self.backbone, self.data, split, [stage], head=head, cache=cache)[stage]
         return _named(found, self.data.data.split(split))
@@ -326,7 +327,7 @@ class Run:
         Returns:
             Its path.
         """
-        with trusting(self._trust):
+        with trusting(self.trust):
             return report.write(self.loaded, *measure.features(self.backbone, self.loaded.datamodule), projection)
 
     # --- steps -------------------------------------------------------------------------------------------------------
@@ -378,7 +379,8 @@ def _trained(job: str, settings: Mapping[str, object]) -> Run:
     except UserError as error:
         raise error.with_traceback(None) from None  # the way it came tells a person nothing
     folder = outcome.folder.path if outcome is not None and outcome.folder is not None else "last"
-    return Run(folder, trust=trust_of(cfg))
+    with trusting(trust_of(cfg)):
+        return Run(folder, trust=given())
 
 
 def _word(key: str, value: object) -> str:

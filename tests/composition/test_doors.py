@@ -364,6 +364,11 @@ def test_a_wrong_part(capsys: pytest.CaptureFixture[str], here: Path, words: lis
     assert not (here / "runs").exists()
 
 
+def test_a_part_that_a_job_has_not(capsys: pytest.CaptureFixture[str], here: Path) -> None:
+    told = fails(capsys, "linear", "run=last", "backbone._target_=own_parts.Gentle")
+    assert "there is no key 'backbone._target_'" in told
+
+
 def test_what_is_taken_away_is_at_its_default_or_empty() -> None:
     assert compose("pretrain", ["~evaluator.final"]).evaluator.final == {}
     assert compose("pretrain", ["~evaluator.online.evaluators.knn"]).evaluator.online.evaluators == {}

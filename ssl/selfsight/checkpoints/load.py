@@ -18,7 +18,7 @@ from selfsight.checkpoints.authors import refuse_what_is_no_file_of_weights
 from selfsight.checkpoints.export import DESCRIPTION, WEIGHTS, is_ours, name_of
 from selfsight.contracts import Backbone
 from selfsight.errors import UserError, nearest
-from selfsight.trust import Trust, check, trusting
+from selfsight.trust import NOBODY, Trust, check, trusting
 
 AUTHORS = "authors:"  #: before the path of a checkpoint of others, in so many words
 OURS = (".safetensors", ".json")
@@ -39,7 +39,7 @@ def load(path: str | Path, *, trust: bool = False) -> Backbone:
         UserError: a file is missing, cannot be read, or holds the weights of another network.
     """
     weights_file, spec = describe(path)
-    with trusting(Trust(everything=trust)):
+    with trusting(Trust(everything=trust)), trusting(getattr(path, "trust", NOBODY)):  # of a `selfsight.Run`
         net = _network(spec, path)
     weights = _read(weights_file)
     _check(weights, net.state_dict(), weights_file, f"'{name_of(spec['backbone'])}' its description names")

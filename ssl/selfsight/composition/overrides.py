@@ -226,6 +226,9 @@ def checked(job: str, words: Sequence[str], *, sweep: bool = False) -> list[str]
         return [*chosen, *own]
     targets = [override for override in values if override.key.endswith("._target_")]  # they say which keys there are
     parts = [override.key.removesuffix("._target_") for override in targets]
+    for override in targets:
+        if (root := override.key.partition(".")[0]) not in groups and root not in (whole := load(job, first).cfg):
+            resolve_key(job, whole, override)  # refuses it: the job has no such part
     named = [f"++{part}={{}}" for part in parts if part.rpartition(".")[0] in OPEN]
     cfg = load(job, [*first, *named, *(f"++{override.bare}" for override in targets)]).cfg
     in_order = [*targets, *(override for override in values if override not in targets)]
