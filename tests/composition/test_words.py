@@ -229,7 +229,8 @@ def test_what_a_run_tells_fits_into_eighty_columns() -> None:
 
 def test_every_command_of_the_documents_is_right() -> None:
     """Each word of each `selfsight …` in them exists; what stands for something of the reader's is left out."""
-    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    pages = set((ROOT / "docs").rglob("*.md")) - {ROOT / "docs" / "extending.md"}  # tests/plugin types that one
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(pages)]
     jobs = "|".join(cli.JOBS)
     commands = set()
     for document in documents:
