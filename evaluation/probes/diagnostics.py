@@ -53,11 +53,32 @@ FIGURES: Mapping[str, Figure] = {
         below=1.5,
     ),
     "projection_std": Figure(
-        "the same of PixPro's projections, over all pixels",
+        "the same of the projections of a training batch: BYOL's and SimSiam's, and PixPro's over all pixels",
         "0.4 to 1; may dip to 0.1 in the first epochs",
-        "Collapse: all pixels get almost the same projection (spread {value:.3g}; 0 is one point, 1 the whole sphere): "
-        "train with optimizer=lars_pixpro and keep method.transform_layers=1.",
+        "Collapse: all images (PixPro: pixels) get almost the same projection (spread {value:.3g}; 0 is one point, 1 "
+        "the whole sphere): lower the learning rate, or keep the method's own optimizer and heads.",
         below=0.05,
+    ),
+    "key_std": Figure(
+        "the same of MoCo v3's keys",
+        "0.4 to 1",
+        "Collapse: all images get almost the same key (spread {value:.3g}; 0 is one point, 1 the whole sphere): lower "
+        "the learning rate, or warm up for longer.",
+        below=0.05,
+    ),
+    "teacher_entropy": Figure(
+        "mean entropy of what DINO's teacher says of an image, divided by ln K",
+        "about 0.9 at first, then falling",
+        "Collapse: the teacher is certain of one output whatever the image (entropy {value:.3g} of 1): warm it up with "
+        "schedule.teacher_temperature, or lower the learning rate.",
+        below=0.001,
+    ),
+    "embedding_scale": Figure(
+        "mean square of LeJEPA's embeddings",
+        "near 1, that of a standard Gaussian",
+        "Collapse: LeJEPA's embeddings shrink to a point (mean square {value:.3g}; 1 is a standard Gaussian): raise "
+        "method.lambd.",
+        below=0.01,
     ),
     "rank_share": Figure(
         "effective rank divided by the number of dimensions, or of images where these are fewer",
@@ -160,9 +181,12 @@ def judge_nothing(loss: float) -> str | None:
 
 
 def judge_loss(losses: Sequence[float], chance: float, tolerance: float = 0.01, patience: int = 3) -> str | None:
-    """A sentence when the last ``patience`` epochs' losses are all within ``tolerance`` of the loss of guessing."""
+    """A sentence when the last ``patience`` epochs' losses are all within ``tolerance`` of the loss of guessing.
+
+    A share of it, and as much of 1 where it is smaller: SimSiam's is 0.
+    """
     recent = losses[-patience:]
-    if len(recent) < patience or any(abs(loss - chance) > tolerance * abs(chance) for loss in recent):
+    if len(recent) < patience or any(abs(loss - chance) > tolerance * max(1, abs(chance)) for loss in recent):
         return None
     return (
         f"The loss sits at {chance:.2f}, which is guessing, for {patience} epochs: change the learning rate (often it "

@@ -138,6 +138,14 @@ def test_a_loss_at_chance_is_said_once_it_stays_there() -> None:
     assert d.judge_loss([chance, chance], chance) is None
     assert "guessing" in (d.judge_loss([9.0, chance, chance * 1.002, chance * 0.998], chance) or "")
     assert d.judge_loss([chance, chance, 0.9 * chance], chance) is None
+    assert d.judge_loss([0.004, -0.003, 0.0], 0.0) is not None, "SimSiam guesses at 0"
+    assert d.judge_loss([0.0, -0.01, -0.05], 0.0) is None
+
+
+@pytest.mark.parametrize("name", ["key_std", "projection_std", "embedding_scale", "teacher_entropy"])
+def test_a_collapse_that_a_method_watches_for_is_said(name: str) -> None:
+    assert (d.judge({name: 1e-4}) or "").startswith("Collapse:")
+    assert d.judge({name: 0.6}) is None
 
 
 def test_labels_are_not_needed() -> None:

@@ -103,7 +103,8 @@ class SparK(Method):
         if works_on_tokens(backbone):
             raise UserError(
                 f"SparK hides cells of the maps of a convolutional network, and a {type(backbone).__name__} works on "
-                "tokens, whose masked modelling is MAE (He et al. 2022); take a ResNet or ConvNeXt for SparK."
+                "tokens, whose masked modelling is MAE (He et al. 2022); choose method=mae, or a ResNet or ConvNeXt "
+                "for SparK."
             )
         self.mask_ratio, self.normalise_pixels = mask_ratio, normalise_pixels
         self.decoder_precision = decoder_precision

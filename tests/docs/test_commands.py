@@ -1,0 +1,48 @@
+"""Every command on the pages of the methods is one that composes; none of them is run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from selfsight.cli import split_flags
+from selfsight.composition.catalogue import choices
+from selfsight.composition.overrides import checked
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = [DOCS / "choosing.md", *sorted((DOCS / "methods").glob("*.md"))]
+#: a line of its own, or a phrase of a sentence or a table; a line may go on after a backslash
+COMMAND = re.compile(r"^    (selfsight (?:\\\n|.)*)$|`(selfsight \w[^`]*=[^`…]*)`", re.M)
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Those of a page, each once."""
+    found = COMMAND.finditer(page.read_text())
+    yield from dict.fromkeys((line or phrase).replace("\\\n", " ") for line, phrase in (hit.groups() for hit in found))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_compose(page: Path) -> None:
+    for command in commands(page):
+        flags, (job, *words) = split_flags(shlex.split(command, comments=True)[1:])
+        checked(job, words, sweep="multirun" in flags.switches)  # a wrong word is a UserError that names it
+
+
+def test_commands_are_found() -> None:
+    assert "selfsight pretrain recipe=digits/dino" in commands(DOCS / "choosing.md")  # in a table
+    found = [shlex.split(command, comments=True) for command in commands(DOCS / "methods" / "dino.md")]
+    assert ["selfsight", "pretrain", "recipe=digits/dino"] in found  # before a comment
+    assert "schedule.teacher_momentum.start=0.9995" in found[1]  # on a second line
+
+
+def test_every_method_can_be_chosen() -> None:
+    """The table has a row for each, which leads to its page and has a command for it."""
+    rows = re.findall(r"^\| \[`(\w+)`\]\(methods/\w+\.md\).*`selfsight pretrain ([^ `]+)", PAGES[0].read_text(), re.M)
+    assert sorted(method for method, _ in rows) == choices("method")
+    for method, word in rows:
+        assert word in (f"recipe=digits/{method}", f"method={method}")
