@@ -238,6 +238,8 @@ def test_every_command_of_the_documents_is_right() -> None:
         commands |= set(re.findall(rf"(?:^ +(?:\S*/)?|`)(selfsight (?:{jobs})\b[^`|\n#…(]*)", text, flags=re.M))
     assert len(commands) > 60
     for command in commands:
+        if "mymodule." in command:  # the reader's
+            continue
         job, *words = shlex.split(command.split("   ")[0])[1:]
         keys = [word for word in words if "=" in word]
         overrides = cli.checked(job, keys, sweep="-m" in words)

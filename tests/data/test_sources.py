@@ -33,7 +33,12 @@ from selfsight.errors import UserError
 
 from . import writers
 
-CONFIGURATIONS = sorted((Path(conf.__file__).parent / "dataset").glob("*.yaml"))
+#: files that name a function; `shards` is `folder` with two values of its own
+CONFIGURATIONS = [
+    file
+    for file in sorted((Path(conf.__file__).parent / "dataset").glob("*.yaml"))
+    if "_target_" in OmegaConf.load(file)
+]
 LOOK: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
 TREE: dict[str, Any] = {**LOOK, "image_size": 16, "eval_resize": 18, "resident": False, "max_unreadable": 0.0}
 

@@ -39,7 +39,7 @@ from selfsight.runs.records import Record
 
 #: rows of the table, from nothing learnt to what was learnt here
 ROWS = {
-    "largest": "always the largest class",
+    "largest": "largest class",
     "pixels": "raw pixels",
     "untrained": "untrained",
     "pretrained": "pretrained",
