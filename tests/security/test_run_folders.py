@@ -206,6 +206,7 @@ def test_no_path_leads_out_of_the_rooms_that_are_open() -> None:
         "selfsight.backbones.registry.create",
         "selfsight.evaluation.dense.segmentation.folder",
         "selfsight.evaluation.dense.segmentation.shapes",
+        "selfsight.evaluation.dense.segmentation.voc",
         "selfsight.evaluation.detection.coco.coco",
         "selfsight.optim.schedule.teacher_momentum",
     }
