@@ -97,7 +97,8 @@ def load(job: str, overrides: Sequence[str]) -> Composed:
         hydra = cfg.pop("hydra")
         for key in WITHOUT.get(job_of(job), ()):
             cfg.pop(key, None)
-    labels_of_a_try(cfg)
+    if job_of(job) == "pretrain":  # jobs that go on from it are told, or have the labels of the run before
+        labels_of_a_try(cfg)
     made: Any = OmegaConf.to_container(hydra.runtime.choices)
     return Composed(cfg, hydra, made)
 
@@ -107,7 +108,7 @@ def labels_of_a_try(cfg: DictConfig) -> None:
     from selfsight.datamodules.datasets.amounts import is_said
 
     labels = cfg.get("labels")
-    if cfg.get("debug") is not None and "method" in cfg and labels is not None and not is_said(labels):
+    if cfg.get("debug") is not None and labels is not None and not is_said(labels):
         labels.per_class = 1
 
 
