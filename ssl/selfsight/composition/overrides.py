@@ -97,7 +97,7 @@ def load(job: str, overrides: Sequence[str]) -> Composed:
         hydra = cfg.pop("hydra")
         for key in WITHOUT.get(job_of(job), ()):
             cfg.pop(key, None)
-    if job_of(job) == "pretrain":  # jobs that go on from it are told, or have the labels of the run before
+    if job_of(job) in ("pretrain", "profile"):  # what goes on from a run is told, or has the labels of that one
         labels_of_a_try(cfg)
     made: Any = OmegaConf.to_container(hydra.runtime.choices)
     return Composed(cfg, hydra, made)
