@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from selfsight import cli
-from selfsight.engine import build
+from selfsight.engine import checks
 from selfsight.engine.monitor import Monitor
 from selfsight.errors import UserError
 from selfsight.methods.barlow import BarlowTwins
@@ -55,23 +55,23 @@ def batches(size: int, labels: torch.Tensor | None = None, classes: tuple[str, .
 
 def test_a_batch_of_one_has_no_negatives() -> None:
     with pytest.raises(UserError, match=r"batch_size is 1, and of SimCLRv2 the negatives .* batch_size=2 or more"):
-        build.check_batch(SimCLRv2(SmallNet()), batches(1), processes=1)
-    build.check_batch(SimCLRv2(SmallNet()), batches(2), processes=1)
+        checks.check_batch(SimCLRv2(SmallNet()), batches(1), processes=1)
+    checks.check_batch(SimCLRv2(SmallNet()), batches(2), processes=1)
 
 
 def test_an_image_a_process_cannot_be_normalised_over() -> None:
     learner = BYOL(SmallNet(), hidden_dim=4, dim=3)
     for size, processes in ((1, 1), (2, 2)):
         with pytest.raises(UserError, match=f"heads of BYOL normalise .* batch_size={2 * processes} or more"):
-            build.check_batch(learner, batches(size), processes)
-    build.check_batch(learner, batches(2), processes=1)
+            checks.check_batch(learner, batches(size), processes)
+    checks.check_batch(learner, batches(2), processes=1)
 
 
 def test_labels_of_one_class() -> None:
     with pytest.raises(UserError, match="all labels are of one class, 'dog', and FixMatch learns to tell classes"):
-        build.check_classes(FixMatch, batches(4, torch.tensor([1, -1, 1])))
-    build.check_classes(FixMatch, batches(4, torch.tensor([1, 0, 1])))
-    build.check_classes(SimCLRv2, batches(4, torch.tensor([1, 1, 1])))
+        checks.check_classes(FixMatch, batches(4, torch.tensor([1, -1, 1])))
+    checks.check_classes(FixMatch, batches(4, torch.tensor([1, 0, 1])))
+    checks.check_classes(SimCLRv2, batches(4, torch.tensor([1, 1, 1])))
 
 
 @pytest.mark.parametrize(

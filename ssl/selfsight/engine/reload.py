@@ -11,7 +11,7 @@ from selfsight.backbones import interface
 from selfsight.checkpoints.load import described, load
 from selfsight.datamodules import DataModule, ImageData, ImageDataModule
 from selfsight.datamodules.views.view import View
-from selfsight.engine import build
+from selfsight.engine import build, checks
 from selfsight.engine.build import Description
 from selfsight.engine.checkpointing import training_checkpoint
 from selfsight.engine.devices import device
@@ -129,7 +129,7 @@ def eval_datamodule(
     images: ImageData, backbone: nn.Module, batch_size: int = 256, num_workers: int | str = "auto"
 ) -> ImageDataModule:
     """All images of a data set, as evaluation presents them to a backbone, on its device."""
-    build.check_channels(backbone, images)
+    checks.check_channels(backbone, images)
     view = View(images.image_size, mean=described(backbone, "mean"), std=described(backbone, "std"))
     return ImageDataModule(
         images,

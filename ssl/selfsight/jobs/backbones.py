@@ -26,7 +26,7 @@ from selfsight.composition.overrides import compose
 from selfsight.contracts import Backbone, Batch, SemiBatch
 from selfsight.datamodules import DataModule
 from selfsight.datamodules.loading.loader import cores
-from selfsight.engine import build
+from selfsight.engine import build, checks
 from selfsight.errors import USAGE, UserError, nearest
 from selfsight.files import write_text
 from selfsight.methods.base import Method
@@ -205,7 +205,7 @@ def refusal(method: str, net: Backbone, side: int) -> str:
         at = setting(method, side)
         learner = build.method(at.cfg, at.data, backbone=copy.deepcopy(net))
         if any(view.size != side for view in at.data.views):  # that it takes this side is known
-            build.check_sizes(learner, at.data)
+            checks.check_sizes(learner, at.data)
         learner.configure(at.recipe, at.length)
         step(learner, at.batch)
         return "" if moved(net, learner.backbone) else "the network stays as it was"
