@@ -61,7 +61,7 @@ def losses_on(rank: int, case: Case) -> dict[str, Tensor]:
     return official | {f"{name}_full": ours[name] / len(z1) for name in ("grad_z1", "grad_z2")}
 
 
-@family("barlow", "loss_#rank")
+@family("barlow", "loss_#rank", slow=True)
 def loss_on_processes(case: Case) -> None:
     ranks = of_processes(case, losses_on)
     for name in case.out:

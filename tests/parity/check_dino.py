@@ -142,7 +142,7 @@ def losses_on(rank: int, case: Case) -> dict[str, Tensor]:
     return losses(case, student, teacher, case.tensor("center")[0], case.number("epoch"))
 
 
-@family("dino", "loss_#rank")
+@family("dino", "loss_#rank", slow=True)
 def loss_on_processes(case: Case) -> None:
     ranks = of_processes(case, losses_on)
     for found in ranks:
@@ -496,7 +496,7 @@ def train_on(rank: int, case: Case) -> dict[str, Tensor]:
     return train(case, [crop[rank] for crop in crops_of(case)])
 
 
-@family("dino", "steps_#rank")
+@family("dino", "steps_#rank", slow=True)
 def training_on_processes(case: Case) -> None:
     ranks = of_processes(case, train_on)
     case.compare("loss", torch.stack([found["loss"] for found in ranks]), 1e-7)

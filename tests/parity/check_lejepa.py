@@ -58,7 +58,7 @@ def regulariser_on(rank: int, case: Case) -> dict[str, Tensor]:
     return {"statistic": statistic.detach()} | gradients({"x": x})
 
 
-@family("lejepa", "sigreg_#rank")
+@family("lejepa", "sigreg_#rank", slow=True)
 def regulariser_on_processes(case: Case) -> None:
     ranks, W = of_processes(case, regulariser_on), case.number("world_size")
     for name in case.out:

@@ -179,7 +179,7 @@ def model(case: Case) -> None:
     compare_state(case, "grad__", found, TOLERANCE)
 
 
-@family("mae", "init_")
+@family("mae", "init_", slow=True)
 def first_weights(case: Case) -> None:
     if case.number("kind") == "mae":
         compare_first_weights(case, lambda: method_of(case).float(), ours)

@@ -62,7 +62,7 @@ def losses_on(rank: int, case: Case) -> dict[str, Tensor]:
     return losses({n: case.tensor(n)[rank].clone() for n in case.inp}, case.number("temperature"))
 
 
-@family("mocov3", "loss_#rank")
+@family("mocov3", "loss_#rank", slow=True)
 def loss_on_processes(case: Case) -> None:
     ranks = of_processes(case, losses_on)
     for name in case.out:

@@ -257,7 +257,7 @@ def end_to_end(case: Case) -> None:
                 case.compare(name, found[name.removeprefix(prefix)], 1e-9)
 
 
-@family("pixpro", "r50_counts_")
+@family("pixpro", "r50_counts_", slow=True)
 def counts(case: Case) -> None:
     method = build(
         timm.create_model("resnet50", num_classes=0),

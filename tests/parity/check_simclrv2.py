@@ -49,7 +49,7 @@ def loss(case: Case) -> None:
     case.compare("contrast_entropy", contrast_entropy(logits), 1e-5)
 
 
-@family("simclrv2", "ntxent_replicas_")
+@family("simclrv2", "ntxent_replicas_", slow=True)
 def loss_of_replicas(case: Case) -> None:
     z = case.tensor("z")
     ranks = run_on(len(z), loss_on, z, options(case))
@@ -252,7 +252,7 @@ def set_closed_form(target: Pretrained, offset: float) -> dict[str, np.ndarray]:
     return variables
 
 
-@family("simclrv2", "net_")
+@family("simclrv2", "net_", slow=True)
 def network(case: Case) -> None:
     spec = {
         "name": f"simclr_resnet{case.number('depth')}",
@@ -295,7 +295,7 @@ def watched(net: nn.Module, modules: list[str], x: Tensor) -> tuple[Tensor, dict
     return y, seen
 
 
-@family("simclrv2", "train_")
+@family("simclrv2", "train_", slow=True)
 def training(case: Case) -> None:
     hp = {name: case.number(name) for name in case.hp}
     spec = {"name": f"simclr_resnet{hp['depth']}", "stem": "cifar"}

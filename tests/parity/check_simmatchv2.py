@@ -233,7 +233,7 @@ def banks_and_da_on(rank: int, case: Case) -> dict[str, Any]:
     return {name: torch.stack([s[name] for s in seen]) for name in seen[0]}
 
 
-@family("simmatchv2", "dist#_banks_da")
+@family("simmatchv2", "dist#_banks_da", slow=True)
 def banks_and_da(case: Case) -> None:
     ranks = run_on(case.number("world"), banks_and_da_on, case)
     case.compare("aligned", torch.stack([r["aligned"] for r in ranks], 1), TOLERANCE, scale="each")
@@ -249,7 +249,7 @@ def shuffle_on(rank: int, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     return shuffled, exchange(shuffled, order.argsort())
 
 
-@family("simmatchv2", "dist#_shuffle")
+@family("simmatchv2", "dist#_shuffle", slow=True)
 def shuffle(case: Case) -> None:
     x = case.tensor("x")
     ranks = run_on(len(x), shuffle_on, x, case.tensor("idx_unshuffle").argsort())
@@ -344,7 +344,7 @@ def walk_on(rank: int, case: Case) -> dict[str, Any]:
     return walk(case, method, rank)
 
 
-@family("simmatchv2", "traj_#ranks_")
+@family("simmatchv2", "traj_#ranks_", slow=True)
 def trajectory_on_two(case: Case) -> None:
     ranks = run_on(case.number("world"), walk_on, case)
     for name in case.out:
@@ -354,7 +354,7 @@ def trajectory_on_two(case: Case) -> None:
     assert all(torch.equal(ranks[0]["u_bank"], other["u_bank"]) for other in ranks)
 
 
-@family("simmatchv2", "ckpt_resnet50")
+@family("simmatchv2", "ckpt_resnet50", slow=True)
 def checkpoint(case: Case) -> None:
     keys = case.out["keys"].tolist()
     shapes = {key: [n for n in shape if n >= 0] for key, shape in zip(keys, case.out["shapes"].tolist(), strict=True)}

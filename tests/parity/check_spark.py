@@ -361,7 +361,7 @@ def shape_of(x: Tensor) -> str:
     return "x".join(str(n) for n in x.shape)
 
 
-@family("spark", "ckpt_")
+@family("spark", "ckpt_", slow=True)
 def checkpoint(case: Case) -> None:
     with torch.device("meta"):
         backbone = timm.create_model(case.name.removeprefix("ckpt_"), num_classes=0)

@@ -207,7 +207,7 @@ def in_order(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return ((name, t) for name, t in module.state_dict().items() if not name.endswith("num_batches_tracked"))
 
 
-@family("supcon", "net_")
+@family("supcon", "net_", slow=True)
 def network(case: Case) -> None:
     name, *rest = case.name.removeprefix("net_").split("_")
     backbone = create(name, stem="cifar")

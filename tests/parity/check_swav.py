@@ -48,7 +48,7 @@ def sinkhorn_on(rank: int, scores: Tensor, options: dict[str, Any]) -> Tensor:
     return sinkhorn(scores[rank], **options)
 
 
-@family("swav", "sinkhorn_#rank")
+@family("swav", "sinkhorn_#rank", slow=True)
 def codes_on_processes(case: Case) -> None:
     scores = case.tensor("scores")
     options = {"epsilon": case.number("epsilon"), "iterations": case.number("iterations")}
@@ -152,7 +152,7 @@ def loss_on(rank: int, hp: dict[str, Any], arrays: dict[str, Tensor]) -> dict[st
     return found
 
 
-@family("swav", "loss_#rank", "queueloss_#rank")
+@family("swav", "loss_#rank", "queueloss_#rank", slow=True)
 def loss_on_processes(case: Case) -> None:
     hp = hyperparameters(case)
     ranks = run_on(hp["world_size"], loss_on, hp, {name: case.tensor(name) for name in case.inp})

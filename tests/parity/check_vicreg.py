@@ -57,7 +57,7 @@ def losses_on(rank: int, case: Case) -> dict[str, Tensor]:
     return losses(x, y, [case.number(name) for name in COEFFICIENTS], case.number("batch_size"))
 
 
-@family("vicreg", "loss_#rank")
+@family("vicreg", "loss_#rank", slow=True)
 def loss_on_processes(case: Case) -> None:
     ranks, W = of_processes(case, losses_on), case.number("world_size")
     for name in case.out:

@@ -136,7 +136,7 @@ def simclr_view(case: Case) -> None:
     case.compare("image", got, 1e-5)
 
 
-@family("simclrv2", "crop_stats_")
+@family("simclrv2", "crop_stats_", slow=True)
 def simclr_crop_distribution(case: Case) -> None:
     height, width, samples = case.number("height"), case.number("width"), 100_000
     view = View(size=32, crop="resized_simclr")

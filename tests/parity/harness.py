@@ -27,6 +27,7 @@ GOLDEN = Path(os.environ.get("SELFSIGHT_GOLDEN", Path(__file__).parent / "golden
 
 Check = Callable[["Case"], None]
 _FAMILIES: dict[str, dict[str, Check]] = {}
+_SLOW: set[tuple[str, str]] = set()
 
 
 class Case:
@@ -120,13 +121,18 @@ def every_case() -> Iterator[tuple[str, str]]:
             yield path.stem, name
 
 
-def family(file: str, *prefixes: str) -> Callable[[Check], Check]:
-    """Register a check for the families (documented prefixes) of a golden file."""
+def family(file: str, *prefixes: str, slow: bool = False) -> Callable[[Check], Check]:
+    """Register a check for the families (documented prefixes) of a golden file.
+
+    ``slow``: networks of full size, several processes or thousands of draws, which `make quick` leaves to `make test`.
+    """
 
     def register(check: Check) -> Check:
         for prefix in prefixes:
             assert prefix not in _FAMILIES.setdefault(file, {}), f"two checks for {file}/{prefix}"
             _FAMILIES[file][prefix] = check
+            if slow:
+                _SLOW.add((file, prefix))
         return check
 
     return register
@@ -135,6 +141,10 @@ def family(file: str, *prefixes: str) -> Callable[[Check], Check]:
 def family_of(file: str, name: str) -> str | None:
     """The longest registered prefix that starts a case's name."""
     return max((p for p in _FAMILIES.get(file, {}) if _begins(name, p)), key=len, default=None)
+
+
+def is_slow(file: str, name: str) -> bool:
+    return (file, family_of(file, name)) in _SLOW
 
 
 def _begins(name: str, prefix: str) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from _pytest.mark import ParameterSet
 
 from . import harness
 
@@ -14,7 +16,12 @@ for module in sorted(Path(__file__).parent.glob("check_*.py")):
     importlib.import_module(f"{__package__}.{module.stem}")
 
 
-@pytest.mark.parametrize(("file", "name"), [pytest.param(f, n, id=f"{f}-{n}") for f, n in harness.every_case()])
+def parameters(cases: Iterable[tuple[str, str]]) -> list[ParameterSet]:
+    slow = pytest.mark.slow
+    return [pytest.param(f, n, id=f"{f}-{n}", marks=slow if harness.is_slow(f, n) else ()) for f, n in cases]
+
+
+@pytest.mark.parametrize(("file", "name"), parameters(harness.every_case()))
 def test_case(file: str, name: str) -> None:
     harness.run(harness.Case(file, name, harness.load_file(file)[name]))
 
@@ -46,7 +53,8 @@ def smallest_of_each_family() -> list[tuple[str, str]]:
     return [(file, name) for (file, _), (_, name) in chosen.items()]
 
 
-@pytest.mark.parametrize(("file", "name"), [pytest.param(f, n, id=f"{f}-{n}") for f, n in smallest_of_each_family()])
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "name"), parameters(smallest_of_each_family()))
 def test_a_perturbed_number_is_noticed(file: str, name: str) -> None:
     case = harness.Case(file, name, harness.load_file(file)[name])
     outputs = [o for o in case.out if case.out[o].size]
@@ -66,6 +74,7 @@ def test_an_unknown_family_fails() -> None:
         harness.run(case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [3, 4])
 def test_the_number_of_processes_is_that_of_the_case(processes: int) -> None:
     """The authors' codes of one process are those of several that share its samples."""

@@ -86,6 +86,7 @@ ALONE: dict[type[Method], dict[str, Any]] = {FixMatch: {"da_m": None}, SimMatch:
 SUMS = [kind for kind in every_method() if not make(kind, **ALONE.get(kind, {}))[0].across_images]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SUMS, ids=lambda kind: kind.__name__)
 def test_where_the_loss_is_a_mean_over_images_three_batches_equal_one(kind: type[Method]) -> None:
     changes = {name: value for base, some in ALONE.items() if issubclass(kind, base) for name, value in some.items()}

@@ -183,6 +183,7 @@ def trained() -> nn.Module:
     return net
 
 
+@pytest.mark.slow
 def test_out_and_back_in(tmp_path: Path) -> None:
     net, x = trained(), torch.randn(2, 3, 16, 16)
     path = export_backbone(torch.compile(net), {**SPEC, "method": "simclrv2"}, tmp_path)
@@ -229,6 +230,7 @@ def test_a_failed_export_leaves_what_was_there(tmp_path: Path) -> None:
         export_backbone(trained(), SPEC, tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "wide_resnet50_2"])
 def test_torchvision_takes_our_resnets(name: str) -> None:
     net, classifier = create(name).eval(), nn.Linear(2048, 7)
@@ -540,6 +542,7 @@ def test_own_networks_are_described_by_what_makes_them(tmp_path: Path) -> None:
 # --- families, and networks that timm lacks --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_network_belongs_to_a_family() -> None:
     members = {name for family in FAMILIES for name in family.members()}
     assert members == {name for name in [*timm.list_models(), *registry.choices()] if not name.startswith("test_")}

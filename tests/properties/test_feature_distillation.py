@@ -130,6 +130,7 @@ def test_which_weights_timm_has_published_is_told() -> None:
     assert weights_line(net) == "resnet18.a1_in1k of timm (licence: apache-2.0)"
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_a_folder_and_is_carried_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = {"name": "resnet10_slim", "width": 4, "stem": "cifar"}
     (tmp_path / "net").mkdir()

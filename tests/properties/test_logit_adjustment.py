@@ -32,6 +32,7 @@ def test_even_classes_change_nothing() -> None:
     torch.testing.assert_close(F.cross_entropy(even, y), F.cross_entropy(logits, y))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [FineTune, SupCE])
 def test_a_constant_network_is_not_drawn_to_the_frequent_class(kind: type[FineTune] | type[SupCE]) -> None:
     """Without features to go by, the best logits are the shares; with adjustment they are equal."""

@@ -141,6 +141,7 @@ def test_refuses_patches_that_do_not_fill_the_image_and_masks_that_leave_nothing
         method.training_step(batch, 0)
 
 
+@pytest.mark.slow
 def test_it_learns_and_goes_on_bit_for_bit() -> None:
     def make() -> MAE:
         method = mae()

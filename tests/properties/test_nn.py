@@ -165,6 +165,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_narrow_networks_have_right_gradients_in_channels_last_order() -> None:
     done = subprocess.run([sys.executable, "-c", NARROW], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "equal\n"), done.stderr[-500:]

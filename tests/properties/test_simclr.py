@@ -418,6 +418,7 @@ def test_values_of_the_authors() -> None:
         np.testing.assert_array_equal(value.transpose(order) if order else value, variables[tf])
 
 
+@pytest.mark.slow
 def test_checkpoints_with_an_average_network() -> None:
     variables = random_variables(MAP["variables"]["r18_1x_sk0_cifar_stem"])
     average = {f"ema_model/{name}": -value for name, value in variables.items() if not name.startswith("head_superv")}
@@ -427,6 +428,7 @@ def test_checkpoints_with_an_average_network() -> None:
     assert other.classifier is None
 
 
+@pytest.mark.slow
 def test_checkpoints_that_do_not_fit() -> None:
     variables = random_variables(MAP["variables"]["r18_1x_sk0_cifar_stem"])
     with pytest.raises(UserError, match="none of SimCLR's"):

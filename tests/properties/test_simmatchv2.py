@@ -369,6 +369,7 @@ def supervised() -> float:
     return accuracy(method, teacher=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_method_learns_more_than_its_labels_say(name: str, supervised: float) -> None:
     method = make(name)

@@ -349,6 +349,7 @@ def test_tokens_start_small_and_groups_leave_them_plain() -> None:
     assert not any(p.ndim > 1 and "mask_tokens" not in n for n, p in method.named_parameters() if id(p) in plain)
 
 
+@pytest.mark.slow
 def test_it_learns() -> None:
     """One batch of stripes: the hidden cells follow from the visible ones, so the loss has to fall far below blank."""
     method = spark("test_resnet", engine="packed", decoder_width=64).train()

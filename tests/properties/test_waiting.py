@@ -50,6 +50,7 @@ def moved(batch: Any) -> Any:
     return batch.to("meta")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_no_step_waits_for_the_device(run: str) -> None:
     words = ["batch_size=8", "limit_images=160", "trainer.accelerator=cpu", *run.split()]
@@ -71,6 +72,7 @@ def test_no_step_waits_for_the_device(run: str) -> None:
         assert all(value.is_meta for value in found.values()), "every figure stays on the device"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["simclr", "simclr_small", "swav", "pixpro", "fixmatch", "mixmatch", "simmatchv2"])
 def test_no_view_waits_for_the_device(group: str) -> None:
     cfg = cli.compose("pretrain", ["dataset=cifar10", f"views={group}"])

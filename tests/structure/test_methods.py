@@ -60,6 +60,7 @@ def own_buffers(kind: type[Method]) -> list[str]:
     return [name for name, said in vars(kind).get("__annotations__", {}).items() if said == "Tensor"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", choices("method"))
 def test_what_is_composed_for_imagenet_is_the_constructors_defaults(name: str) -> None:
     words = ["dataset=imagenet", f"method={name}"]

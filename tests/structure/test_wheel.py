@@ -34,6 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next((source / "made").glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_every_file_is_in_the_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -47,6 +48,7 @@ def test_every_file_is_in_the_wheel(wheel: Path) -> None:
     assert {"selfsight/py.typed", "selfsight/conf/recipe/imagenet/swav.yaml"} <= packed
 
 
+@pytest.mark.slow
 def test_the_wheel_runs_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
     """Unpacked it comes before the checkout that is installed here, which the run must not need."""
     installed, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
