@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from selfsight import cli
-from selfsight.engine import advice, build
+from selfsight.engine import advice, build, sizes
 from selfsight.engine.advice import Plan
 from selfsight.errors import UserError
 
@@ -82,7 +82,7 @@ def test_at_most_three_lines_the_last_one_to_be_typed() -> None:
 def test_presets_and_recipes_are_left_in_peace() -> None:
     for chosen in (["method=swav"], ["recipe=shapes/simclrv2"]):
         cfg = cli.compose("pretrain", chosen)
-        assert advice.advise(build.expected_plan(cfg, 1437)) == [], chosen
+        assert advice.advise(sizes.expected_plan(cfg, 1437)) == [], chosen
 
 
 @pytest.mark.parametrize(
@@ -95,11 +95,11 @@ def test_sizes_by_rule(images: int, batch: int, epochs: int) -> None:
 
 def test_the_small_recipe_fits_the_images_and_leaves_what_is_set() -> None:
     data = ["dataset=digits", "limit_images=404", "presets=null"]
-    cfg = build.by_rule(cli.compose("pretrain", ["recipe=small", "method=swav", *data]))
+    cfg = build.sized(cli.compose("pretrain", ["recipe=small", "method=swav", *data]))
     assert (cfg.batch_size, cfg.trainer.max_epochs, cfg.schedule.lr.warmup_epochs) == (32, 167, 10)
     assert (cfg.method.num_prototypes, cfg.method.freeze_prototypes_steps) == (80, 313)
-    assert advice.advise(build.expected_plan(cfg, 404)) == []
-    cfg = build.by_rule(
+    assert advice.advise(sizes.expected_plan(cfg, 404)) == []
+    cfg = build.sized(
         cli.compose("pretrain", ["recipe=small", "method=swav", "method.num_prototypes=7", "batch_size=8", *data])
     )
     assert (cfg.batch_size, cfg.trainer.max_epochs, cfg.method.num_prototypes) == (8, 50, 7)

@@ -18,7 +18,7 @@ from torch import nn
 
 from selfsight import cli
 from selfsight.contracts import Batch
-from selfsight.engine import build, devices, performance
+from selfsight.engine import build, devices, performance, sizes
 from selfsight.engine.options import TrainerOptions
 from selfsight.errors import UserError
 from selfsight.methods.base import Method
@@ -214,7 +214,7 @@ def test_batches_that_add_up_count_as_one_step() -> None:
     words = ["trainer.accumulate=2", "trainer.max_epochs=1", "batch_size=32", "limit_images=192"]
     cfg = cli.compose("pretrain", [*words, "trainer.accelerator=cpu"])
     data = build.datamodule(cfg)
-    clock = build.length(cfg, data)
+    clock = sizes.length(cfg, data)
     assert clock.batch_size == 64
     assert clock.steps_per_epoch == data.steps_per_epoch // 2
     assert clock.epochs == 1
@@ -230,7 +230,7 @@ def test_the_clock_counts_the_steps_that_the_trainer_takes(batches: int, accumul
     ]
     words += ["trainer.accelerator=cpu", f"runs={tmp_path}", "name=run", "report=false"]
     cli.run(["pretrain", *words])
-    clock = build.length(cli.compose("pretrain", words), build.datamodule(cli.compose("pretrain", words)))
+    clock = sizes.length(cli.compose("pretrain", words), build.datamodule(cli.compose("pretrain", words)))
     taken = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert taken == clock.total_steps
 

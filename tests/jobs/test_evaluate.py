@@ -16,6 +16,7 @@ from PIL import Image
 from selfsight import cli
 from selfsight.checkpoints.export import export_backbone
 from selfsight.engine import build, measure
+from selfsight.engine.options import resolved
 from selfsight.engine.reload import projector
 from selfsight.errors import UserError
 from selfsight.evaluation import KNN, Diagnostics, FewShot, LinearProbe, ViewQuality
@@ -43,7 +44,7 @@ def finished(path: Path, *words: str) -> Path:
     path.mkdir(parents=True)
     RunFolder(path).write_config(cfg)
     torch.manual_seed(0)
-    about = {"backbone": build.resolved(cfg.backbone), "image_size": 16, "dataset": cfg.dataset.name}
+    about = {"backbone": resolved(cfg.backbone), "image_size": 16, "dataset": cfg.dataset.name}
     scale = {"mean": list(cfg.dataset.mean), "std": list(cfg.dataset.std)}
     export_backbone(build.build(cfg.backbone), {**about, **scale}, path)
     return path

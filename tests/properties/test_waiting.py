@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from selfsight import cli
 from selfsight.contracts import Batch, SemiBatch
 from selfsight.datamodules.views.device_views import DeviceViews
-from selfsight.engine import build
+from selfsight.engine import build, sizes
 
 FEW = [
     f"labels.per_class=2 method={name}"
@@ -56,7 +56,7 @@ def test_no_step_waits_for_the_device(run: str) -> None:
     words = ["batch_size=8", "limit_images=160", "trainer.accelerator=cpu", *run.split()]
     cfg = cli.compose("pretrain", cli.checked("pretrain", words, sweep=False))
     data = build.datamodule(cfg)
-    method = build.method(cfg, data).configure(build.recipe(cfg), build.length(cfg, data)).to("meta")
+    method = build.method(cfg, data).configure(build.recipe(cfg), sizes.length(cfg, data)).to("meta")
     batch = moved(next(iter(data.train_dataloader())))
     optimizer = method.configure_optimizers()
     for step in range(3):

@@ -26,16 +26,17 @@ from selfsight.backbones import interface
 from selfsight.backbones.registry import create
 from selfsight.checkpoints.export import name_of
 from selfsight.checkpoints.load import start_from
-from selfsight.composition.defaults import presets_line, stated
+from selfsight.composition.defaults import presets_line
 from selfsight.contracts import Backbone
-from selfsight.datamodules import DataModule, ImageData, SemiDataModule
+from selfsight.datamodules import DataModule, ImageData
 from selfsight.datamodules.datasets.manifest import Manifest
 from selfsight.datamodules.views.view import View
-from selfsight.engine import advice, options
+from selfsight.engine import options
 from selfsight.engine.advice import Plan
 from selfsight.engine.checks import check_batch, check_classes, check_kind, check_sizes, check_views
 from selfsight.engine.devices import device, processes, resolve_auto, spread
-from selfsight.engine.options import RunOptions, TrainerOptions
+from selfsight.engine.options import RunOptions, TrainerOptions, resolved
+from selfsight.engine.sizes import by_rule, length, plan
 from selfsight.errors import UserError
 from selfsight.evaluation import OnlineEvaluation
 from selfsight.evaluation.base import Evaluator
@@ -338,79 +339,6 @@ def method(
     return made
 
 
-def length(cfg: DictConfig, module: DataModule) -> Clock:
-    """Lengths of the run in optimiser steps. `accumulate` batches make one step, and so do those left at the end.
-
-    ``trainer.max_steps``, where it is given, is the length in place of ``trainer.max_epochs``.
-    """
-    trainer = TrainerOptions.read(cfg.trainer)
-    steps = module.steps_per_epoch
-    if trainer.limit_batches is not None:
-        steps = min(steps, trainer.limit_batches)
-    steps = max(1, math.ceil(steps / trainer.accumulate))
-    return Clock(
-        examples=module.examples,
-        batch_size=cfg.batch_size * trainer.accumulate,
-        epochs=trainer.max_epochs if trainer.max_steps is None else trainer.max_steps / steps,
-        steps_per_epoch=steps,
-        total=trainer.max_steps,
-    )
-
-
-def plan(cfg: DictConfig, data: DataModule, clock: Clock) -> Plan:
-    """The sizes of a run, as rules of thumb judge them."""
-    few = isinstance(data, SemiDataModule)
-    warmup = OmegaConf.select(cfg, "schedule.lr.warmup_epochs")
-    return Plan(
-        images=len((data.unlabelled if isinstance(data, SemiDataModule) else data).images),
-        batch=clock.batch_size,
-        steps_per_epoch=clock.steps_per_epoch,
-        steps=clock.total_steps,
-        epochs=clock.epochs,
-        warmup_epochs=float(warmup or 0),
-        shared=not few and cfg.trainer.accumulate == 1,
-        in_steps=cfg.trainer.max_steps is not None,
-        settings=resolved(cfg.method),
-    )
-
-
-def by_rule(cfg: DictConfig) -> DictConfig:
-    """A configuration whose sizes that are ``auto`` follow from the number of images, see `engine.advice`.
-
-    With ``recipe=small`` so do sizes of the method that nobody has set.
-    """
-    wanted = [key for key in options.BY_RULE if OmegaConf.select(cfg, key) == "auto"]
-    small = OmegaConf.select(cfg, "choices.recipe") == "small"
-    if not wanted and not small:
-        return cfg
-    images, cfg = dataset(cfg).num_images, cfg.copy()
-    for key in wanted:
-        OmegaConf.update(cfg, key, advice.value_by_rule(key, expected_plan(cfg, images)))
-    for found in advice.advise(expected_plan(cfg, images)) if small else ():
-        for key, value in found.values.items():
-            group, _, name = key.partition(".")
-            if group == "method" and name not in stated(cfg.method):
-                cfg.method[name] = value
-    return cfg
-
-
-def expected_plan(cfg: DictConfig, images: int) -> Plan:
-    """The sizes of a run before its parts are made; those that are ``auto`` count as 1."""
-    sizes = options.settled(cfg)
-    batch = sizes.batch_size * (1 if cfg.get("mu") is None else cfg.mu)
-    steps = sizes.get("steps_per_epoch") or max(1, images // batch)
-    return Plan(
-        images=images,
-        batch=batch,
-        steps_per_epoch=steps,
-        steps=sizes.trainer.max_steps or steps * sizes.trainer.max_epochs,
-        epochs=sizes.trainer.max_epochs,
-        warmup_epochs=float(OmegaConf.select(sizes, "schedule.lr.warmup_epochs") or 0),
-        shared=cfg.get("mu") is None,
-        settings=resolved(cfg.method),
-    )
-
-
 def describe(cfg: DictConfig, channels: int = 3) -> Description:
     """The names in a configuration. Choices are kept in it; older ones do not have them, and name their classes.
 
@@ -447,6 +375,11 @@ def check(job: str, cfg: DictConfig) -> None:
         trainer = TrainerOptions.read(cfg.trainer)
         spread(trainer, device(trainer.accelerator), cfg.batch_size)
         recipe(cfg)
+
+
+def sized(cfg: DictConfig) -> DictConfig:
+    """The configuration with sizes that are ``auto`` by the number of images, see `sizes.by_rule`."""
+    return by_rule(cfg, lambda: dataset(cfg).num_images)
 
 
 # --- nodes -----------------------------------------------------------------------------------------------------------
@@ -486,10 +419,3 @@ def place(node: object) -> str:
         return "a part of the run"
     key, target = node._get_full_key(None), node.get("_target_")
     return f"{key} ({target})" if key and target else str(key or target)
-
-
-def resolved(cfg: DictConfig) -> dict[str, object]:
-    """A configuration as plain containers, interpolations filled in."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    return {str(k): v for k, v in plain.items()}

@@ -237,3 +237,10 @@ def check(job: str, cfg: DictConfig) -> None:
 
 def _plain(value: object) -> Any:
     return OmegaConf.to_container(value) if isinstance(value, (DictConfig, ListConfig)) else value
+
+
+def resolved(cfg: DictConfig) -> dict[str, object]:
+    """A configuration as plain containers, interpolations filled in."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(k): v for k, v in plain.items()}

@@ -27,6 +27,7 @@ from selfsight.contracts import Backbone, Batch, SemiBatch
 from selfsight.datamodules import DataModule
 from selfsight.datamodules.loading.loader import cores
 from selfsight.engine import build, checks
+from selfsight.engine.sizes import length
 from selfsight.errors import USAGE, UserError, nearest
 from selfsight.files import write_text
 from selfsight.methods.base import Method
@@ -223,7 +224,7 @@ def setting(method: str, side: int) -> Setting:
     cfg = compose("pretrain", words)
     data = build.datamodule(cfg)
     batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
-    return Setting(cfg, data, build.recipe(cfg), build.length(cfg, data), batch)
+    return Setting(cfg, data, build.recipe(cfg), length(cfg, data), batch)
 
 
 def step(learner: Method, batch: Batch | SemiBatch) -> None:

@@ -24,6 +24,7 @@ from selfsight.checkpoints.importing import built, description, made
 from selfsight.engine import build
 from selfsight.engine.build import Parts
 from selfsight.engine.checkpointing import AtomicCheckpoints
+from selfsight.engine.options import resolved
 from selfsight.errors import USAGE, UserError
 from selfsight.jobs.pipeline import composed
 from selfsight.methods.base import Method
@@ -68,7 +69,7 @@ def network(node: DictConfig | None) -> dict[str, Any] | None:
     """
     if node is None:
         return None
-    arguments = build.resolved(node)
+    arguments = resolved(node)
     if not is_ours(arguments):
         raise UserError(
             f"backbone._target_ is '{arguments['_target_']}', and import takes networks by name; begin a run of this "

@@ -24,7 +24,7 @@ def run(cfg: DictConfig) -> Outcome:
     """
     quiet()
     cfg, folder = reopen(cfg)
-    cfg = build.by_rule(cfg)
+    cfg = build.sized(cfg)
     if folder is not None and folder.summary.is_file() and "then" in cfg:  # the first of its jobs is done
         return pipeline.follow(cfg, folder)
     parts = build.parts(cfg, folder)

@@ -43,7 +43,7 @@ def run(cfg: DictConfig) -> None:
     """Train some steps as `pretrain` would, and say what they were spent on. Nothing is kept."""
     quiet()
     console, timed = make_console(), ProfileOptions.read(cfg)
-    parts = build.parts(build.by_rule(cfg))
+    parts = build.parts(build.sized(cfg))
     data, where = parts.datamodule, device(parts.trainer.accelerator)
     parts.method.configure(parts.recipe, parts.length)
     apply_performance_options(parts.method, parts.trainer, where)
