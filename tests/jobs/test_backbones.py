@@ -10,6 +10,7 @@ import torch
 from selfsight import cli
 from selfsight.backbones.families import FAMILIES
 from selfsight.backbones.registry import create
+from selfsight.engine import one_step
 from selfsight.jobs import backbones
 from selfsight.jobs.backbones import BEGIN, END
 
@@ -43,10 +44,10 @@ def test_the_table_of_two_families(tmp_path: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("name", DOZEN)
 def test_a_step_of_a_dozen(name: str) -> None:
     """SimCLR's loss moves each network, on the smallest images that it takes."""
-    side, reason = backbones.smallest_side(name)
+    side, reason = one_step.smallest_side(name)
     assert side is not None, reason
     torch.manual_seed(0)
-    assert backbones.refusal("simclrv2", create(name, image_size=side), side) == ""
+    assert one_step.refusal("simclrv2", create(name, image_size=side), side) == ""
 
 
 def test_a_step_that_fails_is_a_reason_and_no_end() -> None:
@@ -68,8 +69,8 @@ def test_a_step_that_fails_is_a_reason_and_no_end() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.mean((1, 2, 3))[:, None] * self.weight.detach()
 
-    assert backbones.refusal("simclrv2", Broken(), 32) == "fails: RuntimeError: out of shape"  # type: ignore[arg-type]
-    assert backbones.refusal("simclrv2", Still(), 32) == "the network stays as it was"  # type: ignore[arg-type]
+    assert one_step.refusal("simclrv2", Broken(), 32) == "fails: RuntimeError: out of shape"  # type: ignore[arg-type]
+    assert one_step.refusal("simclrv2", Still(), 32) == "the network stays as it was"  # type: ignore[arg-type]
 
 
 def test_families_and_methods_by_name() -> None:

@@ -23,7 +23,7 @@ from selfsight.datamodules import digits
 from selfsight.evaluation import cache
 from selfsight.evaluation.features import Features
 from selfsight.jobs import compare_runs
-from selfsight.reporting import comparison, curves, embedding, embedding_map, page, pictures, report
+from selfsight.reporting import comparison, curves, embedding, embedding_map, page, pictures, report, run_comparison
 from selfsight.reporting.galleries import galleries
 from selfsight.reporting.thumbnails import denormalised
 from selfsight.runs.folder import RunFolder
@@ -313,7 +313,7 @@ def test_compare_runs(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     told = capsys.readouterr().out
     assert "mean of 2 seeds (a, …)" in told  # a and b; c is another method
     folders = [RunFolder.open(runs / name) for name in names]
-    changed = {row[0]: row[1:] for row in compare_runs.differences(folders)}
+    changed = {row[0]: row[1:] for row in run_comparison.differences(folders)}
     assert changed["seed"] == ["0", "1", "0"]
     assert changed["method._target_"][2] == "selfsight.methods.swav.SwAV"
     assert "dataset.name" not in changed
@@ -344,13 +344,13 @@ def test_the_table_of_runs(tmp_path: Path) -> None:
         return summarised(tmp_path / f"s{seed}", config, pretrained=measured, classifiers=learned, train_seconds=60)
 
     folders = [run(1, 0.5, 0.4), run(3, 0.7, 0.6)]
-    titles, rows = compare_runs.table(folders)
+    titles, rows = run_comparison.table(folders)
     averaged = "test accuracy of the average"
     assert titles == ["run", "epochs", "kNN", "rank", "test accuracy", averaged, "1/class", "time"]
     assert rows[0] == ["s1", "2", "50.0%", "10.0", "25.0%", "12.5%", "40.0% ± 10.0", "1:00"]
     mean = ["60.0% ± 14.1", "20.0 ± 14.1", "30.0% ± 7.1", "15.0% ± 3.5", "50.0% ± 14.1"]
     assert rows[2] == ["mean of 2 seeds (s1, …)", "", *mean, ""]
-    changed = compare_runs.differences(folders)
+    changed = run_comparison.differences(folders)
     assert [row[0] for row in changed] == ["seed", "labels.seed", "datamodule.labels.seed"]
 
 
@@ -363,15 +363,15 @@ def test_what_repetitions_are(tmp_path: Path) -> None:
         for i, source in enumerate([*sources, other])
     ]
     copy = RunFolder.open(shutil.copytree(sources[0].path, tmp_path / "copy"))
-    assert compare_runs.repetitions([*sources, copy, other, *tuned]) == [[0, 1], [4, 5]]
-    assert compare_runs.repetitions([sources[0], copy]) == []
+    assert run_comparison.repetitions([*sources, copy, other, *tuned]) == [[0, 1], [4, 5]]
+    assert run_comparison.repetitions([sources[0], copy]) == []
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     folders = [summarised(tmp_path / place / "x", f"seed: {i}\n") for i, place in enumerate("ab")]
-    assert compare_runs.titles_of(folders) == ["a/x", "b/x"]
-    assert compare_runs.titles_of([*folders, summarised(tmp_path / "y", "seed: 0\n")])[2] == "y"
-    drawn = compare_runs.curves_of(folders)
+    assert run_comparison.titles_of(folders) == ["a/x", "b/x"]
+    assert run_comparison.titles_of([*folders, summarised(tmp_path / "y", "seed: 0\n")])[2] == "y"
+    drawn = run_comparison.curves_of(folders)
     for column in ("loss", "rank"):
         assert curves.TITLES[column] in drawn
     assert drawn.count('"name":"a\\u002fx"') == drawn.count('"name":"b\\u002fx"') == 2

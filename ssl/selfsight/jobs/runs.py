@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from selfsight.engine import measure
 from selfsight.errors import USAGE, UserError, nearest
-from selfsight.jobs.compare_runs import CLASSIFIERS, figures, heading
+from selfsight.reporting.run_comparison import CLASSIFIERS, figures, heading
 from selfsight.runs.console import make_console, make_table, quiet
 from selfsight.runs.folder import RUNS, RunFolder
 from selfsight.trust import Trust, trusting

@@ -1,0 +1,141 @@
+"""Several runs beside each other: a table of their figures, what differs in how they ran, and their curves."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from omegaconf import OmegaConf
+
+from selfsight.engine import measure
+from selfsight.evaluation.base import Figures
+from selfsight.reporting import curves
+from selfsight.reporting.page import figure_html
+from selfsight.runs import records
+from selfsight.runs.console import clock_text
+from selfsight.runs.folder import RunFolder
+
+#: networks that learned classes, and the titles of what they get right
+CLASSIFIERS = {"student": "test accuracy", "teacher": "test accuracy of the average"}
+#: what a run is called, where it is kept and gone on with says nothing of how it ran; old folders do not name their job
+PLACES = ("name", "runs", "resume", "job")
+#: keys that name the run another one started from
+SOURCES = ("run", "teacher", "init_from", "start")  # the last in older runs
+
+
+def titles_of(folders: Sequence[RunFolder]) -> list[str]:
+    """What to call each run: its folder, and of the folders above it as many as tell it from the others."""
+    places = [folder.path.resolve().parts for folder in folders]
+
+    def title(parts: tuple[str, ...]) -> str:
+        depth = next(d for d in range(1, len(parts) + 1) if sum(other[-d:] == parts[-d:] for other in places) == 1)
+        return "/".join(parts[-depth:])
+
+    return [title(parts) for parts in places]
+
+
+class Value(NamedTuple):
+    """A figure, with its standard deviation where it is a mean."""
+
+    mean: float
+    spread: float | None = None
+
+
+def table(folders: Sequence[RunFolder]) -> tuple[list[str], list[list[str]]]:
+    """Titles and rows: one a run, and the mean with its spread of runs that differ by their seeds alone."""
+    summaries = [folder.read_summary() for folder in folders]
+    found = [figures(summary) for summary in summaries]
+    columns = list(dict.fromkeys(column for one in found for column in one))
+    first = [*measure.SINGLES, *CLASSIFIERS]
+    columns.sort(key=lambda column: (0, first.index(column)) if column in first else (1, int(column)))
+    names, rows = titles_of(folders), []
+    for name, folder, summary, one in zip(names, folders, summaries, found, strict=True):
+        seconds = summary.get("train_seconds")
+        spent = "unfinished" if seconds is None else clock_text(seconds)
+        rows.append(
+            [name, str(len(folder.read_metrics())), *(text(column, one.get(column)) for column in columns), spent]
+        )
+    for same in repetitions(folders):
+        finished = [found[i] for i in same if found[i]]
+        if len(finished) > 1:
+            means = [text(column, mean_of([one.get(column) for one in finished])) for column in columns]
+            rows.append([f"mean of {len(finished)} seeds ({names[same[0]]}, …)", "", *means, ""])
+    return ["run", "epochs", *map(heading, columns), "time"], rows
+
+
+def figures(summary: Mapping[str, Figures]) -> dict[str, Value]:
+    """The figures of a run: of its frozen backbone, of the networks that learned classes, by labels a class."""
+    measured, learned = summary.get("pretrained", {}), summary.get("classifiers", {})
+    found = {key: Value(measured[key]) for key in measure.SINGLES if key in measured}
+    found |= {name: Value(learned[name]["top1"]) for name in CLASSIFIERS if name in learned}
+    return found | {k: Value(shot["mean"], shot["std"]) for k, shot in measured.get("few_shot", {}).items()}
+
+
+def heading(column: str) -> str:
+    return {**measure.SINGLES, **CLASSIFIERS}.get(column, f"{column}/class")
+
+
+def mean_of(values: Sequence[Value | None]) -> Value | None:
+    """Over runs, with the standard deviation between them; None where one of them lacks it."""
+    means = [value.mean for value in values if value is not None]
+    return Value(statistics.fmean(means), statistics.stdev(means)) if len(means) == len(values) else None
+
+
+def text(column: str, value: Value | None) -> str:
+    """A figure as a person reads it, with its spread where it has one."""
+    if value is None:
+        return ""
+    shown, unit = measure.figure(column, value.mean), 1 if column == "rank" else 100
+    return shown if value.spread is None else f"{shown} ± {unit * value.spread:.1f}"
+
+
+def repetitions(folders: Sequence[RunFolder]) -> list[list[int]]:
+    """Groups of runs whose configurations differ by seeds alone, two or more each; of equal ones the first is in it."""
+    groups: dict[str, dict[str, int]] = {}
+    for i, folder in enumerate(folders):
+        whole = repr({key: value for key, value in flattened(folder).items() if key not in PLACES})
+        groups.setdefault(recipe_of(folder), {}).setdefault(whole, i)
+    return [list(group.values()) for group in groups.values() if len(group) > 1]
+
+
+def recipe_of(folder: RunFolder) -> str:
+    """What repetitions of a run have in common: all of the configuration but seeds and places.
+
+    A run it started from stands there with what is common to the repetitions of that one.
+    """
+    flat = {k: v for k, v in flattened(folder).items() if k not in PLACES and k.rpartition(".")[2] != "seed"}
+    for place in {flat[key] for key in SOURCES if key in flat}:
+        if (Path(place) / "config.yaml").is_file():
+            of_source = recipe_of(RunFolder(Path(place)))
+            flat = {key: value.replace(place, of_source) for key, value in flat.items()}
+    return repr(flat)
+
+
+def flattened(folder: RunFolder) -> dict[str, str]:
+    """Every value of a run's configuration by its dotted key."""
+    return {key: str(value) for key, value in records.flat(OmegaConf.to_container(folder.config(), resolve=False))}
+
+
+def differences(folders: Sequence[RunFolder]) -> list[list[str]]:
+    """Keys whose values differ, each with the value in every run; a dash where a run has no such key."""
+    all_flat = [flattened(folder) for folder in folders]
+    keys = list(dict.fromkeys(key for flat in all_flat for key in flat))
+    rows = [[key, *(flat.get(key, "–") for flat in all_flat)] for key in keys if key not in PLACES]
+    return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def curves_of(folders: Sequence[RunFolder]) -> str:
+    """A chart for each column that two runs or more have, a line a run."""
+    metrics = {title: folder.read_metrics() for title, folder in zip(titles_of(folders), folders, strict=True)}
+    columns = list(dict.fromkeys(c for rows in metrics.values() for c in curves.curve_columns(rows)))
+    charts = []
+    for column in columns:
+        series = {name: curves.points(rows, column) for name, rows in metrics.items()}
+        if sum(bool(values) for values in series.values()) > 1:
+            made = curves.curve(series, column)
+            made.update_layout(legend={"orientation": "h", "y": -0.35})
+            charts.append(f"<div>{figure_html(made, 320)}</div>")
+    note = "<p class='soft'>Losses of different methods are different quantities.</p>"
+    return f"<h2>Training</h2>{note}<div class='grid'>{''.join(charts)}</div>"
