@@ -124,6 +124,7 @@ def rows(trained: float, untrained: float, pixels: float, **more: float) -> dict
 def test_a_network_that_learned_is_left_in_peace() -> None:
     assert advice.look_back(rows(0.9, 0.5, 0.6), FITS, 0.1) is None
     assert advice.look_back({"pretrained": {"rank": 3.0}}, FITS, 0.1) is None, "nothing to compare"
+    assert advice.look_back(rows(1.0, 1.0, 0.6), FITS, 0.1) is None, "nothing is above all of them"
 
 
 @pytest.mark.parametrize(

@@ -264,7 +264,7 @@ def look_back(rows: Mapping[str, Mapping[str, object]], plan: Plan, lr: float) -
         if not isinstance(value, float) or not others:
             continue
         name, best = max(others.items(), key=lambda one: float(str(one[1])))
-        if value > float(str(best)):
+        if value > float(str(best)) or value == 1:  # where all are right there is nothing above
             return None
         cause, words = likely_cause(trained, plan, lr)
         return (

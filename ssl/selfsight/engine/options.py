@@ -31,7 +31,8 @@ from selfsight.validation import (
 )
 
 #: Lightning's others would give the weights a type that images do not have
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")
+FASTEST = "fastest"  #: of the precisions, see `engine.precision`
+PRECISIONS = ("auto", FASTEST, "32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 #: each process is the command started again; what would be handed to forked or spawned ones cannot all be pickled
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
@@ -83,7 +84,8 @@ class TrainerOptions(Options):
         devices: how many, or which GPUs; ``auto``: all of them, or one CPU process.
         num_nodes: machines.
         strategy: ``auto``: ddp where there are several devices.
-        precision: ``auto``: bf16-mixed where the device computes in it, else 32-true.
+        precision: ``auto``: bf16-mixed on GPUs that compute in it, else 32-true; ``fastest``: on CPUs, too, where it is
+            found to be faster.
         compile: compile the networks; ``auto``: on CUDA.
         cuda_graphs: compiled networks replay their kernels instead of launching them; not with ``accumulate``.
         channels_last: memory order of images and kernels: faster on GPUs and on CPUs.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
@@ -32,6 +31,7 @@ from selfsight.engine.devices import device, spread
 from selfsight.engine.monitor import Monitor
 from selfsight.engine.nan_guard import NanGuard
 from selfsight.engine.performance import GraphSteps, apply_performance_options
+from selfsight.engine.precision import resolve_precision, with_fastest
 from selfsight.engine.progress import ProgressBar
 from selfsight.engine.reload import LoadedRun
 from selfsight.errors import UserError
@@ -51,7 +51,7 @@ def reopen(cfg: DictConfig) -> tuple[DictConfig, RunFolder | None]:
         UserError: there is no such run, or its checkpoint cannot be read.
     """
     if cfg.resume is None:
-        return cfg, None
+        return with_fastest(cfg), None
     folder = RunFolder.open(cfg.resume)
     if folder.began:
         usable_checkpoint(folder.checkpoint)
@@ -245,9 +245,6 @@ def make_trainer(parts: Parts, folder: RunFolder, callbacks: list[Callback]) -> 
     """
     options = parts.trainer
     where = device(options.accelerator)
-    precision = options.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if where.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
     devices, strategy, plugins = spread(options, where, parts.run.batch_size)
     if options.cuda_graphs:
         callbacks = [GraphSteps(), *callbacks]
@@ -259,7 +256,7 @@ def make_trainer(parts: Parts, folder: RunFolder, callbacks: list[Callback]) -> 
             devices=devices,
             num_nodes=options.num_nodes,
             strategy=strategy,
-            precision=precision,  # type: ignore[arg-type]
+            precision=resolve_precision(options.precision, where),  # type: ignore[arg-type]
             max_epochs=options.max_epochs,
             max_steps=-1 if options.max_steps is None else options.max_steps,
             max_time=options.max_time,

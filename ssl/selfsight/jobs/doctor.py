@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-import time
 from collections.abc import Callable
 from importlib import metadata
 
@@ -13,6 +12,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from selfsight.runs.console import quiet
 
 PACKAGES = (
     "torch", "torchvision", "lightning", "hydra-core", "timm", "numpy", "opencv-python-headless", "pillow",
@@ -33,6 +34,7 @@ OPTIONAL = (
 
 
 def run(cfg: DictConfig) -> None:
+    quiet()
     console = Console(highlight=False)
     console.print(f"Python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores")
     versions = Table("package", "version", title="packages", title_justify="left")
@@ -75,20 +77,15 @@ def _devices() -> str:
 def _bf16() -> str:
     import torch
 
+    from selfsight.engine.precision import WORTH_IT, bf16_gain, bf16_told
+
     if torch.cuda.is_available():
         return (
             "ok on the GPU" if torch.cuda.is_bf16_supported() else "the GPU does not compute in bf16; float32 is used"
         )
-    a = torch.randn(512, 512)
-    b = a.bfloat16()
-    seconds = []
-    for matrix in (a, b):
-        matrix @ matrix
-        start = time.perf_counter()
-        for _ in range(10):
-            matrix @ matrix
-        seconds.append(time.perf_counter() - start)
-    return f"works on the CPU, {seconds[0] / seconds[1]:.1f} times float32's speed; float32 is the default here"
+    gain = bf16_gain()
+    told = bf16_told(gain)
+    return f"{told}: trainer.precision=bf16-mixed" if gain >= WORTH_IT else f"{told}; float32 is the default"
 
 
 def _compile() -> str:

@@ -23,6 +23,7 @@ from selfsight.engine.monitor import Monitor
 from selfsight.engine.nan_guard import NanGuard
 from selfsight.engine.options import ProfileOptions, RunOptions
 from selfsight.engine.performance import apply_performance_options
+from selfsight.engine.precision import WORTH_IT, bf16_gain, bf16_told, resolve_precision, with_fastest
 from selfsight.engine.session import make_trainer
 from selfsight.runs.console import make_console, make_table, quiet
 from selfsight.runs.folder import RunFolder
@@ -43,7 +44,7 @@ def run(cfg: DictConfig) -> None:
     """Train some steps as `pretrain` would, and say what they were spent on. Nothing is kept."""
     quiet()
     console, timed = make_console(), ProfileOptions.read(cfg)
-    parts = build.parts(build.sized(cfg))
+    parts = build.parts(build.sized(with_fastest(cfg)))
     data, where = parts.datamodule, device(parts.trainer.accelerator)
     parts.method.configure(parts.recipe, parts.length)
     apply_performance_options(parts.method, parts.trainer, where)
@@ -62,7 +63,8 @@ def run(cfg: DictConfig) -> None:
         lightning = make_trainer(parts, folder, [First(watch), NanGuard(folder), monitor, Last(watch)])
         lightning.fit(parts.method, datamodule=data)
     if lightning.is_global_zero:
-        tell(console, watch.seconds, watch.counted, parts.run, where)
+        exact = resolve_precision(trainer.precision, where) == "32-true"
+        tell(console, watch.seconds, watch.counted, parts.run, where, exact=exact)
 
 
 class Stopwatch:
@@ -141,8 +143,10 @@ class Last(Callback):
         self.watch.step += 1
 
 
-def tell(console: Console, seconds: Mapping[str, float], steps: int, run: RunOptions, device: torch.device) -> None:
-    """Table, speed, and the bottleneck in one sentence."""
+def tell(
+    console: Console, seconds: Mapping[str, float], steps: int, run: RunOptions, device: torch.device, *, exact: bool
+) -> None:
+    """Table, speed, and the bottleneck in one sentence; where it computed in float32, whether bf16 would be faster."""
     whole = sum(seconds.values())
     table = make_table("part", "ms a step", "share")
     for part, label in PARTS.items():
@@ -152,7 +156,10 @@ def tell(console: Console, seconds: Mapping[str, float], steps: int, run: RunOpt
     console.print(
         f"{run.batch_size * steps / whole:,.0f} images/s on {device.type}, {steps} steps of {run.batch_size} images"
     )
-    console.print(bottleneck({part: spent / whole for part, spent in seconds.items()}, device.type, run.num_workers))
+    shares = {part: spent / whole for part, spent in seconds.items()}
+    console.print(bottleneck(shares, device.type, run.num_workers))
+    if exact and device.type == "cpu" and (gain := bf16_gain()) >= WORTH_IT:
+        console.print(f"{bf16_told(gain)}, where the network is the bottleneck: trainer.precision=fastest.")
 
 
 def bottleneck(shares: Mapping[str, float], device: str, num_workers: int | str) -> str:

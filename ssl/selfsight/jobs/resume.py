@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
+from selfsight.engine.options import FASTEST
 from selfsight.errors import USAGE, UserError
 from selfsight.runs import records
 from selfsight.runs.folder import RunFolder
@@ -74,7 +75,8 @@ def refuse_other_values(cfg: DictConfig, folder: RunFolder) -> None:
         if key.endswith("._target_"):  # it may have moved since
             same = here.rpartition(".")[2] == there.rpartition(".")[2]
         else:
-            same = here == there or (key in OTHER_RUNS and here == "last")
+            follows = (key in OTHER_RUNS and here == "last") or (key == "trainer.precision" and here == FASTEST)
+            same = here == there or follows
         if not same:
             shown = key.removeprefix("choices.")
             raise UserError(

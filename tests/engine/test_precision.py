@@ -1,0 +1,65 @@
+"""Precision by trying: what is found is kept in the run, told, and not tried again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from selfsight import cli
+from selfsight.engine import precision
+
+SMALL = ["debug=smoke", "report=false", "trainer.precision=fastest"]
+
+
+def of_machine(monkeypatch: pytest.MonkeyPatch, gain: float) -> None:
+    """A machine on which bf16-mixed is ``gain`` times as fast as float32."""
+    for module in ("selfsight.engine.precision", "selfsight.jobs.profile"):
+        monkeypatch.setattr(f"{module}.bf16_gain", lambda: gain)
+
+
+@pytest.mark.parametrize(("gain", "kept"), [(2.4, "bf16-mixed"), (1.05, "32-true"), (0.1, "32-true")])
+def test_a_run_keeps_the_precision_that_was_found_faster(
+    gain: float, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_machine(monkeypatch, gain)
+    typed = ["pretrain", *SMALL, f"runs={tmp_path}", "name=x", "resume=auto"]
+    cli.main(typed)
+    assert OmegaConf.load(tmp_path / "x" / "config.yaml").trainer.precision == kept
+    assert f"precision: {kept}, since {precision.bf16_told(gain)}" in capsys.readouterr().out
+    of_machine(monkeypatch, 100.0)  # elsewhere it would be another one
+    cli.main(typed)
+    assert capsys.readouterr().out == f"'{tmp_path / 'x'}' is finished.\n"
+
+
+def test_processes_started_from_outside_do_not_try_each_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        cli.main(["pretrain", *SMALL, "trainer.devices=2", f"runs={tmp_path}"])
+    assert "name one: trainer.precision=bf16-mixed or 32-true" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("gain", "said"), [(2.4, True), (0.5, False)])
+def test_profile_says_where_bf16_would_be_faster(
+    gain: float, said: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_machine(monkeypatch, gain)
+    cli.main(["profile", "debug=smoke", "warmup=0", "steps=1"])
+    told = "bf16-mixed is 2.4 times as fast as float32 here, where the network is the bottleneck"
+    assert (told in capsys.readouterr().out) == said
+
+
+def test_trying_compares_the_two_and_leaves_the_generator_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that gives bf16 a third of the time."""
+    import torch
+
+    times = iter([3.0, 1.0] * 2)
+    monkeypatch.setattr(precision, "_seconds", lambda action: next(times))
+    state = torch.get_rng_state()
+    assert precision.bf16_gain(seconds=0) == pytest.approx(3)
+    assert torch.equal(torch.get_rng_state(), state)
