@@ -6,6 +6,7 @@ backbone = selfsight.load("runs/simclrv2-digits-1")
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,9 +95,24 @@ def start_from(net: nn.Module, path: str | Path) -> nn.Module:
         return net
     file, spec = describe(path)
     weights = _resized(_read(file), net, spec, path)
-    _check(weights, net.state_dict(), file, "backbone of this run")
+    try:
+        _check(weights, net.state_dict(), file, "backbone of this run")
+    except UserError as error:
+        raise UserError(f"{error} It is that of {words_of(spec['backbone'])}.") from None
     net.load_state_dict(weights)
     return net
+
+
+def words_of(arguments: Mapping[str, object]) -> str:
+    """``backbone=resnet18 backbone.stem=cifar``: how a network is chosen on the command line."""
+    from selfsight.backbones.registry import create
+
+    if not is_ours(arguments):
+        return f"backbone._target_={arguments['_target_']}"
+    usual = {name: parameter.default for name, parameter in inspect.signature(create).parameters.items()}
+    wanted = {k: v for k, v in arguments.items() if k not in ("name", "_target_", "pretrained", "image_size")}
+    changed = [f"backbone.{k}={v}" for k, v in wanted.items() if k not in usual or v != usual[k]]
+    return " ".join([f"backbone={arguments['name']}", *changed])
 
 
 def _resized(
@@ -114,7 +130,7 @@ def _resized(
 
     source = cast(Any, _network(spec, path))
     before, after = usual_size(source), usual_size(net)
-    if before == after or type(source) is not type(net):
+    if before == after or type(source) is not type(net) or _takes(source, after):
         return weights
     try:
         source.load_state_dict(weights)
@@ -126,6 +142,17 @@ def _resized(
         ) from error
     resized: Mapping[str, Any] = source.state_dict()
     return resized
+
+
+def _takes(net: nn.Module, size: int) -> bool:
+    """Whether a network takes images of a size as it is, so that its tensors do not depend on the size."""
+    from selfsight.backbones.interface import check_sizes
+
+    try:
+        check_sizes(net, [size])
+    except UserError:
+        return False
+    return True
 
 
 def of_others(path: str | Path) -> Path | None:

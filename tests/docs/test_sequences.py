@@ -1,0 +1,134 @@
+"""The commands of the pages, typed one after the other from one folder as a reader would, with runs made short."""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+from torchvision.models.resnet import Bottleneck
+
+from selfsight.backbones.registry import create
+from selfsight.checkpoints.export import export_backbone
+from selfsight.cli import main, split_flags
+from selfsight.composition.overrides import checked
+from selfsight.evaluation.dense.segmentation import shapes
+
+from ..checkpoints import published
+from ..evaluation.test_detection import content_of
+from .test_examples import place
+
+__all__ = ["place"]
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "docs/backbones.md", "docs/datasets.md", "docs/evaluation.md", "docs/few_labels.md",
+         "docs/performance.md", "docs/reliability.md", "docs/results.md", "docs/weights.md")  # fmt: skip
+COMMAND = re.compile(r"^    (selfsight\b(?:\\\n|.)*)$", re.M)
+#: in a command that takes what a test has not: a download, a large set, a hub, a page left open in a browser, a module
+ONLY_CHECKED = re.compile(r"download=true|imagenet|dataset=cifar|push=|explore|mymodule|cifar10_90knn|umap")
+#: words that make a job short
+SHORT = {
+    "pretrain": ["debug=smoke", "report=false"],
+    "finetune": ["debug=smoke", "report=false"],
+    "distill": ["debug=smoke", "report=false"],
+    "compare": ["approaches=[supervised]", "labels_per_class=[1]", "seeds=1", "workers=1", "words=['debug=smoke']"],
+    "detect": [
+        "detection.iterations=1",
+        "detection.batch_size=2",
+        "detection.short_side=[64]",
+        "detection.boxes=16",
+        "detection.proposals=20",
+        "num_workers=0",
+    ],
+    "profile": ["debug=smoke", "warmup=0", "steps=1"],
+    "dense": ["evaluator.data.train=8", "evaluator.data.test=4"],
+}
+
+
+def sequence(page: Path) -> Iterator[str]:
+    """Commands in their order; two in one line are two."""
+    for found in COMMAND.finditer(page.read_text()):
+        for command in re.split(r"\s{2,}(?=selfsight )", found[1].replace("\\\n", " ")):
+            yield command.strip()
+
+
+def short(job: str, words: list[str]) -> list[str]:
+    """A job's words, with more that make it short where they do not say that themselves."""
+    if job == "dense" and any("segmentation.folder" in word for word in words):
+        return words
+    if any(word.startswith(("resume=runs/", "debug=")) for word in words):
+        return [re.sub(r"^extend=\d+", "extend=1", word) for word in words]
+    words = [word.partition(",")[0] if word.startswith("seed=") else word for word in words]
+    said = {word.partition("=")[0] for word in words}
+    return [*words, *(word for word in SHORT.get(job, []) if word.partition("=")[0] not in said)]
+
+
+def make_what_pages_name(top: Path) -> None:
+    """Files and folders that the pages take for granted, beside those of `place`."""
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        kind = ("barley", "rye")[i % 2]
+        (top / "fields" / kind).mkdir(parents=True, exist_ok=True)
+        bands = rng.integers(0, 60000, (20, 20, 4), dtype=np.uint16)
+        tifffile.imwrite(top / "fields" / kind / f"{i}.tif", bands, photometric="minisblack", planarconfig="contig")
+    for i in range(24):
+        (top / "flowers" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(
+            top / "flowers" / "ab"[i % 2] / f"{i}.png"
+        )
+    (top / "coco" / "annotations").mkdir(parents=True)
+    for split, number in (("train2017", 4), ("val2017", 2)):
+        content = content_of(number, top / "coco" / split)
+        (top / "coco" / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    (top / "DIR").mkdir()
+    spec = {"backbone": {"name": "resnet18", "stem": "cifar"}, "image_size": 32, "mean": [0.5] * 3, "std": [0.2] * 3}
+    export_backbone(create("resnet18", stem="cifar"), spec, top / "DIR")
+    for part in ("images", "masks"):
+        (top / "DIR" / part).mkdir()
+    drawn = shapes(train=6, test=0, size=48).train
+    for i in range(6):
+        image, mask = drawn[i]
+        Image.fromarray(image).save(top / "DIR" / "images" / f"{i}.png")
+        Image.fromarray(mask.astype(np.uint8)).save(top / "DIR" / "masks" / f"{i}.png")
+
+
+def make_checkpoints(top: Path) -> None:
+    """Files of others: SwAV's ResNet-50, PixPro's, and a plain ResNet-50."""
+    net = published.resnet((3, 4, 6, 3), Bottleneck)
+    for name in ("swav_800ep.pth.tar", "swav_800ep_pretrain.pth.tar"):
+        torch.save(published.under("module.", net.state_dict()), top / name)
+    torch.save(net.state_dict(), top / "checkpoint.pth")
+    torch.save(published.pixpro().content, top / "ckpt.pth")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_from_top_to_bottom(page: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_what_pages_name(place)
+    if "import source=" in (text := (ROOT / page).read_text()) or "init_from=checkpoint" in text:
+        make_checkpoints(place)
+    typed = list(sequence(ROOT / page))
+    if all("run=last" not in command or i for i, command in enumerate(typed)):
+        main(["pretrain", *SHORT["pretrain"]])  # the first run of the README, which the others go on from
+    for command in typed:
+        words = shlex.split(command, comments=True)[1:]
+        words = [found for word in words for found in (sorted(glob.glob(word)) if "*" in word else [word])]
+        print(f"--- {command}")
+        if ONLY_CHECKED.search(command):
+            flags, (job, *rest) = split_flags(words)
+            checked(job, rest, sweep="multirun" in flags.switches)
+            continue
+        status = 0
+        try:
+            main([words[0], *short(words[0], words[1:])] if words else [])
+        except SystemExit as stop:
+            status = stop.code
+        assert not status, f"{command}\n{capsys.readouterr().err}"
