@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import svg
@@ -68,7 +69,8 @@ class Drawing:
             path = f"M{start:g} {top(ay) + HIGH / 2:g}H{middle:g}V{top(by) + HIGH / 2:g}H{end:g}"
         dashes = ' stroke-dasharray="5 4"' if sign == "~" else ""
         both = ' marker-start="url(#to)"' if sign == "=" else ""
-        return f'<path d="{path}" fill="none" stroke="var(--soft)" stroke-width="1.5" marker-end="url(#to)"{both}{dashes}/>'
+        look = f'fill="none" stroke="var(--soft)" stroke-width="1.5" marker-end="url(#to)"{both}{dashes}'
+        return f'<path d="{path}" {look}/>'
 
 
 def top(row: float) -> float:
@@ -80,8 +82,8 @@ def box(placed: Box) -> str:
     x, y, words, kind = placed
     left, edge = EDGE + x * COLUMN, f"{kind}-edge" if f"{kind}-edge" in svg.COLOURS else "line"
     frame = (
-        f'<rect x="{left:g}" y="{top(y):g}" width="{WIDE}" height="{HIGH}" rx="6" fill="var(--{kind})" stroke="var(--{edge})" '
-        f'stroke-width="1.4"/>'
+        f'<rect x="{left:g}" y="{top(y):g}" width="{WIDE}" height="{HIGH}" rx="6" '
+        f'fill="var(--{kind})" stroke="var(--{edge})" stroke-width="1.4"/>'
     )
     return frame + svg.text(left + WIDE / 2, top(y) + HIGH / 2, words, size=12.5 if "\n" not in words else 11.5)
 
@@ -100,7 +102,7 @@ def two_views(*after: tuple[str, str], loss: str, middle: float = 0.5) -> dict[s
 def through(length: int, rows: str = "12") -> str:
     """The arrows of `two_views`."""
     names = ["v", *(f"p{column}" for column in range(2, 2 + length))]
-    words = [f"{a}{row}>{b}{row}" for row in rows for a, b in zip(names, names[1:], strict=False)]
+    words = [f"{a}{row}>{b}{row}" for row in rows for a, b in pairwise(names)]
     return " ".join([*(f"image>v{row}" for row in rows), *words, *(f"{names[-1]}{row}>loss" for row in rows)])
 
 
@@ -110,18 +112,20 @@ AVERAGED: dict[str, Box] = {"p22": (2, 1, "average", "slow"), "p32": (3, 1, "ave
 
 DRAWINGS = {
     "simclr": Drawing(
-        "SimCLR: both views of an image pass backbone and head; each has to find the other among all views of the batch",
-        two_views(BACKBONE, HEAD, loss="find the other\nof 2N views") | {"others": (4, 1.55, "all other\nimages", "plain")},
+        "SimCLR: both views of an image pass backbone and head; each has to find the other among those of the batch",
+        two_views(BACKBONE, HEAD, loss="find the other\nof 2N views")
+        | {"others": (4, 1.55, "all other\nimages", "plain")},
         through(2) + " others>loss",
         "afterwards: backbone and first layer of the head, fine-tuned on few labels, then distilled into a student",
     ),
     "supcon": Drawing(
         "SupCon: every view is drawn to all views of its class and pushed from the rest of the batch",
-        two_views(BACKBONE, HEAD, loss="draw to\nthe own class") | {"labels": (4, 1.55, "labels of\nthe batch", "plain")},
+        two_views(BACKBONE, HEAD, loss="draw to\nthe own class")
+        | {"labels": (4, 1.55, "labels of\nthe batch", "plain")},
         through(2) + " labels>loss",
     ),
     "simsiam": Drawing(
-        "SimSiam: the prediction from one view has to point where the projection of the other does, which gets no gradient",
+        "SimSiam: the prediction from one view has to point where the projection of the other does, without gradient",
         two_views(BACKBONE, ("projector", "net"), ("predictor", "net"), loss="same\ndirection")
         | {"p42": (4, 1, "stop\ngradient", "plain")},
         "image>v1 image>v2 v1>p21 v2>p22 p21>p31 p22>p32 p31>p41 p32~p42 p41>loss p42~loss",
@@ -147,7 +151,8 @@ DRAWINGS = {
             "image": (0, 1, "image", "plain"),
             "v1": (1, 0.5, "view 1", "plain"), "v2": (1, 1.5, "view 2", "plain"),
             "f1": (2, 0.5, "backbone", "net"), "f2": (2, 1.5, "backbone", "net"),
-            "g1": (3, 0.5, "expander", "net"), "g2": (3, 1.5, "expander", "net"), "e": (4, 1, "embeddings\nN × D", "plain"),
+            "g1": (3, 0.5, "expander", "net"), "g2": (3, 1.5, "expander", "net"),
+            "e": (4, 1, "embeddings\nN × D", "plain"),
             "var": (5, 0, "each column\nvaries", "loss"), "inv": (5, 1, "rows agree", "loss"),
             "cov": (5, 2, "no two\ncolumns alike", "loss"),
         },
@@ -162,7 +167,8 @@ DRAWINGS = {
         "LeJEPA: views agree with the mean of the large ones, and all embeddings together look like a Gaussian",
         {
             "image": (0, 1, "image", "plain"),
-            "v1": (1, 0, "large view 1", "plain"), "v2": (1, 1, "large view 2", "plain"), "v3": (1, 2, "small views", "plain"),
+            "v1": (1, 0, "large view 1", "plain"), "v2": (1, 1, "large view 2", "plain"),
+            "v3": (1, 2, "small views", "plain"),
             "f": (2, 1, "backbone", "net"), "g": (3, 1, "projector", "net"),
             "loss": (4, 0.4, "agree with\nthe mean", "loss"), "normal": (4, 1.6, "normal along\nany direction", "loss"),
         },
@@ -172,7 +178,8 @@ DRAWINGS = {
         "SwAV: every crop predicts the code of each large one; codes share a batch evenly among the prototypes",
         {
             "image": (0, 1, "image", "plain"),
-            "v1": (1, 0, "large crop 1", "plain"), "v2": (1, 1, "large crop 2", "plain"), "v3": (1, 2, "small crops", "plain"),
+            "v1": (1, 0, "large crop 1", "plain"), "v2": (1, 1, "large crop 2", "plain"),
+            "v3": (1, 2, "small crops", "plain"),
             "f": (2, 1, "backbone\nand head", "net"), "c": (3, 1, "scores for K\nprototypes", "net"),
             "q": (4, 0, "Sinkhorn:\ncodes", "slow"), "p": (4, 2, "softmax:\npredictions", "net"),
             "loss": (5, 1, "predict the\nother's code", "loss"),
@@ -200,7 +207,8 @@ DRAWINGS = {
             "f1": (2, 0, "backbone,\nmap", "net"), "f2": (2, 1, "average,\nmap", "slow"),
             "g1": (3, 0, "projector", "net"), "g2": (3, 1, "average", "slow"),
             "p": (4, 0, "propagation", "net"),
-            "loss": (5, 0.5, "same place,\nsame direction", "loss"), "where": (4, 1.55, "places of\nthe crops", "plain"),
+            "loss": (5, 0.5, "same place,\nsame direction", "loss"),
+            "where": (4, 1.55, "places of\nthe crops", "plain"),
         },
         "image>v1 image>v2 v1>f1 v2~f2 f1>g1 f2~g2 g1>p p>loss g2~loss where>loss f1~f2 g1~g2",
         "and the same with the views exchanged",
@@ -210,12 +218,13 @@ DRAWINGS = {
         {
             "image": (0, 1.5, "image, crop,\nflip", "plain"),
             **{f"v{i}": (1, i, f"turned {90 * i}°", "plain") for i in range(4)},
-            "f": (2, 1.5, "backbone", "net"), "g": (3, 1.5, "head", "net"), "loss": (4, 1.5, "which of\nthe four?", "loss"),
+            "f": (2, 1.5, "backbone", "net"), "g": (3, 1.5, "head", "net"),
+            "loss": (4, 1.5, "which of\nthe four?", "loss"),
         },
         " ".join(f"image>v{i} v{i}>f" for i in range(4)) + " f>g g>loss",
     ),
     "spark": Drawing(
-        "SparK: a sparse convolutional encoder sees the cells that are left; a decoder paints the hidden ones from all its maps",
+        "SparK: a sparse encoder sees the cells that are left; a decoder paints the hidden ones from all its maps",
         {
             "image": (0, 1, "image", "plain"), "hide": (1, 1, "hide 60 %\nof the cells", "plain"),
             "f": (2, 1, "sparse\nencoder", "net"),
@@ -259,7 +268,7 @@ DRAWINGS = {
         "one network, three times",
     ),
     "simmatchv2": Drawing(
-        "SimMatchV2: class and similarities of a weak view, by the teacher, are learned by the student on a strong one, over a graph",
+        "SimMatchV2: the teacher's class and similarities of a weak view are learned by the student on a strong one",
         {
             "u": (0, 1.5, "unlabelled\nimage", "plain"),
             "w": (1, 0.5, "weak view", "plain"), "s": (1, 2.5, "strong view", "plain"),

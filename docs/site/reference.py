@@ -1,5 +1,6 @@
-"""The reference pages: jobs and choices from the composition, modules from their docstrings. Nothing here is a list by hand,
-but for the rooms of the package that have a page.
+"""The reference pages: jobs and choices from the composition, modules from their docstrings.
+
+Nothing here is a list by hand, but for the rooms of the package that have a page.
 """
 
 from __future__ import annotations
@@ -110,7 +111,12 @@ def job_page(job: str) -> str:
 
 def group_page(group: str) -> str:
     """A group: every choice with its own lines and keys."""
-    lines = [f"# {group}", "", f"{catalogue.GROUPS[group][0].upper()}{catalogue.GROUPS[group][1:]}: `{group}=NAME`.", ""]
+    lines = [
+        f"# {group}",
+        "",
+        f"{catalogue.GROUPS[group][0].upper()}{catalogue.GROUPS[group][1:]}: `{group}=NAME`.",
+        "",
+    ]
     names = catalogue.choices(group)
     if group in WHOLE_RUNS:
         for name in names:
@@ -122,7 +128,11 @@ def group_page(group: str) -> str:
         lines += ["What a choice can set, and the default where it does not:", "", *table(arguments), ""]
     for name in names:
         lines += [f"## {name}", "", prose(about(catalogue.file(group, name))), ""]
-        brought = [f"`{entry.group}={entry.choice}`" for entry in catalogue.defaults(catalogue.file(group, name)) if entry.group]
+        brought = [
+            f"`{entry.group}={entry.choice}`"
+            for entry in catalogue.defaults(catalogue.file(group, name))
+            if entry.group
+        ]
         lines += [f"Brings {', '.join(brought)}.", ""] if brought else []
         found = rows(choice(group, name), told_by_choice(group, name))
         lines += [*table([row for row in found if not row[0].endswith("_partial_")]), ""]
@@ -131,7 +141,11 @@ def group_page(group: str) -> str:
 
 def own(group: str, name: str) -> dict[str, Any]:
     """What the file of a choice states, without its defaults list."""
-    return {key: value for key, value in catalogue.content(catalogue.file(group, name)).items() if key not in ("defaults", "job")}
+    return {
+        key: value
+        for key, value in catalogue.content(catalogue.file(group, name)).items()
+        if key not in ("defaults", "job")
+    }
 
 
 def choice(group: str, name: str) -> DictConfig:
@@ -157,7 +171,7 @@ def told_by_choice(group: str, name: object) -> dict[str, str]:
 
 
 def rows(node: Any, told: dict[str, str], prefix: str = "") -> Iterator[Row]:
-    """Every key with its value and what is said of it: beside it in a file, or by the docstring of what it belongs to."""
+    """Every key with its value and what is said of it: beside it in a file, or by a docstring."""
     said = docstring_arguments(str(node["_target_"])) if "_target_" in node else {}
     for name in node:
         key, value = f"{prefix}{name}", node._get_node(name)
@@ -180,7 +194,11 @@ def literal(value: object) -> str:
         return f"[{', '.join(map(literal, value))}]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {literal(inner)}" for key, inner in value.items()) + "}"
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool | None) else str(value)
+    return (
+        {None: "null", True: "true", False: "false"}.get(value, str(value))
+        if isinstance(value, bool | None)
+        else str(value)
+    )
 
 
 def table(found: list[Row] | Iterator[Row]) -> list[str]:
@@ -197,7 +215,9 @@ def comments(path: Path) -> dict[str, str]:
 
     def walk(node: yaml.Node, prefix: str) -> None:
         for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-            line = lines[value.end_mark.line - (value.end_mark.column == 0)] if isinstance(value, yaml.ScalarNode) else ""
+            line = (
+                lines[value.end_mark.line - (value.end_mark.column == 0)] if isinstance(value, yaml.ScalarNode) else ""
+            )
             _, sign, said = (line or lines[key.start_mark.line]).partition(" # ")
             if sign:
                 found[f"{prefix}{key.value}"] = said.strip()
@@ -274,7 +294,9 @@ def room_modules(room: str, package: Path) -> Iterator[tuple[str, Path]]:
     for path in sorted(place.rglob("*.py")):
         inner = path.relative_to(package).with_suffix("").parts
         dotted = ".".join(inner)
-        if inner[-1] == "__init__" or any(dotted.startswith(f"{other}.") for other in ROOMS if other.startswith(f"{room}.")):
+        if inner[-1] == "__init__" or any(
+            dotted.startswith(f"{other}.") for other in ROOMS if other.startswith(f"{room}.")
+        ):
             continue
         if not any(part.startswith("_") for part in inner):
             yield f"selfsight.{dotted}", path.resolve()
@@ -290,6 +312,6 @@ def module_page(place: str, package: Path) -> str:
 
         homes = {name: f"selfsight.{module}.{there}" for name, (module, there) in selfsight._HOMES.items()}
         for name, path in homes.items():
-            lines += [f"## `selfsight.{name}`", "", f"::: {path}", "    options:", "      show_root_heading: false", ""]
+            lines += [f"::: {path}", "    options:", f"      heading: selfsight.{name}", f"      toc_label: {name}", ""]
         return "\n".join(lines)
     return "\n".join([*lines, *(f"::: {name}\n" for name, _ in room_modules(room, package))])

@@ -26,7 +26,8 @@ def document(width: float, height: float, title: str, body: str, size: int = 13)
     """A whole file; ``title`` is what is read out in place of the picture."""
     light, dark = ("".join(f"--{name}:{pair[i]};" for name, pair in COLOURS.items()) for i in (0, 1))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
+        f'width="{width:g}" height="{height:g}" '
         f'font-family="{FONT}" font-size="{size}" role="img">\n<title>{escape(title)}</title>\n'
         f"<style>svg{{{light}}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}</style>\n{body}\n</svg>\n"
     )

@@ -1,11 +1,11 @@
-"""The documentation site: the pages of `docs` and of the repository's root, what is generated beside them, and Zensical.
+"""The documentation site: the pages of `docs` and of the repository's root, what is generated beside them, Zensical.
 
-    python docs/site/build.py [--serve]
+    python docs/site/make_site.py [--serve]
 
-Pages stay Markdown that can be read as it is, in an editor or on a code host. For the site they are copied into `build/docs`
-with three changes: formulas become MathML, links to source files lead to the module in the Python reference, and links to
-what the site does not hold lose their target. The site lands in `build/docs/site` and needs no network, neither to be made nor to
-be read.
+Pages stay Markdown that can be read as it is, in an editor or on a code host. For the site they are copied into
+`build/docs` with few changes: formulas become MathML, examples lose their mark, links to source files lead to the module
+in the Python reference, and links to what the site does not hold lose their target. The site lands in `build/docs/site`
+and needs no network, neither to be made nor to be read.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ ROOT_PAGES = {
     "CONTRIBUTING.md": "project/contributing.md",
     "SECURITY.md": "project/security.md",
 }
+ZENSICAL = (sys.executable, "-m", "zensical")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```(\w+) run$", re.M)  # an example that a test runs
 FORMULA = re.compile(r"^\$\$\n(.+?)\n\$\$$", re.M | re.S)
 #: line in zensical.toml that the pages of a folder take the place of
 GENERATED = re.compile(r'^( *)"(reference/\w+/)\*",$', re.M)
@@ -70,7 +72,7 @@ def staged(path: Path, places: dict[Path, str], modules: dict[Path, str]) -> str
     def formula(found: re.Match[str]) -> str:
         return f'<div class="formula">{convert(" ".join(found[1].split()), display="block")}</div>'
 
-    return FORMULA.sub(formula, LINK.sub(led, path.read_text(encoding="utf-8")))
+    return FENCE.sub(r"```\1", FORMULA.sub(formula, LINK.sub(led, path.read_text(encoding="utf-8"))))
 
 
 def stage() -> None:
@@ -78,7 +80,10 @@ def stage() -> None:
     shutil.rmtree(STAGE, ignore_errors=True)
     package = STAGE / "package" / "selfsight"  # its parts lie in four folders; the reference is made from one
     package.mkdir(parents=True)
-    for part in [*(ROOT / "ssl" / "selfsight").iterdir(), *(ROOT / name for name in ("datamodules", "evaluation", "conf"))]:
+    for part in [
+        *(ROOT / "ssl" / "selfsight").iterdir(),
+        *(ROOT / name for name in ("datamodules", "evaluation", "conf")),
+    ]:
         (package / part.name).symlink_to(part)
     places, pages = sources(), STAGE / "pages"
     modules = {path: name for name, path in reference.modules(package)}
@@ -92,16 +97,21 @@ def stage() -> None:
         (pages / place).parent.mkdir(parents=True, exist_ok=True)
         (pages / place).write_text(text, encoding="utf-8")
     shutil.copytree(HERE / "assets", pages / "assets", dirs_exist_ok=True)
-    settings = (HERE / "zensical.toml").read_text(encoding="utf-8")
-    (STAGE / "zensical.toml").write_text(GENERATED.sub(lambda found: entries(found, pages), settings), encoding="utf-8")
+    shutil.copy(HERE / "docstrings.py", STAGE)
+    (STAGE / "zensical.toml").write_text(settings(), encoding="utf-8")
 
 
-def entries(found: re.Match[str], pages: Path) -> str:
-    """The generated pages of a folder for the navigation, in the order in which they were made."""
-    indent, folder = found.groups()
-    names = [Path(place).name for place, _ in reference.pages_of(folder)]
-    assert all((pages / folder / name).is_file() for name in names)
-    return "\n".join(f'{indent}{{ "{Path(name).stem}" = "{folder}{name}" }},' for name in names)
+def settings() -> str:
+    """Zensical's settings, with the generated pages in the navigation, in the order in which they are made."""
+
+    def entries(found: re.Match[str]) -> str:
+        indent, folder = found.groups()
+        places = [place for place, _ in reference.pages_of(folder)]
+        return "\n".join(
+            f'{indent}{{ "{place.removeprefix(folder).removesuffix(".md")}" = "{place}" }},' for place in places
+        )
+
+    return GENERATED.sub(entries, (HERE / "zensical.toml").read_text(encoding="utf-8"))
 
 
 def complaints(output: str) -> list[str]:
@@ -123,8 +133,8 @@ def main() -> int:
     serve = words.parse_args().serve
     stage()
     if serve:
-        return subprocess.run(["zensical", "serve"], cwd=STAGE).returncode
-    done = subprocess.run(["zensical", "build", "--strict", "--clean"], cwd=STAGE, capture_output=True, text=True)
+        return subprocess.run([*ZENSICAL, "serve"], cwd=STAGE).returncode
+    done = subprocess.run([*ZENSICAL, "build", "--strict", "--clean"], cwd=STAGE, capture_output=True, text=True)
     output = done.stdout + done.stderr
     if done.returncode or complaints(output):
         print(output, file=sys.stderr)
