@@ -31,8 +31,8 @@ TRAININGS: dict[str, str] = {
     "swav-stuck": "recipe=digits/swav method.epsilon=0.05 trainer.max_epochs=8",
     "byol": "method=byol trainer.max_epochs=8",
     "byol-collapse": "method=byol optimizer=adamw optimizer.lr=0.3 trainer.max_epochs=8",
-    "swav-live": "recipe=digits/swav batch_size=32 trainer.max_epochs=8",
-    "swav-dead": "recipe=digits/swav batch_size=32 method.num_prototypes=1000 trainer.max_epochs=8",
+    "swav-live": "recipe=digits/swav batch_size=16 trainer.max_epochs=6",
+    "swav-dead": "recipe=digits/swav batch_size=16 method.num_prototypes=1000 method.epsilon=0.05 trainer.max_epochs=6",
     "fixmatch": "method=fixmatch labels.per_class=1 steps_per_epoch=15 trainer.max_epochs=8",
     "fixmatch-dominated": "method=fixmatch labels.per_class=1 method.tau=0.0 method.da_m=null method.lambda_u=20 "
     "steps_per_epoch=15 trainer.max_epochs=8",

@@ -3,7 +3,7 @@
     python docs/site/make_site.py [--serve]
 
 Pages stay Markdown that can be read as it is, in an editor or on a code host. For the site they are copied into
-`build/docs` with few changes: formulas become MathML, examples lose their mark, links to source files lead to the module
+`build/docs` with few changes: formulas become MathML, examples lose their mark, links to source files lead to modules
 in the Python reference, and links to what the site does not hold lose their target. The site lands in `build/docs/site`
 and needs no network, neither to be made nor to be read.
 """
