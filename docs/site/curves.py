@@ -56,6 +56,17 @@ PICTURES: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     ),
 }
 
+#: column: what its axis has to reach, so that a wobble looks like one
+AXES = {
+    "rank": (0.0,),
+    "knn_top1": (0.8, 1.0),
+    "student_top1": (0.0, 1.0),
+    **dict.fromkeys(
+        ("projection_std", "code_softness", "code_entropy", "live_prototypes", "mask_rate", "pseudo_label_accuracy"),
+        (0.0, 1.0),
+    ),
+}
+
 
 def train(name: str) -> None:
     """Do a run that has not been done."""
@@ -88,7 +99,7 @@ def panel(title: str, key: str, lines: Sequence[tuple[str, str]]) -> str:
     values = {name: column(name, key) for name, _ in lines}
     known = [value for found in values.values() for value in found if not math.isnan(value)]
     guess = column(lines[0][0], "chance")[0] if key == "loss" and rows(lines[0][0])[0].get("chance") else None
-    low, high = span([*known, *([] if guess is None else [guess])])
+    low, high = span([*known, *([] if guess is None else [guess]), *AXES.get(key, ())])
     length = max(map(len, values.values()))
 
     def x(i: int) -> float:
@@ -120,7 +131,7 @@ def span(values: Sequence[float]) -> tuple[float, float]:
     """Lowest and highest value of an axis, at whole steps of a size that suits them."""
     low, high = min(values), max(values)
     step = 10 ** math.floor(math.log10(max(high - low, 1e-3))) / 2
-    return math.floor(low / step) * step, math.ceil(high / step) * step
+    return math.floor(round(low / step, 6)) * step, math.ceil(round(high / step, 6)) * step
 
 
 def main() -> None:
