@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: setup demo quick test lint notebooks bench soak clean
+.PHONY: setup demo quick test lint notebooks docs docs-serve bench soak clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,17 @@ test: lint
 # Runs every notebook in a clean kernel and keeps the outputs in it.
 notebooks: setup
 	cd notebooks && PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=2 jupyter execute --inplace *.ipynb
+
+# The documentation site, in build/docs/site; any warning and any link that leads nowhere is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python docs/site/make_site.py
+
+docs-serve: $(VENV)/.docs
+	$(BIN)/python docs/site/make_site.py --serve
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
 
 # The peers have an environment of their own. It sees the project's packages, so only what they add is installed.
 BENCH := .venv-bench

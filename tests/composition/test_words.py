@@ -202,6 +202,13 @@ def test_every_recipe_says_its_job() -> None:
         assert f"selfsight {job} " in about(catalogue.file("recipe", name)), name
 
 
+def test_a_recipe_that_takes_in_another_lets_go_of_what_a_method_lacks() -> None:
+    """SimSiam's schedule has no warm-up; the recipe taken in sets one."""
+    cfg = cli.compose("pretrain", ["recipe=continue", "method=simsiam"])
+    assert "warmup_epochs" not in cfg.schedule.lr
+    assert (cfg.optimizer.lr, cfg.batch_size, cfg.trainer.max_epochs) == (0.0002, "auto", "auto")
+
+
 def test_conf_travels_with_the_package() -> None:
     assert (cli.conf_dir() / "pretrain.yaml").is_file()
     assert Path(cli.__file__).parent.name == "selfsight"

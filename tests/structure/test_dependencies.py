@@ -37,6 +37,9 @@ BY_OTHERS = {
     "hydra-submitit-launcher": "ssl/selfsight/composition/overrides.py",
     "onnx": "ssl/selfsight/checkpoints/export.py",
     "onnxscript": "ssl/selfsight/checkpoints/export.py",
+    "zensical": "docs/site/make_site.py",
+    "latex2mathml": "docs/site/make_site.py",
+    "mkdocstrings-python": "docs/site/zensical.toml",
 }
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 
-from selfsight.composition.catalogue import chain, conf_dir, content, files, job_groups
+from selfsight.composition.catalogue import chain, conf_dir, content, defaults, files, job_groups
 from selfsight.composition.keys import did_you_mean, flat_keys, is_plain, plain
 from selfsight.composition.targets import check_kind_of, locate, parameters, takes_any
 from selfsight.errors import USAGE, UserError
@@ -179,10 +179,13 @@ def _refuse(job: str, cfg: DictConfig, key: str, arguments: list[str] | None = N
 
 
 def _files_of(cfg: DictConfig) -> Iterator[Path]:
+    """The files of what was chosen, and those that they take in whole."""
     for group, choice in (cfg.get("choices") or {}).items():
         for name in choice if isinstance(choice, ListConfig) else [choice]:
             for _, path in files(str(group), str(name)):
                 yield path
+                for inner in defaults(path):
+                    yield from (taken for _, taken in files(str(group), str(inner.choice)) if inner.group is None)
 
 
 def _is_ours(cfg: DictConfig, key: str) -> bool:
