@@ -99,6 +99,11 @@ class TrainerOptions(Options):
         checkpoint_every: epochs between checkpoints; the last one is always kept.
         checkpoint_minutes: minutes between further ones, inside an epoch, too.
         deterministic: the same numbers each time.
+        on_nan: ``stop`` where loss or gradient are no numbers, or ``skip`` the step: neither weights nor anything else
+            that learns moves by it.
+        max_skips_in_a_row, max_skips: steps that may be skipped, one after the other and in all, before it stops.
+        look_every: batches between looks at loss and gradient, for each of which a GPU is waited for; ``auto``: 1 on
+            CPUs and with ``on_nan=skip``, else 50. With 1 the step that went wrong is kept for `selfsight replay`.
     """
 
     place = "trainer."
@@ -122,6 +127,10 @@ class TrainerOptions(Options):
     checkpoint_every: Annotated[int, whole(1)] = 1
     checkpoint_minutes: Annotated[float, above(0)] = 10.0
     deterministic: Annotated[bool, SWITCH] = True
+    on_nan: Annotated[str, one_of("stop", "skip")] = "stop"
+    max_skips_in_a_row: Annotated[int, whole(1)] = 5
+    max_skips: Annotated[int, whole(1)] = 50
+    look_every: Annotated[int | str, AUTO | whole(1)] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,6 +139,16 @@ class TrainerOptions(Options):
                 f"trainer.strategy={self.strategy} cuts parameters into pieces, and weight decay, layer-wise rates and "
                 "averaged networks need them whole; use ddp, with trainer.checkpoint_activations=true where memory is "
                 "short."
+            )
+        if self.on_nan == "skip" and self.look_every not in ("auto", 1):
+            raise UserError(
+                f"trainer.look_every={self.look_every} sees a step when it has been taken, and trainer.on_nan=skip has "
+                "to see it before: leave out trainer.look_every."
+            )
+        if self.on_nan == "skip" and str(self.precision) in ("16-mixed", "16"):
+            raise UserError(
+                f"trainer.precision={self.precision} skips steps whose gradient is no number by itself, with another "
+                "scale: leave out trainer.on_nan=skip, or take bf16-mixed or 32-true."
             )
         if self.strategy not in STRATEGIES:
             raise UserError(

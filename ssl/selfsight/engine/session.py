@@ -127,8 +127,9 @@ class Session:
             data.data.unreadable.write_to(folder.path / "unreadable.txt")
             if data.data.prepared is not None:  # what the images had gone through is part of the run
                 write_text(folder.path / "prepared.json", json.dumps(data.data.prepared, indent=2) + "\n")
-            monitor = Monitor(folder, self.console, parts.online)
-            interrupt, guard, bar = GracefulInterrupt(folder.checkpoint), NanGuard(folder), ProgressBar(self.console)
+            guard = NanGuard(folder, self.console, parts.trainer, parts.run.seed)
+            monitor = Monitor(folder, self.console, parts.online, guard)
+            interrupt, bar = GracefulInterrupt(folder.checkpoint), ProgressBar(self.console)
             timed = TimedCheckpoints(folder.checkpoint, parts.trainer.checkpoint_minutes)
             trainer = make_trainer(parts, folder, [interrupt, timed, guard, parts.online, monitor, bar])
             interrupt.listen()

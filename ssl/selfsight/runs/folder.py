@@ -37,6 +37,7 @@ class RunFolder:
         self.labels = path / "labels.json"
         self.classification = path / "classification.json"
         self.data = path / "data.json"
+        self.broken_step = path / "broken_step.pt"
 
     @classmethod
     def create(cls, cfg: DictConfig, stem: str) -> RunFolder:
@@ -110,7 +111,7 @@ class RunFolder:
 
     def drop_unused(self) -> None:
         """Remove the folder of a run that was refused before its first epoch ended; the first process does it."""
-        if on_first_process() and not self.checkpoint.exists() and not self.metrics.exists():
+        if on_first_process() and not any(p.exists() for p in (self.checkpoint, self.metrics, self.broken_step)):
             shutil.rmtree(self.path, ignore_errors=True)
 
     @property
