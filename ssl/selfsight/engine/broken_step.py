@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from selfsight.contracts import Batch, SemiBatch
-from selfsight.engine.checkpointing import read_checkpoint, write_checkpoint
+from selfsight.engine.checkpointing import Checkpoint, read_checkpoint, write_checkpoint
 from selfsight.errors import UserError
 
 
@@ -66,7 +65,7 @@ class BrokenStep:
         return _joined([part for part in parts if isinstance(part, Batch)])
 
 
-def _batch(fields: dict[str, Any]) -> Batch | SemiBatch:
+def _batch(fields: Checkpoint) -> Batch | SemiBatch:
     if "labelled" in fields:
         return SemiBatch(Batch(**fields["labelled"]), Batch(**fields["unlabelled"]))
     return Batch(**fields)

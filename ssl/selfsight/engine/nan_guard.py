@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,7 +15,7 @@ from torch.optim import Optimizer
 
 from selfsight.contracts import Batch, SemiBatch
 from selfsight.engine.broken_step import BrokenStep
-from selfsight.engine.checkpointing import all_finite
+from selfsight.engine.checkpointing import Checkpoint, all_finite
 from selfsight.engine.options import TrainerOptions
 from selfsight.errors import UserError
 from selfsight.methods.base import SkippedStep
@@ -53,7 +52,7 @@ class NanGuard(Callback):
     def state_dict(self) -> dict[str, int]:
         return {"skipped": self.skipped, "in_a_row": self.in_a_row}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Checkpoint) -> None:
         self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -181,10 +180,9 @@ class NanGuard(Callback):
                 f" With trainer.look_every: 1 in '{config}' a run that goes on keeps the step for `selfsight replay`."
             )
         self.restore(module)
-        batches: list[Any] = [self.batch.to("cpu")]
+        batches = [self.batch.to("cpu")] * trainer.world_size
         if trainer.world_size > 1:
-            batches = [None] * trainer.world_size
-            dist.all_gather_object(batches, self.batch.to("cpu"))
+            dist.all_gather_object(batches, batches[0])
         if not trainer.is_global_zero:
             return ""
         assert self.loss is not None
