@@ -275,7 +275,7 @@ def test_paths_are_of_the_data_set_alone(tmp_path: Path) -> None:
         told.add(explorer.status.text)
     assert told == {"Only images in the folder of the data set are found by their path; open others below."}
     explorer.search_path("pipe")
-    assert explorer.status.text == "pipe cannot be read (a pipe)."
+    assert explorer.status.text == "pipe cannot be read (a pipe, no file)."
 
 
 def test_images_without_labels_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

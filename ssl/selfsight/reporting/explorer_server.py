@@ -11,33 +11,14 @@ import ipaddress
 import secrets
 import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from bokeh.document import Document
-from bokeh.server.server import BaseServer
-from bokeh.server.tornado import BokehTornado
-from bokeh.server.util import bind_sockets
-from tornado.httpserver import HTTPServer
-from tornado.httputil import HTTPServerRequest
-from tornado.ioloop import IOLoop
-from tornado.web import ErrorHandler
+if TYPE_CHECKING:
+    from bokeh.document import Document
+    from bokeh.server.server import BaseServer
 
 FORBIDDEN = 403
-
-
-class OwnPagesOnly(BokehTornado):
-    """Bokeh's application, which answers no request, of a WebSocket neither, that `is_own` refuses.
-
-    Attributes:
-        address: that it listens on.
-    """
-
-    address = ""
-
-    def find_handler(self, request: HTTPServerRequest, **kwargs: object):  # type: ignore[no-untyped-def] # tornado's
-        if is_own(self.address, request.host, request.headers.get("Origin")):
-            return super().find_handler(request, **kwargs)
-        return self.get_handler_delegate(request, ErrorHandler, {"status_code": FORBIDDEN})
 
 
 def is_own(address: str, host: str, origin: str | None) -> bool:
@@ -61,10 +42,25 @@ def serve(page: Callable[[Document], None], address: str, port: int) -> tuple[Ba
     Raises:
         OSError: the port cannot be opened.
     """
+    from bokeh.server.server import BaseServer
+    from bokeh.server.tornado import BokehTornado
+    from bokeh.server.util import bind_sockets
+    from tornado.httpserver import HTTPServer
+    from tornado.httputil import HTTPServerRequest
+    from tornado.ioloop import IOLoop
+    from tornado.web import ErrorHandler
+
+    class OwnPagesOnly(BokehTornado):
+        """Bokeh's application, which answers no request, of a WebSocket neither, that `is_own` refuses."""
+
+        def find_handler(self, request: HTTPServerRequest, **options: object) -> object:  # type: ignore[override]
+            if is_own(address, request.host, request.headers.get("Origin")):
+                return super().find_handler(request, **options)
+            return self.get_handler_delegate(request, ErrorHandler, {"status_code": FORBIDDEN})
+
     sockets, opened = bind_sockets(address, port)
     token = secrets.token_urlsafe(16)
-    application = OwnPagesOnly({"/": page}, prefix=token, extra_websocket_origins=["*"])  # find_handler is stricter
-    application.address = address
+    application = OwnPagesOnly({"/": page}, prefix=token, extra_websocket_origins=["*"])  # `is_own` is stricter
     http = HTTPServer(application)
     http.add_sockets(sockets)
     written = f"[{address}]" if ":" in address else address
