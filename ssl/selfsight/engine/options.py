@@ -92,6 +92,8 @@ class TrainerOptions(Options):
         checkpoint_activations: compute the backbone's activations again in the backward pass: less memory, a third more
             time.
         accumulate: batches an optimiser step.
+        grad_cache: views that the backbone takes at a time, while the loss compares those of the whole batch (gradient
+            caching, exact); null: all of them. Networks are not compiled then.
         clip_norm: largest norm of the gradient; null: any.
         sync_batchnorm: BatchNorm over the images of all processes; ``auto``: on several GPUs. On CPUs several processes
             with BatchNorm learn what one does only with ``true``.
@@ -121,6 +123,7 @@ class TrainerOptions(Options):
     channels_last: Annotated[bool | str, AUTO_SWITCH] = True
     checkpoint_activations: Annotated[bool, SWITCH] = False
     accumulate: Annotated[int, whole(1)] = 1
+    grad_cache: Annotated[int | None, NULL | whole(1)] = None
     clip_norm: Annotated[float | None, NULL | above(0)] = None
     sync_batchnorm: Annotated[bool | str, AUTO_SWITCH] = "auto"
     limit_batches: Annotated[int | None, NULL | whole(1)] = None

@@ -180,21 +180,31 @@ class Session:
             f"lr {recipe.lr:g} → {recipe.peak_lr(length.batch_size):.4g} ({recipe.scaling} scaling)\n"
             f"{self.folder.path}"
         )
-        batches, across = parts.trainer.accumulate, parts.method.across_images
-        several = (
-            f"{batches} batches of {length.batch_size // batches} make a step, not one of {length.batch_size}: {across}"
-        )
-        about_steps = several if batches > 1 and across else ""
         begun = names.backbone_arguments.get("pretrained")
         from_timm = f"begins with {weights_line(parts.method.backbone)}" if begun else ""
         facts = "" if data.bands is None else str(data.bands)
-        about = (self.about_extension, names.presets, from_timm, parts.method.about, about_steps, facts)
+        about = (self.about_extension, names.presets, from_timm, parts.method.about, self.about_batches, facts)
         for line in filter(None, (*about, data.about_labels, *data.about)):
             self.console.print(line, style="dim", markup=False)
         measure.show_classes(self.console, data)
         if parts.plan is not None and self.job == "pretrain" and not self.resumed:
             for line in advice.lines(parts.plan, command()):
                 self.console.print(line, style="yellow", markup=False)
+
+    @property
+    def about_batches(self) -> str:
+        """What the loss compares where that is not a plain batch; empty where it is one."""
+        parts, batch = self.parts, self.parts.length.batch_size
+        batches, cached, across = parts.trainer.accumulate, parts.trainer.grad_cache, parts.method.across_images
+        said = []
+        if batches > 1 and across:
+            instead = "" if cached else " (trainer.grad_cache in place of trainer.accumulate makes it one)"
+            said.append(f"{batches} batches of {batch // batches} make a step, not one of {batch}: {across}{instead}")
+        if cached:
+            alone = any("BatchNorm" in type(part).__name__ for part in parts.method.backbone.modules())
+            but = ", and BatchNorm sees them alone" if alone else ""
+            said.append(f"{cached} views at a time go through the backbone, twice, for one loss of all{but}")
+        return "; ".join(said)
 
     @property
     def about_extension(self) -> str:
