@@ -81,8 +81,8 @@ class TrainerOptions(Options):
         max_steps: optimiser steps, in place of ``max_epochs``; schedules end with them.
         max_time: time after which it is over, as days:hours:minutes:seconds; schedules do not know of it.
         accelerator: ``auto``, ``cpu`` or ``gpu``.
-        devices: how many, or which GPUs; ``auto``: all of them, or one CPU process.
-        num_nodes: machines.
+        devices: how many, or which GPUs; ``auto``: all of them, or one CPU process; as many as torchrun has started.
+        num_nodes: machines; torchrun says by itself how many.
         strategy: ``auto``: ddp where there are several devices.
         precision: ``auto``: bf16-mixed on GPUs that compute in it, else 32-true; ``fastest``: on CPUs, too, where it is
             found to be faster.

@@ -256,7 +256,7 @@ def make_trainer(parts: Parts, folder: RunFolder, callbacks: list[Callback]) -> 
     """
     options = parts.trainer
     where = device(options.accelerator)
-    devices, strategy, plugins = spread(options, where, parts.run.batch_size)
+    devices, nodes, strategy, plugins = spread(options, where, parts.run.batch_size)
     if options.cuda_graphs:
         callbacks = [GraphSteps(), *callbacks]
     last = checkpointing(folder.checkpoint, options.checkpoint_every)
@@ -265,7 +265,7 @@ def make_trainer(parts: Parts, folder: RunFolder, callbacks: list[Callback]) -> 
             default_root_dir=folder.path,
             accelerator="gpu" if where.type == "cuda" else "cpu",
             devices=devices,
-            num_nodes=options.num_nodes,
+            num_nodes=nodes,
             strategy=strategy,
             precision=resolve_precision(options.precision, where),  # type: ignore[arg-type]
             max_epochs=options.max_epochs,
