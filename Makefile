@@ -3,7 +3,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
-.PHONY: setup demo quick test lint notebooks docs docs-serve bench soak clean
+.PHONY: setup demo quick test lint notebooks docs docs-serve bench soak steady audit clean
 
 setup: $(STAMP)
 
@@ -64,6 +64,14 @@ bench: setup
 # Kills trainings of every method at random moments: none may end otherwise than one that nothing happened to.
 soak: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py $(ARGS)
+
+# Long trainings of every method: their memory, open files and processes stay what they are.
+steady: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/steady.py $(ARGS)
+
+# Which of the versions that are let in have a known hole, by a list in the repository: no network is asked.
+audit: setup
+	$(BIN)/python tests/security/audit.py
 
 clean:
 	rm -rf $(VENV) $(BENCH) build dist *.egg-info .mypy_cache $(TYPES) .ruff_cache .pytest_cache

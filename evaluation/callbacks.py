@@ -16,6 +16,7 @@ from selfsight.evaluation.features import FINAL, extract, frozen
 from selfsight.evaluation.probes.classification import predict
 from selfsight.evaluation.probes.diagnostics import Diagnostics, judge, view_figures
 from selfsight.evaluation.probes.linear import top_accuracies
+from selfsight.nn.distributed import PatientBarrier
 from selfsight.validation import takes, whole
 
 VIEWED = 512  # images whose two views are compared
@@ -59,6 +60,7 @@ class OnlineEvaluation(Callback):
         self.results: list[Result] = []
         self.on_result: list[Callable[[Result], None]] = []
         self._views: list[tuple[Tensor, Tensor]] = []
+        self._barrier = PatientBarrier()
 
     @property
     def protocol(self) -> dict[str, str]:
@@ -79,7 +81,7 @@ class OnlineEvaluation(Callback):
             with isolate_rng():  # loaders draw seeds, and what is learnt must not depend on how often it is measured
                 self._evaluate(trainer, pl_module)
         self._views.clear()
-        trainer.strategy.barrier("online evaluation")
+        self._barrier.wait()
 
     def _due(self, trainer: Trainer) -> bool:
         epoch = trainer.current_epoch + 1

@@ -101,3 +101,21 @@ def hydra_launcher(engine: Any, config: Any, task: Callable[[Any], Any]) -> Any:
 
     context = HydraContext(config_loader=engine.config_loader, callbacks=Callbacks(config))
     return Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
+
+
+def watching_operations(look: Callable[[str, Sequence[Any], Any], None]) -> contextlib.AbstractContextManager[Any]:
+    """A context in which ``look(name, arguments, result)`` is called after every operation on tensors, also backward.
+
+    Hooks of modules see what goes from layer to layer, and nothing of the arithmetic of a loss.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        ) -> Any:
+            result = func(*args, **(kwargs or {}))
+            look(func.overloadpacket.__name__, args, result)
+            return result
+
+    return Watch()

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from selfsight.engine.monitor import Monitor, lowest_rate
+from selfsight.engine.nan_guard import NanGuard
+from selfsight.engine.options import TrainerOptions
 from selfsight.runs.console import make_console
 from selfsight.runs.folder import RunFolder
 
@@ -18,7 +20,9 @@ def test_the_norm_is_that_of_the_whole_gradient_and_goes_on_where_it_stopped(tmp
     nothing: Any = None
     parts = [nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))]
     optimizer = torch.optim.SGD([{"params": parts[:1]}, {"params": parts[1:], "lr": 0.1}], lr=0.3)
-    first, second = (Monitor(RunFolder(tmp_path), make_console(), None) for _ in range(2))
+    folder, console = RunFolder(tmp_path), make_console()
+    guard = NanGuard(folder, console, TrainerOptions(), 0)
+    first, second = (Monitor(folder, console, None, guard) for _ in range(2))
     parts[0].grad, parts[1].grad = torch.tensor([3.0]), torch.tensor([4.0, 0.0])
     first.on_before_optimizer_step(nothing, nothing, optimizer)
     second.load_state_dict(first.state_dict())

@@ -127,6 +127,9 @@ def test_last_is_the_newest_that_is_a_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert RunFolder.open("last").name == "newer"
     with pytest.raises(UserError, match="made by `selfsight compare` and is no run"):
         RunFolder.open("runs/compare-digits")
+    (tmp_path / "runs" / "newer" / "config.yaml").write_text("seed: 0\n")  # the rest is lost
+    with pytest.raises(UserError, match=r"newer/config.yaml' is not whole"):
+        RunFolder.open("runs/newer")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from selfsight.errors import UserError
 from selfsight.optim import LAMB, LARC, LARS, OptimizationRecipe, layer_decayed, split_no_decay
 from selfsight.optim.groups import all_parameters
+from selfsight.optim.sam import SAM
 from selfsight.optim.schedule import Clock, Constant, Cosine, Milestones, Schedule, Table, Warmup
 
 Make = Callable[..., torch.optim.Optimizer]
@@ -388,3 +389,20 @@ def test_lengths_of_a_run() -> None:
     assert Clock(700, 100, epochs=0.5, steps_per_epoch=7).total_steps == 4
     # 800 epochs of ImageNet at 4096, the step count in the name of SimCLRv2's released checkpoints
     assert Clock(1281167, 4096, 800, 312, batches_cross_epochs=True).total_steps == 250228
+
+
+def test_a_step_of_sam_that_breaks_off_leaves_the_weights_where_they_were() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer, passes = SAM([weight], lr=0.1, base=torch.optim.SGD), []
+
+    def closure() -> Tensor:
+        if passes:
+            raise InterruptedError
+        passes.append(weight.clone())
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    with pytest.raises(InterruptedError):
+        optimizer.step(closure)
+    assert torch.equal(weight, torch.ones(3))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import http.client
 import io
 import os
 import re
@@ -12,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -28,6 +31,7 @@ from selfsight.engine.reload import eval_datamodule
 from selfsight.jobs.explore import learnt_from
 from selfsight.reporting import embedding
 from selfsight.reporting.explorer import Explorer
+from selfsight.reporting.explorer_server import is_own
 from selfsight.runs.folder import RunFolder
 
 from ..jobs.test_evaluate import finished, pictures, refused
@@ -52,31 +56,90 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(run: Path) -> Iterator[webdriver.Chrome]:
-    needed = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    missing = [name for name, path in needed.items() if path is None]
-    assert not missing, f"{missing} missing: apt-get install chromium chromium-driver (.ci/run does)"
+def address(run: Path) -> Iterator[str]:
     words = [sys.executable, "-m", "selfsight.cli", "explore", f"run={run}", "projection=pca", "port=0"]
     server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
-        address = re.search(r"http://127\.0\.0\.1:\d+/", server.stdout.readline())
-        assert address is not None
-        options = webdriver.ChromeOptions()
-        for option in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"):
-            options.add_argument(option)
-        options.binary_location = str(needed["chromium"])
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        browser = webdriver.Chrome(options=options, service=Service(str(needed["chromedriver"])))
-        try:
-            browser.get(address[0])
-            until(lambda: browser.execute_script(FIND, ".bk-events"))
-            yield browser
-        finally:
-            browser.quit()
+        found = re.search(r"http://127\.0\.0\.1:\d+/[\w-]{20,}/", server.stdout.readline())
+        assert found is not None
+        yield found[0]
     finally:
         server.terminate()
         server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def page(address: str) -> Iterator[webdriver.Chrome]:
+    needed = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
+    missing = [name for name, path in needed.items() if path is None]
+    assert not missing, f"{missing} missing: apt-get install chromium chromium-driver (.ci/run does)"
+    options = webdriver.ChromeOptions()
+    for option in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,900"):
+        options.add_argument(option)
+    options.binary_location = str(needed["chromium"])
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=Service(str(needed["chromedriver"])))
+    try:
+        browser.get(address)
+        until(lambda: browser.execute_script(FIND, ".bk-events"))
+        yield browser
+    finally:
+        browser.quit()
+
+
+def answer(address: str, place: str = "", *, socket: bool = False, **headers: str) -> int:
+    """The status that a request gets, by plain HTTP or to open a WebSocket; ``headers`` may give another host."""
+    server = urlsplit(address)
+    assert server.hostname is not None
+    connection = http.client.HTTPConnection(server.hostname, server.port, timeout=30)
+    upgrade = {
+        "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "c2l4dGVlbiBieXRlcyEhIQ==", "Sec-WebSocket-Protocol": "bokeh, token",
+    }  # fmt: skip
+    try:
+        connection.request("GET", server.path + place, headers=(upgrade if socket else {}) | headers)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("socket", [False, True], ids=["http", "websocket"])
+def test_only_its_own_page_gets_an_answer(address: str, socket: bool) -> None:
+    """Neither a page of another site, nor one under a name that was made to mean this machine."""
+    port = urlsplit(address).port
+    place, served = ("ws", 101) if socket else ("", 200)
+    own = {"Host": f"localhost:{port}", "Origin": f"http://localhost:{port}"}
+    assert answer(address, place, socket=socket) == served
+    assert answer(address, place, socket=socket, **own) == served
+    rebound = {"Host": f"evil.example:{port}", "Origin": f"http://evil.example:{port}"}
+    assert answer(address, place, socket=socket, **rebound) == 403
+    assert answer(address, place, socket=socket, Host=f"127.0.0.1.evil.example:{port}") == 403
+    assert answer(address, place, socket=socket, **own | {"Origin": "http://evil.example"}) == 403
+    assert answer(address, place, socket=socket, **own | {"Origin": "null"}) == 403
+    assert answer(address, place, socket=socket, **own | {"Origin": f"http://localhost:{port}1"}) == 403
+    without_token = f"http://127.0.0.1:{port}/"
+    for guess in ("", "ws", f"{'x' * 22}/{place}", "static/js/bokeh.min.js"):
+        assert answer(without_token, guess, socket=socket) == 404
+
+
+@pytest.mark.parametrize(
+    ("listens", "host", "own"),
+    [
+        ("127.0.0.1", "127.0.0.1:5006", True),
+        ("127.0.0.1", "[::1]:5006", True),
+        ("::1", "[::1]:5006", True),
+        ("127.0.0.1", "LOCALHOST", True),
+        ("0.0.0.0", "192.168.1.7:5006", True),
+        ("images.lab.example", "images.lab.example:5006", True),
+        ("0.0.0.0", "rebound.example:5006", False),
+        ("127.0.0.1", "localhost.rebound.example", False),
+        ("127.0.0.1", "user@rebound.example", False),
+        ("127.0.0.1", "", False),
+    ],
+)
+def test_which_names_are_this_machine(listens: str, host: str, own: bool) -> None:
+    assert is_own(listens, host, None) == own
 
 
 def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
@@ -128,17 +191,17 @@ def test_filters(page: webdriver.Chrome) -> None:
     until(lambda: model(page, "status", "text").startswith("300 of 300"))
 
 
-def test_search_by_image(page: webdriver.Chrome, tmp_path: Path) -> None:
+def test_search_by_image(page: webdriver.Chrome) -> None:
     """An image of the set finds itself first; what is no image is said to be none."""
     data = digits(image_size=16, mean=(0.3,) * 3, std=(0.3,) * 3, test_fraction=0.2, seed=0, name="digits")
-    Image.fromarray(data.limited(300).train.read(7)).save(tmp_path / "seven.png")
-    put(page, "path", str(tmp_path / "seven.png"))
+    content = io.BytesIO()
+    Image.fromarray(data.limited(300).train.read(7)).save(content, "PNG")
+    put(page, "upload", base64.b64encode(content.getvalue()).decode())
     until(lambda: "closest to your image" in model(page, "pictures", "text"))
     first = re.search(r"title='image (\d+) ", model(page, "pictures", "text"))
     assert first is not None
     assert first[1] == data.limited(300).train.name(7)
-    (tmp_path / "words.png").write_text("no image")
-    put(page, "path", str(tmp_path / "words.png"))
+    put(page, "upload", base64.b64encode(b"no image").decode())
     until(lambda: model(page, "status", "text") == "That is no image (no image).")
 
 
@@ -191,6 +254,28 @@ def test_an_image_is_read_as_those_of_data_sets(tmp_path: Path) -> None:
     assert found(Image.fromarray(grey.astype(np.uint16) << 8)) == "grey.png"
     explorer.search(b"words")
     assert explorer.status.text == "That is no image (no image)."
+
+
+def test_paths_are_of_the_data_set_alone(tmp_path: Path) -> None:
+    """Of others nothing is told, not even which there are."""
+    root = pictures(tmp_path / "photos", 8)
+    shutil.copy(root / "3.png", tmp_path / "aside.png")
+    (root / "link.png").symlink_to(tmp_path / "aside.png")
+    os.mkfifo(root / "pipe")
+    explorer = opened(finished(tmp_path / "run", "dataset=folder", f"dataset.root={root}", "dataset.test_fraction=0"))
+    for path in ("3.png", str(root / "3.png")):
+        explorer.source.selected.indices = []
+        explorer.search_path(path)
+        assert name_of(explorer, explorer.selected[0]) == "3.png"
+    told = set()
+    for path in ("../aside.png", str(tmp_path / "aside.png"), "../nothing.png", "link.png", "/etc/hostname"):
+        explorer.source.selected.indices = []
+        explorer.search_path(path)
+        assert not explorer.selected
+        told.add(explorer.status.text)
+    assert told == {"Only images in the folder of the data set are found by their path; open others below."}
+    explorer.search_path("pipe")
+    assert explorer.status.text == "pipe cannot be read (a pipe, no file)."
 
 
 def test_images_without_labels_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

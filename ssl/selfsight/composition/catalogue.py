@@ -37,6 +37,7 @@ JOBS = {
     "embed": ("embed", "write the features of every image to a file"),
     "import": ("import_weights", "anyone's checkpoint as a backbone folder, or as a run that goes on"),
     "export": ("export", "a run's backbone for detectron2, torchvision, timm or ONNX"),
+    "replay": ("replay", "do the step again at which a run went wrong, and say which tensor did first"),
     "report": ("report", "write report.html of a run again"),
     "explore": ("explore", "the embedding of a run in a browser: lasso, neighbours, search by image, export"),
     "compare-runs": ("compare_runs", "several runs side by side: table, curves, differences of configuration"),

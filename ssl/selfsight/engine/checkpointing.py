@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,22 +34,7 @@ class AtomicCheckpoints(CheckpointIO):
     def save_checkpoint(self, checkpoint: Checkpoint, path: str | Path, storage_options: object = None) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-
-        def write(beside: Path) -> None:
-            with beside.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            keep_previous(target)
-
-        try:
-            replace(target, write)
-        except (UserError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            cause = error.__context__ if isinstance(error, UserError) else error
-            reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
-            raise UserError(
-                f"the checkpoint '{target}' cannot be written ({reason}); the run needs space there."
-            ) from None
+        write_checkpoint(checkpoint, target, lambda: keep_previous(target))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
@@ -58,6 +43,31 @@ class AtomicCheckpoints(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+def write_checkpoint(content: Checkpoint, path: Path, before_it_moves: Callable[[], object] = lambda: None) -> None:
+    """Write tensors, numbers and text to the disk itself, whole or not at all.
+
+    Args:
+        before_it_moves: called when the new file is whole and not yet in its place.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+
+    def write(beside: Path) -> None:
+        with beside.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        before_it_moves()
+
+    try:
+        replace(path, write)
+    except (UserError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        cause = error.__context__ if isinstance(error, UserError) else error
+        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
+        raise UserError(f"the checkpoint '{path}' cannot be written ({reason}); the run needs space there.") from None
 
 
 def keep_previous(path: Path) -> None:
@@ -162,14 +172,18 @@ class StepSeeds(Callback):
         self.seed = seed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        words = [self.seed, trainer.current_epoch, batch_idx, trainer.global_rank]
-        drawn = int(np.random.SeedSequence(words).generate_state(1)[0])
-        random.seed(drawn)
-        np.random.seed(drawn)
-        # torch.manual_seed would note down, with the whole stack, to seed every kind of device that is not in use
-        torch.default_generator.manual_seed(drawn)
-        if pl_module.device.type == "cuda":
-            torch.cuda.manual_seed(drawn)
+        seed_step([self.seed, trainer.current_epoch, batch_idx, trainer.global_rank], pl_module.device)
+
+
+def seed_step(words: Sequence[int], device: torch.device) -> None:
+    """Set all generators by the numbers that a step's randomness follows from: seed, epoch, batch, process."""
+    drawn = int(np.random.SeedSequence(words).generate_state(1)[0])
+    random.seed(drawn)
+    np.random.seed(drawn)
+    # torch.manual_seed would note down, with the whole stack, to seed every kind of device that is not in use
+    torch.default_generator.manual_seed(drawn)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(drawn)
 
 
 class Interrupted(Exception):

@@ -13,13 +13,15 @@ from selfsight.backbones import timm
 from selfsight.engine.options import ACCELERATORS, TrainerOptions
 from selfsight.errors import UserError
 from selfsight.nn.batchnorm import ReducedBatchNorm
+from selfsight.runs.processes import started_by_torchrun
 from selfsight.validation import expect, one_of
 
 
 class Spread(NamedTuple):
-    """Devices a node, Lightning's strategy, and plugins that go with it."""
+    """Devices a node, nodes, Lightning's strategy, and plugins that go with it."""
 
     devices: int | list[int]
+    nodes: int
     strategy: str
     plugins: list[LayerSync]
 
@@ -46,12 +48,32 @@ def resolve_auto(choice: bool | str, where: torch.device) -> bool:
 
 
 def processes(options: TrainerOptions, where: torch.device) -> int:
-    """How many processes ``trainer.devices`` and ``num_nodes`` come to: one for each device."""
-    devices = devices_of(options, where)
-    return (devices if isinstance(devices, int) else len(devices)) * options.num_nodes
+    """How many processes ``trainer.devices`` and ``num_nodes`` come to: one for each device.
+
+    Raises:
+        UserError: torchrun has started others.
+    """
+    return _count(devices_of(options, where)) * nodes_of(options)
+
+
+def _count(devices: int | list[int]) -> int:
+    return devices if isinstance(devices, int) else len(devices)
+
+
+def nodes_of(options: TrainerOptions) -> int:
+    started = started_by_torchrun()
+    return options.num_nodes if started is None else started[1]
 
 
 def devices_of(options: TrainerOptions, where: torch.device) -> int | list[int]:
+    if (started := started_by_torchrun()) is not None:
+        if options.devices == "auto":
+            return started[0]
+        if (asked := _count(options.devices)) != started[0]:  # type: ignore[arg-type]
+            raise UserError(
+                f"torchrun has started {started[0]} processes on this machine, and trainer.devices asks for {asked}; "
+                f"give trainer.devices={started[0]}, or torchrun --nproc-per-node={asked}."
+            )
     if options.devices == "auto":
         return torch.cuda.device_count() if where.type == "cuda" else 1
     return options.devices  # type: ignore[return-value]  # of words only auto is let in
@@ -59,6 +81,8 @@ def devices_of(options: TrainerOptions, where: torch.device) -> int | list[int]:
 
 def spread(options: TrainerOptions, where: torch.device, batch_size: int) -> Spread:
     """What ``trainer.devices``, ``num_nodes``, ``strategy`` and ``sync_batchnorm`` come to on ``where``.
+
+    Where torchrun has started the processes they are those.
 
     Raises:
         UserError: a batch that does not give each device as many images, or GPUs by number where there are none.
@@ -81,7 +105,7 @@ def spread(options: TrainerOptions, where: torch.device, batch_size: int) -> Spr
     sync = options.sync_batchnorm
     if sync == "auto":
         sync = count > 1 and where.type == "cuda"  # on CPUs it is slower than all that it normalises
-    return Spread(devices, strategy, [SyncNorms(where.type)] if sync else [])
+    return Spread(devices, nodes_of(options), strategy, [SyncNorms(where.type)] if sync else [])
 
 
 class SyncNorms(LayerSync):

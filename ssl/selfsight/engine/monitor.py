@@ -16,6 +16,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from selfsight.contracts import Batch, SemiBatch
+from selfsight.engine.nan_guard import NanGuard
 from selfsight.evaluation import OnlineEvaluation
 from selfsight.evaluation.base import Figures
 from selfsight.evaluation.probes import diagnostics
@@ -29,11 +30,14 @@ GRADIENT = "grad_norm"  #: column of the mean norm of the gradient
 class Monitor(Callback):
     """Collects the numbers of every step on the device, and tells them once an epoch.
 
-    Stands after the online evaluation among the callbacks, whose ``results`` then end with this epoch's figures.
+    Stands after the guard and the online evaluation among the callbacks, whose ``results`` then end with this epoch's
+    figures.
     """
 
-    def __init__(self, folder: RunFolder, console: Console, evaluation: OnlineEvaluation | None) -> None:
-        self.folder, self.console, self.evaluation = folder, console, evaluation
+    def __init__(
+        self, folder: RunFolder, console: Console, evaluation: OnlineEvaluation | None, guard: NanGuard
+    ) -> None:
+        self.folder, self.console, self.evaluation, self.guard = folder, console, evaluation, guard
         self.sums: dict[str, torch.Tensor] = {}
         self.steps = self.updates = 0
         self.images = 0
@@ -80,10 +84,11 @@ class Monitor(Callback):
         batch_idx: int,
     ) -> None:
         assert isinstance(outputs, Mapping)
-        for name, value in outputs.items():
-            if torch.is_tensor(value) and value.numel() == 1:
-                self.add(name, value.detach().float().reshape(()))
-        self.steps += 1
+        if not self.guard.wrong:  # what is left out of the weights is left out of the means
+            for name, value in outputs.items():
+                if torch.is_tensor(value) and value.numel() == 1:
+                    self.add(name, value.detach().float().reshape(()))
+            self.steps += 1
         self.last_step = time.perf_counter()
         self.images += len(batch)
 

@@ -81,8 +81,8 @@ class TrainerOptions(Options):
         max_steps: optimiser steps, in place of ``max_epochs``; schedules end with them.
         max_time: time after which it is over, as days:hours:minutes:seconds; schedules do not know of it.
         accelerator: ``auto``, ``cpu`` or ``gpu``.
-        devices: how many, or which GPUs; ``auto``: all of them, or one CPU process.
-        num_nodes: machines.
+        devices: how many, or which GPUs; ``auto``: all of them, or one CPU process; as many as torchrun has started.
+        num_nodes: machines; torchrun says by itself how many.
         strategy: ``auto``: ddp where there are several devices.
         precision: ``auto``: bf16-mixed on GPUs that compute in it, else 32-true; ``fastest``: on CPUs, too, where it is
             found to be faster.
@@ -92,6 +92,8 @@ class TrainerOptions(Options):
         checkpoint_activations: compute the backbone's activations again in the backward pass: less memory, a third more
             time.
         accumulate: batches an optimiser step.
+        grad_cache: views that the backbone takes at a time, while the loss compares those of the whole batch (gradient
+            caching, exact); null: all of them. Networks are not compiled then.
         clip_norm: largest norm of the gradient; null: any.
         sync_batchnorm: BatchNorm over the images of all processes; ``auto``: on several GPUs. On CPUs several processes
             with BatchNorm learn what one does only with ``true``.
@@ -99,6 +101,11 @@ class TrainerOptions(Options):
         checkpoint_every: epochs between checkpoints; the last one is always kept.
         checkpoint_minutes: minutes between further ones, inside an epoch, too.
         deterministic: the same numbers each time.
+        on_nan: ``stop`` where loss or gradient are no numbers, or ``skip`` the step: neither weights nor anything else
+            that learns moves by it.
+        max_skips_in_a_row, max_skips: steps that may be skipped, one after the other and in all, before it stops.
+        look_every: batches between looks at loss and gradient, for each of which a GPU is waited for; ``auto``: 1 on
+            CPUs and with ``on_nan=skip``, else 50. With 1 the step that went wrong is kept for `selfsight replay`.
     """
 
     place = "trainer."
@@ -116,12 +123,17 @@ class TrainerOptions(Options):
     channels_last: Annotated[bool | str, AUTO_SWITCH] = True
     checkpoint_activations: Annotated[bool, SWITCH] = False
     accumulate: Annotated[int, whole(1)] = 1
+    grad_cache: Annotated[int | None, NULL | whole(1)] = None
     clip_norm: Annotated[float | None, NULL | above(0)] = None
     sync_batchnorm: Annotated[bool | str, AUTO_SWITCH] = "auto"
     limit_batches: Annotated[int | None, NULL | whole(1)] = None
     checkpoint_every: Annotated[int, whole(1)] = 1
     checkpoint_minutes: Annotated[float, above(0)] = 10.0
     deterministic: Annotated[bool, SWITCH] = True
+    on_nan: Annotated[str, one_of("stop", "skip")] = "stop"
+    max_skips_in_a_row: Annotated[int, whole(1)] = 5
+    max_skips: Annotated[int, whole(1)] = 50
+    look_every: Annotated[int | str, AUTO | whole(1)] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,6 +142,16 @@ class TrainerOptions(Options):
                 f"trainer.strategy={self.strategy} cuts parameters into pieces, and weight decay, layer-wise rates and "
                 "averaged networks need them whole; use ddp, with trainer.checkpoint_activations=true where memory is "
                 "short."
+            )
+        if self.on_nan == "skip" and self.look_every not in ("auto", 1):
+            raise UserError(
+                f"trainer.look_every={self.look_every} sees a step when it has been taken, and trainer.on_nan=skip has "
+                "to see it before: leave out trainer.look_every."
+            )
+        if self.on_nan == "skip" and str(self.precision) in ("16-mixed", "16"):
+            raise UserError(
+                f"trainer.precision={self.precision} skips steps whose gradient is no number by itself, with another "
+                "scale: leave out trainer.on_nan=skip, or take bf16-mixed or 32-true."
             )
         if self.strategy not in STRATEGIES:
             raise UserError(

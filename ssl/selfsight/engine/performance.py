@@ -16,16 +16,18 @@ from selfsight.engine.devices import resolve_auto
 from selfsight.engine.options import TrainerOptions
 from selfsight.errors import UserError
 from selfsight.methods.base import Method
+from selfsight.nn.in_chunks import in_chunks
 from selfsight.nn.memory_format import to_channels_last
 
 log = logging.getLogger("selfsight")
 
 
 def apply_performance_options(method: Method, options: TrainerOptions, device: torch.device) -> Method:
-    """Memory format, compiled networks and activation checkpointing as the options ask; returns the method.
+    """Memory format, compiled networks, recomputed activations and cached gradients as asked; returns the method.
 
     Raises:
-        UserError: activation checkpointing for a backbone that cannot do it, CUDA graphs where they cannot be.
+        UserError: activation checkpointing for a backbone that cannot do it, CUDA graphs or cached gradients where they
+            cannot be.
     """
     if options.cuda_graphs:
         check_graphs(options, device)
@@ -41,7 +43,10 @@ def apply_performance_options(method: Method, options: TrainerOptions, device: t
         keep_freed_memory()
     if resolve_auto(options.channels_last, device):
         to_channels_last(method, device)
-    if resolve_auto(options.compile, device):
+    if options.grad_cache is not None:
+        check_cache(method, options)
+        in_chunks(method.backbone, options.grad_cache)
+    elif resolve_auto(options.compile, device):
         compile_networks(method, options.cuda_graphs)
     return method
 
@@ -59,6 +64,22 @@ def check_graphs(options: TrainerOptions, device: torch.device) -> None:
     )  # fmt: skip
     if wrong:
         raise UserError(f"trainer.cuda_graphs=true {wrong}; leave it false.")
+
+
+def check_cache(method: Method, options: TrainerOptions) -> None:
+    """
+    Raises:
+        UserError: cached gradients for a method that needs none, or with what they do not go together with.
+    """
+    asked = f"trainer.grad_cache={options.grad_cache}"
+    if not method.across_images:
+        raise UserError(
+            f"{asked} is for losses that compare the images of a batch, and {type(method).__name__} has none: "
+            "trainer.accumulate adds up batches exactly, in one pass."
+        )
+    for key in ("compile", "cuda_graphs", "checkpoint_activations"):
+        if getattr(options, key) is True:
+            raise UserError(f"{asked} computes networks again as they are: leave out trainer.{key}=true.")
 
 
 def compile_networks(method: Method, graphs: bool = False) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from selfsight.backbones import interface
@@ -55,14 +56,23 @@ def loaded_run(folder: RunFolder, accelerator: str = "auto") -> LoadedRun:
 
 def trained_method(folder: RunFolder, data: DataModule) -> Method:
     """The method of a run as its last checkpoint has it, on the CPU; of a distilled student without its teacher."""
-    cfg = folder.config()
-    state = training_checkpoint(folder.checkpoint)["state_dict"]
+    cfg, state = folder.config(), training_checkpoint(folder.checkpoint)["state_dict"]
+    if "teacher" in cfg:
+        state = {name: value for name, value in state.items() if not name.startswith("teacher.")}
+    return method_with(state, cfg, data, nn.Identity())
+
+
+def method_with(state: dict[str, Tensor], cfg: DictConfig, data: DataModule, teacher: nn.Module) -> Method:
+    """The method of a run with these weights, on the CPU.
+
+    Args:
+        teacher: of one that a distillation learns from.
+    """
     parts: dict[str, nn.Module | None] = {}
     if "run" in cfg:  # a fine-tuning: it goes on from the head of another run
         parts["projector"] = projection_head(state)
     if "teacher" in cfg:
-        parts["teacher"] = nn.Identity()
-        state = {name: value for name, value in state.items() if not name.startswith("teacher.")}
+        parts["teacher"] = teacher
     method = build.method(cfg, data, **parts)
     method.load_state_dict(state)
     return method

@@ -127,8 +127,9 @@ class Session:
             data.data.unreadable.write_to(folder.path / "unreadable.txt")
             if data.data.prepared is not None:  # what the images had gone through is part of the run
                 write_text(folder.path / "prepared.json", json.dumps(data.data.prepared, indent=2) + "\n")
-            monitor = Monitor(folder, self.console, parts.online)
-            interrupt, guard, bar = GracefulInterrupt(folder.checkpoint), NanGuard(folder), ProgressBar(self.console)
+            guard = NanGuard(folder, self.console, parts.trainer, parts.run.seed)
+            monitor = Monitor(folder, self.console, parts.online, guard)
+            interrupt, bar = GracefulInterrupt(folder.checkpoint), ProgressBar(self.console)
             timed = TimedCheckpoints(folder.checkpoint, parts.trainer.checkpoint_minutes)
             trainer = make_trainer(parts, folder, [interrupt, timed, guard, parts.online, monitor, bar])
             interrupt.listen()
@@ -179,21 +180,31 @@ class Session:
             f"lr {recipe.lr:g} → {recipe.peak_lr(length.batch_size):.4g} ({recipe.scaling} scaling)\n"
             f"{self.folder.path}"
         )
-        batches, across = parts.trainer.accumulate, parts.method.across_images
-        several = (
-            f"{batches} batches of {length.batch_size // batches} make a step, not one of {length.batch_size}: {across}"
-        )
-        about_steps = several if batches > 1 and across else ""
         begun = names.backbone_arguments.get("pretrained")
         from_timm = f"begins with {weights_line(parts.method.backbone)}" if begun else ""
         facts = "" if data.bands is None else str(data.bands)
-        about = (self.about_extension, names.presets, from_timm, parts.method.about, about_steps, facts)
+        about = (self.about_extension, names.presets, from_timm, parts.method.about, self.about_batches, facts)
         for line in filter(None, (*about, data.about_labels, *data.about)):
             self.console.print(line, style="dim", markup=False)
         measure.show_classes(self.console, data)
         if parts.plan is not None and self.job == "pretrain" and not self.resumed:
             for line in advice.lines(parts.plan, command()):
                 self.console.print(line, style="yellow", markup=False)
+
+    @property
+    def about_batches(self) -> str:
+        """What the loss compares where that is not a plain batch; empty where it is one."""
+        parts, batch = self.parts, self.parts.length.batch_size
+        batches, cached, across = parts.trainer.accumulate, parts.trainer.grad_cache, parts.method.across_images
+        said = []
+        if batches > 1 and across:
+            instead = "" if cached else " (trainer.grad_cache in place of trainer.accumulate makes it one)"
+            said.append(f"{batches} batches of {batch // batches} make a step, not one of {batch}: {across}{instead}")
+        if cached:
+            alone = any("BatchNorm" in type(part).__name__ for part in parts.method.backbone.modules())
+            but = ", and BatchNorm sees them alone" if alone else ""
+            said.append(f"{cached} views at a time go through the backbone, twice, for one loss of all{but}")
+        return "; ".join(said)
 
     @property
     def about_extension(self) -> str:
@@ -245,7 +256,7 @@ def make_trainer(parts: Parts, folder: RunFolder, callbacks: list[Callback]) -> 
     """
     options = parts.trainer
     where = device(options.accelerator)
-    devices, strategy, plugins = spread(options, where, parts.run.batch_size)
+    devices, nodes, strategy, plugins = spread(options, where, parts.run.batch_size)
     if options.cuda_graphs:
         callbacks = [GraphSteps(), *callbacks]
     last = checkpointing(folder.checkpoint, options.checkpoint_every)
@@ -254,7 +265,7 @@ def make_trainer(parts: Parts, folder: RunFolder, callbacks: list[Callback]) -> 
             default_root_dir=folder.path,
             accelerator="gpu" if where.type == "cuda" else "cpu",
             devices=devices,
-            num_nodes=options.num_nodes,
+            num_nodes=nodes,
             strategy=strategy,
             precision=resolve_precision(options.precision, where),  # type: ignore[arg-type]
             max_epochs=options.max_epochs,

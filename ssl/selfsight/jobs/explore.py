@@ -1,13 +1,15 @@
 """`selfsight explore`: the embedding in a browser. Pan, zoom, lasso, neighbours, filters, search by image, export.
 
-Bokeh draws and serves it; everything is answered by this process, and by default only to this machine.
+Bokeh draws and serves it; everything is answered by this process, and by default only to this machine: to who knows the
+address that it prints, see `reporting.explorer_server`.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig
@@ -27,6 +29,9 @@ from selfsight.runs.console import make_console, quiet
 from selfsight.runs.folder import RunFolder
 from selfsight.validation import expect, one_of, whole
 
+if TYPE_CHECKING:
+    from bokeh.document import Document
+
 SPLITS = ("train", "test")
 PORTS = 2**16
 
@@ -37,10 +42,10 @@ def run(cfg: DictConfig) -> None:
     quiet()
     console = make_console()
     check(cfg)
-    try:
-        from bokeh.server.server import Server
-    except ImportError:
-        raise UserError("the explorer needs a package: pip install 'selfsight[web]'.") from None
+    if find_spec("bokeh") is None:
+        raise UserError("the explorer needs a package: pip install 'selfsight[web]'.")
+    from selfsight.reporting.explorer_server import serve
+
     folder = RunFolder.open(cfg.run)
     backbone = selfsight.load(folder.path).to(device(cfg.accelerator))
     data = eval_datamodule(build.dataset(folder.config(), folder), backbone)
@@ -54,18 +59,18 @@ def run(cfg: DictConfig) -> None:
         images = data.data.split("test")
     known = embedding.build_map(train, shown, images, cfg.projection)
 
-    def page(document: Any) -> None:
+    def page(document: Document) -> None:
         document.title = folder.name
         document.add_root(Explorer(folder, data, backbone, shown, known, cfg.split).layout)
 
     try:
-        server = Server({"/": page}, address=cfg.address, port=cfg.port)
+        server, place = serve(page, cfg.address, cfg.port)
     except OSError as error:
         raise UserError(
             f"port {cfg.port} of '{cfg.address}' cannot be opened ({error.strerror}); take another, or port=0."
         ) from None
     server.start()
-    console.print(f"explore {len(known.rows):,} images: http://{cfg.address}:{server.port}/   (Ctrl-C ends it)")
+    console.print(f"explore {len(known.rows):,} images: {place}   (Ctrl-C ends it)")
     server.run_until_shutdown()
 
 

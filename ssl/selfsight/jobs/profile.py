@@ -59,8 +59,10 @@ def run(cfg: DictConfig) -> None:
     data.on_after_batch_transfer = watch.around(data.on_after_batch_transfer)  # type: ignore[method-assign, assignment]
     with tempfile.TemporaryDirectory() as place:
         folder = RunFolder(Path(place))
-        monitor = Monitor(folder, Console(file=io.StringIO()), None)
-        lightning = make_trainer(parts, folder, [First(watch), NanGuard(folder), monitor, Last(watch)])
+        unheard = Console(file=io.StringIO())
+        guard = NanGuard(folder, unheard, parts.trainer, parts.run.seed)
+        monitor = Monitor(folder, unheard, None, guard)
+        lightning = make_trainer(parts, folder, [First(watch), guard, monitor, Last(watch)])
         lightning.fit(parts.method, datamodule=data)
     if lightning.is_global_zero:
         exact = resolve_precision(trainer.precision, where) == "32-true"

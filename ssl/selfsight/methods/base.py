@@ -16,6 +16,10 @@ from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Clock
 
 
+class SkippedStep(Exception):
+    """Raised before the optimiser moves anything: the step is not to be taken."""
+
+
 class Method(StepState, LightningModule):
     """A way of learning. A subclass adds its parts and buffers in the constructor and writes `training_step`.
 
@@ -159,23 +163,37 @@ class Method(StepState, LightningModule):
             UserError: the method reads a schedule, and there is none.
         """
         first = not self._within_step or step != self.step
-        self.step = step
-        if self.recipe is not None:
-            self.scheduled = self.recipe.values(step, self.clock)
-            if self._optimizer is not None:
-                self.recipe.apply(self._optimizer, self.scheduled)
-        self._refuse_without_schedules(self.scheduled)
+        self.set_clock(step)
         if first:
             for part in self._states():
                 part.discard()  # of a step that was broken off
             self._within_step = True
             self.before_step()
 
+    def set_clock(self, step: int) -> None:
+        """Set every scheduled value to ``step``, and begin nothing.
+
+        Raises:
+            UserError: the method reads a schedule, and there is none.
+        """
+        self.step = step
+        if self.recipe is not None:
+            self.scheduled = self.recipe.values(step, self.clock)
+            if self._optimizer is not None:
+                self.recipe.apply(self._optimizer, self.scheduled)
+        self._refuse_without_schedules(self.scheduled)
+
     def end_step(self) -> None:
         """Called after the optimiser's step: moves what moves once a step."""
         self.after_step()
         for part in self._states():
             part.commit()
+        self._within_step = False
+
+    def skip_step(self) -> None:
+        """Called in place of `end_step` where the optimiser has not stepped: what the batches brought is forgotten."""
+        for part in self._states():
+            part.discard()
         self._within_step = False
 
     def _states(self) -> Iterator[StepState]:
@@ -195,5 +213,9 @@ class Method(StepState, LightningModule):
         self.begin_step(self.global_step)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        self.end_step()
+        try:
+            super().optimizer_step(*args, **kwargs)
+        except SkippedStep:
+            self.skip_step()
+        else:
+            self.end_step()

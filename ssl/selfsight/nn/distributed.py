@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+PATIENCE = timedelta(days=365)  #: of processes that wait for one of them
 
 
 def world_size() -> int:
@@ -15,6 +18,25 @@ def world_size() -> int:
 
 def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+class PatientBarrier:
+    """A place at which all processes wait for the slowest of them, however long it takes.
+
+    A collective of the default group gives up after its timeout (PyTorch: 10 minutes on GPUs), and an evaluation by the
+    first process alone may take longer. A process that has ended is noticed at once all the same.
+    """
+
+    def __init__(self) -> None:
+        self._group: dist.ProcessGroup | None = None
+
+    def wait(self) -> None:
+        """Come back when all processes are here."""
+        if world_size() == 1:
+            return
+        if self._group is None:
+            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)  # type: ignore[assignment]
+        dist.barrier(group=self._group)
 
 
 class _Gather(torch.autograd.Function):

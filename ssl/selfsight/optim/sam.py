@@ -106,11 +106,13 @@ class SAM(Optimizer):
         self._climb(weights)
         after = _random_state()
         _set_random_state(random)
-        with self.around_second_pass():
-            self.loss_nearby = closure()
-        _set_random_state(after)
-        with torch.no_grad():
-            torch._foreach_copy_(weights, before)
+        try:
+            with self.around_second_pass():
+                self.loss_nearby = closure()
+        finally:  # a step that breaks off leaves the weights where they were
+            _set_random_state(after)
+            with torch.no_grad():
+                torch._foreach_copy_(weights, before)
         if self.max_norm is not None:
             _clip(weights, self.max_norm)
         self.base.step()

@@ -16,6 +16,7 @@ from torch import nn
 from selfsight.checkpoints import export
 from selfsight.datamodules import DataModule
 from selfsight.datamodules.images.decode import Unreadable
+from selfsight.datamodules.images.formats import read_file
 from selfsight.engine import measure
 from selfsight.engine.measure import NO_LABEL, class_name, readable
 from selfsight.errors import UserError
@@ -46,6 +47,7 @@ class Explorer:
         source: the points; `EmbeddingMap` row ``i`` is point ``i``.
         shown: which points the filters leave. drawn: the pictures in place of dots.
         selected: points chosen by lasso, tap or search, in order.
+        root: folder of the data set; None of one that has none.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class Explorer:
 
         self.folder, self.data, self.backbone, self.known, self.split = folder, data, backbone, known, split
         self.images, self.indices = known.images, known.indices
+        place = folder.config().dataset.get("root")
+        self.root = None if place is None else Path(place).expanduser().resolve()
         self.x = F.normalize(shown.x[known.rows], dim=1)
         self.colourings = {one.title: one for one in embedding_map.colourings(data, known)}
         first = next(iter(self.colourings))
@@ -78,7 +82,9 @@ class Explorer:
         self.errors = Select(title="show", value=EVERYTHING, options=errors, name="show", **wide)
         marks: list[str | tuple[str, str]] = [DOTS, PICTURES]
         self.marks = Select(title="draw", value=DOTS, options=marks, name="draw", **wide)
-        self.path = TextInput(title="search by image: path", placeholder="photo.jpg", name="path", **wide)
+        self.path = TextInput(
+            title="search by image: path in the data set", placeholder="photo.jpg", name="path", **wide
+        )
         upload = FileInput(title="or a file", accept="image/*", name="upload")
         self.list_name = TextInput(title="name of the list", value="selection", name="list", **wide)
         export = Button(label="export the selection", button_type="primary", name="export", **wide)
@@ -242,12 +248,17 @@ class Explorer:
         return found
 
     def search_path(self, path: str) -> None:
+        """Search by an image of the data set's folder. Of other paths nothing is said, not even whether they exist."""
         if not path.strip():
             return
+        file = None if self.root is None else (self.root / path.strip()).resolve()
+        if file is None or self.root is None or not file.is_relative_to(self.root):
+            self.status.text = "Only images in the folder of the data set are found by their path; open others below."
+            return
         try:
-            self.search(Path(path.strip()).expanduser().read_bytes())
-        except OSError as error:
-            self.status.text = f"{html.escape(path)} cannot be read ({error.strerror})."
+            self.search(read_file(file))
+        except Unreadable as reason:
+            self.status.text = f"{html.escape(path)} cannot be read ({html.escape(str(reason))})."
 
     def search_bytes(self, encoded: str) -> None:
         import base64

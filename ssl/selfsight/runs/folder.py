@@ -23,6 +23,8 @@ from selfsight.runs.processes import RUN_VARIABLE, on_first_process
 
 #: jobs whose folder holds a run, and a key that only they have: older folders do not name their job
 RUNS = {"distill": "teacher", "finetune": "run", "pretrain": "method"}
+#: the same of all jobs that make a folder
+ALONE = {**RUNS, "compare": "approaches"}
 
 
 class RunFolder:
@@ -37,6 +39,7 @@ class RunFolder:
         self.labels = path / "labels.json"
         self.classification = path / "classification.json"
         self.data = path / "data.json"
+        self.broken_step = path / "broken_step.pt"
 
     @classmethod
     def create(cls, cfg: DictConfig, stem: str) -> RunFolder:
@@ -86,6 +89,11 @@ class RunFolder:
             beside = [str(p.parent) for p in folder.parent.glob("*/config.yaml")] if folder.parent.is_dir() else []
             raise UserError(f"'{folder}' is no run folder (it has no config.yaml).{nearest(str(folder), beside)}")
         run = cls(folder)
+        if not run.job:
+            raise UserError(
+                f"'{folder / 'config.yaml'}' is not whole: it says neither of which job it is nor by which method; "
+                "environment.json beside it has the command of the run."
+            )
         if run.job not in RUNS:
             raise UserError(
                 f"'{folder}' was made by `selfsight {run.job}` and is no run; its runs are in '{folder}/runs'."
@@ -110,14 +118,14 @@ class RunFolder:
 
     def drop_unused(self) -> None:
         """Remove the folder of a run that was refused before its first epoch ended; the first process does it."""
-        if on_first_process() and not self.checkpoint.exists() and not self.metrics.exists():
+        if on_first_process() and not any(p.exists() for p in (self.checkpoint, self.metrics, self.broken_step)):
             shutil.rmtree(self.path, ignore_errors=True)
 
     @property
     def job(self) -> str:
         """The job that made the folder."""
         cfg = self.config()
-        return str(cfg.get("job") or next((job for job, key in RUNS.items() if key in cfg), "compare"))
+        return str(cfg.get("job") or next((job for job, key in ALONE.items() if key in cfg), ""))
 
     @property
     def name(self) -> str:

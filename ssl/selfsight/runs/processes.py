@@ -31,6 +31,14 @@ def on_first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
+def started_by_torchrun() -> tuple[int, int] | None:
+    """Processes on each machine, and machines, where torchrun has started this process; None where it has not."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    return here, int(os.environ["WORLD_SIZE"]) // here
+
+
 #: who has started this process
 PARENT = os.getppid()
 
