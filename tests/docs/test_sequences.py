@@ -32,8 +32,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/backbones.md", "docs/datasets.md", "docs/evaluation.md", "docs/few_labels.md",
          "docs/performance.md", "docs/reliability.md", "docs/results.md", "docs/weights.md")  # fmt: skip
 COMMAND = re.compile(r"^    (selfsight\b(?:\\\n|.)*)$", re.M)
-#: in a command that takes what a test has not: a download, a large set, a hub, a page left open in a browser, a module
-ONLY_CHECKED = re.compile(r"download=true|imagenet|dataset=cifar|push=|explore|mymodule|cifar10_90knn|umap")
+#: in a command that takes what a test has not: a download, a large set, a hub, a page left open in a browser
+ONLY_CHECKED = re.compile(r"download=true|imagenet|dataset=cifar|push=|explore|cifar10_90knn|umap")
 #: words that make a job short
 SHORT = {
     "pretrain": ["debug=smoke", "report=false"],
@@ -53,6 +53,21 @@ SHORT = {
 }
 
 
+OWN_NETWORK = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, depth: int = 2) -> None:
+        super().__init__()
+        layers = [layer for i in range(depth) for layer in (nn.Conv2d(3 if not i else 8, 8, 3, 2, 1), nn.ReLU())]
+        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, x):
+        return self.layers(x)
+"""
+
+
 def sequence(page: Path) -> Iterator[str]:
     """Commands in their order; two in one line are two."""
     for found in COMMAND.finditer(page.read_text()):
@@ -67,6 +82,8 @@ def short(job: str, words: list[str]) -> list[str]:
     if any(word.startswith(("resume=runs/", "debug=")) for word in words):
         return [re.sub(r"^extend=\d+", "extend=1", word) for word in words]
     words = [word.partition(",")[0] if word.startswith("seed=") else word for word in words]
+    words = [re.sub(r"^labels\.per_class=\d+", "labels.per_class=1", word) for word in words]
+    words = [f"{word} debug=smoke" if word.startswith("pretrain=") else word for word in words]
     said = {word.partition("=")[0] for word in words}
     return [*words, *(word for word in SHORT.get(job, []) if word.partition("=")[0] not in said)]
 
@@ -115,10 +132,10 @@ def test_a_page_from_top_to_bottom(page: str, place: Path, capsys: pytest.Captur
     make_what_pages_name(place)
     if "import source=" in (text := (ROOT / page).read_text()) or "init_from=checkpoint" in text:
         make_checkpoints(place)
-    typed = list(sequence(ROOT / page))
-    if all("run=last" not in command or i for i, command in enumerate(typed)):
-        main(["pretrain", *SHORT["pretrain"]])  # the first run of the README, which the others go on from
-    for command in typed:
+    (place / "mymodule.py").write_text(OWN_NETWORK)
+    for name in [[], *([[f"name={name}"] for name in "AB"] if "runs/A" in text else [])]:
+        main(["pretrain", *SHORT["pretrain"], *name])  # the first run of the README, which the others go on from
+    for command in sequence(ROOT / page):
         words = shlex.split(command, comments=True)[1:]
         words = [found for word in words for found in (sorted(glob.glob(word)) if "*" in word else [word])]
         print(f"--- {command}")
