@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from selfsight.contracts import Targets
 from selfsight.evaluation.features import FINAL, PROJECTION, Device, Features, extract
 
 log = logging.getLogger("selfsight")
@@ -85,6 +86,8 @@ def weights_digest(*modules: nn.Module | None) -> str:
 def data_digest(images: Any) -> str:
     """Hash of an `ImageSet`: pixels when in memory, else names, sizes and times of the files; labels in both cases."""
     pieces = [b"" if images.labels is None else _bytes(images.labels)]
+    if (targets := images.targets) is not None:
+        pieces += [_bytes(targets.values), _description(targets).encode()]
     if images.pixels is not None:
         pieces += [str(tuple(images.pixels.shape)).encode(), _bytes(images.pixels)]
     else:
@@ -115,10 +118,14 @@ def _read(path: Path) -> Features | None:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            checksum = (file.metadata() or {}).get("checksum")
-        if checksum != _checksum(tensors):
+            metadata = file.metadata() or {}
+        if metadata.get("checksum") != _checksum(tensors):
             raise ValueError("the checksum does not match")
-        return Features(tensors["x"], tensors.get("labels"), tensors["indices"])
+        targets = None
+        if "targets" in tensors:
+            names, kind = json.loads(metadata["targets"])
+            targets = Targets(tensors["targets"], tuple(names), kind)
+        return Features(tensors["x"], tensors.get("labels"), tensors["indices"], targets=targets)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         log.warning("The cached features %s are damaged (%s); they are made again.", path, error)
         return None
@@ -128,6 +135,9 @@ def _write(path: Path, features: Features, about: Mapping[str, str]) -> None:
     tensors = {"x": features.x.contiguous(), "indices": features.indices.contiguous()}
     if features.labels is not None:
         tensors["labels"] = features.labels.contiguous()
+    if features.targets is not None:
+        tensors["targets"] = features.targets.values.contiguous()
+        about = {**about, "targets": _description(features.targets)}
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.part")
     try:
@@ -135,6 +145,10 @@ def _write(path: Path, features: Features, about: Mapping[str, str]) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _description(targets: Targets) -> str:
+    return json.dumps([targets.names, targets.kind])
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from selfsight.backbones.interface import SHRUNK, feature_map, stages_of, to_map
+from selfsight.contracts import Targets
 from selfsight.errors import UserError, nearest
 
 Device = torch.device | str | None
@@ -27,12 +28,14 @@ class Features:
         labels: ``[N]`` int64, or None where the images have none.
         indices: ``[N]`` int64, position of each image in its data set.
         names: of the images, where somebody has asked for them; else empty.
+        targets: several labels or numbers of each image, in place of a class; None where there are none.
     """
 
     x: Tensor
     labels: Tensor | None
     indices: Tensor
     names: tuple[str, ...] = ()
+    targets: Targets | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -55,18 +58,21 @@ class Features:
     def take(self, rows: Tensor) -> Features:
         """The features of some rows (``[n]`` int64 or ``[N]`` bool)."""
         names = tuple(self.names[i] for i in torch.arange(len(self))[rows].tolist()) if self.names else ()
-        return Features(self.x[rows], None if self.labels is None else self.labels[rows], self.indices[rows], names)
+        labels = None if self.labels is None else self.labels[rows]
+        targets = None if self.targets is None else self.targets[rows]
+        return Features(self.x[rows], labels, self.indices[rows], names, targets)
 
     def to(self, device: Device) -> Features:
         """On ``device``; None is the GPU where there is one, else where the features are."""
         if device is None:
             device = "cuda" if torch.cuda.is_available() else self.x.device
         labels = None if self.labels is None else self.labels.to(device)
-        return Features(self.x.to(device), labels, self.indices.to(device), self.names)
+        targets = None if self.targets is None else self.targets.to(device)
+        return Features(self.x.to(device), labels, self.indices.to(device), self.names, targets)
 
 
 def checked(train: Features, test: Features, *, labels: bool = True) -> tuple[Features, Features]:
-    """Features an evaluator can use; where labels matter, those of the labelled images (label -1 means none).
+    """Features an evaluator can use; where labels or targets matter, those of the images that have some.
 
     Features so large or small that their squares overflow or vanish come back in another unit.
 
@@ -89,7 +95,7 @@ def checked(train: Features, test: Features, *, labels: bool = True) -> tuple[Fe
             f"Training features have {train.x.shape[1]} dimensions and test features {test.x.shape[1]}: extract both "
             "with the same backbone and stage."
         )
-    if labels and len(train.known_labels.unique()) < 2:
+    if labels and train.targets is None and len(train.known_labels.unique()) < 2:
         raise UserError(
             f"All {len(train)} training images carry one label, and telling classes apart takes two: check the class "
             "folders."
@@ -109,7 +115,7 @@ def _squarable(train: Features, test: Features) -> tuple[Features, Features]:
 
 
 def _labelled(features: Features) -> Features:
-    labelled = features.known_labels >= 0
+    labelled = features.known_labels >= 0 if features.targets is None else features.targets.known
     return features if bool(labelled.all()) else features.take(labelled)
 
 
@@ -135,16 +141,19 @@ def stage_names(backbone: nn.Module) -> list[str]:
     return [*stages_of(backbone), FINAL]
 
 
-def missing_labels(data: Any) -> str:
+def missing_labels(data: Any, *, targets: bool = False) -> str:
     """What keeps a data set from being measured by its labels, in a few words; nothing where nothing does.
 
     Args:
         data: an `ImageData`: accuracies take labelled images to learn from and labelled ones held out.
+        targets: whether several labels or numbers are as good as a class.
     """
     for name, images in (("training", data.train), ("test", data.test)):
         if images is None or not len(images):
             return f"data set '{data.name}' has no {name} images"
-        if images.labels is None or not bool((images.labels >= 0).any()):
+        if images.targets is not None and not targets:
+            return f"the {name} images of data set '{data.name}' have {images.targets}, in place of one class each"
+        if images.known is None or not bool(images.known.any()):
             return f"the {name} images of data set '{data.name}' have no labels"
     return ""
 
@@ -173,6 +182,7 @@ def extract(
     kept: dict[str, list[Tensor]] = {stage: [] for stage in stages}
     labels: list[Tensor] = []
     indices: list[Tensor] = []
+    targets: list[Targets] = []
     with staged(backbone, stages, head=head) as outputs:
         for batch in loader:
             if not len(batch):  # every file of it was unreadable
@@ -182,13 +192,16 @@ def extract(
             indices.append(batch.indices.cpu())
             if batch.labels is not None:
                 labels.append(batch.labels.cpu())
+            if batch.targets is not None:
+                targets.append(batch.targets.to("cpu"))
     if not indices:
         raise UserError("There are no images to extract features from: check dataset.root.")
     index = torch.cat(indices)
     label = torch.cat(labels).long() if labels else None
     if label is not None and bool((label < 0).all()):
         label = None
-    return {stage: Features(torch.cat(parts), label, index) for stage, parts in kept.items()}
+    of = Targets.joined(targets) if targets else None
+    return {stage: Features(torch.cat(parts), label, index, targets=of) for stage, parts in kept.items()}
 
 
 @contextmanager

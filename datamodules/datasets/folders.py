@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from selfsight.datamodules.datasets import checks, manifest
 from selfsight.datamodules.datasets.dataset import ImageData, UnreadableFiles, check_classes, keep_in_memory
-from selfsight.datamodules.datasets.labels import Labeller
+from selfsight.datamodules.datasets.labels import Labeller, Labels
 from selfsight.datamodules.datasets.manifest import Manifest
 from selfsight.datamodules.datasets.search import OWN, TABLE, Found, closed, find_images, left_out, search, told, walk
 from selfsight.datamodules.datasets.splits import hold_out, hold_out_by_name
@@ -22,9 +22,9 @@ from selfsight.datamodules.images import bands
 from selfsight.datamodules.images.bands import Kind
 from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, read_image
 from selfsight.datamodules.images.formats import Look, look, read_file
-from selfsight.datamodules.images.prepared import Shards, record
-from selfsight.datamodules.images.sets import Decoder, FileImages, ImageSet, join
-from selfsight.datamodules.images.tars import INDEX, TarShards
+from selfsight.datamodules.images.prepared import ShardImages, Shards, record
+from selfsight.datamodules.images.sets import Decoder, FileImages, ImageSet, join, taken
+from selfsight.datamodules.images.tars import INDEX, TarImages, TarShards
 from selfsight.errors import UserError
 from selfsight.validation import AUTO_SWITCH, SWITCH, expect, one_of, whole
 
@@ -50,6 +50,7 @@ def folder(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     labels: str = "auto",
+    task: str = "auto",
     test: str | Path | None = None,
     test_fraction: float = 0.1,
     split: str = "hash",
@@ -75,6 +76,8 @@ def folder(
             an empty label or -1, have none. It may name the test images as well. ``auto``: ``labels.csv`` if there is
             one in the root, or, with paths relative to it, in the folder of the part; folders, if there are at least
             two and no image lies outside them; else none.
+        task: what such a file holds: ``classes``, one an image; ``multilabel``, any number of labels (``dog|sea``, or
+            columns of 0 and 1); ``regression``, numbers; ``auto``: what it looks like, see `tables.Table`.
         test: a folder of held-out images (relative to the root, or absolute), labelled by the same rule.
         test_fraction: without a test folder, the share of the images held out, by ``seed``; 0: none.
         split: which images these are. ``hash``: each by its name alone (`splits.hold_out_by_name`), so that a folder
@@ -115,6 +118,7 @@ def folder(
         labels,
         Path.is_file if shards is None else shards.holds,
         shards.names_of_classes if isinstance(shards, TarShards) else None,
+        task,
     )
     train, test_part, extra = _find_parts(top, test, unlabelled, _finder(shards))
     parts = [part for part in (train, test_part, extra) if part is not None]
@@ -136,27 +140,32 @@ def folder(
     known = labeller(train.place, train.paths)
     if known.suspicious:
         log.warning(f"no image has a label: {known.origin}.")
-    test_labels = None if test_part is None or not known.classes else _label_test(test_part, labeller, known.classes)
+    test_known = None if test_part is None or known.known is None else _label_test(test_part, labeller, known)
     labeller.check_tables()
     check_classes(name, known.classes)
 
-    def read(part: Part, labels: Tensor | None = None) -> ImageSet:
+    def read(part: Part, known: Labels | None = None) -> ImageSet:
+        labels = None if known is None else known.labels
+        images: FileImages | TarImages | ShardImages
         if isinstance(shards, TarShards):
-            return keep_in_memory(shards.images(part.place, part.paths, labels, max_pixels, decoder), resident, bad)
-        if shards is not None:
-            return keep_in_memory(shards.images(part.place, part.paths, labels), resident, bad)
-        return keep_in_memory(FileImages(part.place, part.paths, labels, max_pixels, decoder), resident, bad)
+            images = shards.images(part.place, part.paths, labels, max_pixels, decoder)
+        elif shards is not None:
+            images = shards.images(part.place, part.paths, labels)
+        else:
+            images = FileImages(part.place, part.paths, labels, max_pixels, decoder)
+        images.targets = None if known is None else known.targets
+        return keep_in_memory(images, resident, bad)
 
-    images, further = read(train, known.labels), list[ImageSet]()
-    if images.labels is not None and bool((images.labels < 0).any()):
-        further.append(images.select((images.labels < 0).nonzero().flatten()))
-        images = images.select((images.labels >= 0).nonzero().flatten())
+    images, further = read(train, known), list[ImageSet]()
+    if (of := images.known) is not None and not bool(of.all()):
+        further.append(images.select((~of).nonzero().flatten()))
+        images = images.select(of.nonzero().flatten())
     if extra is not None:
         further.append(read(extra))
 
     held: ImageSet | None = None
     if test_part is not None:
-        held = read(test_part, test_labels)
+        held = read(test_part, test_known)
     elif test_fraction and split == "draw":
         kept, chosen = hold_out(images.labels, len(images), test_fraction, seed)
         images, held = images.select(kept), images.select(chosen)
@@ -167,7 +176,7 @@ def folder(
 
     more = join(*further) if further else None
     if more is not None:
-        more.labels = None
+        more.labels = more.targets = None
     facts = None if decoder is None else bands.measure(images, decoder.made)
     if facts is not None and tuple(mean) == IMAGENET_MEAN and tuple(std) == IMAGENET_STD:  # those of other images
         mean, std = facts.mean, facts.std
@@ -183,7 +192,7 @@ def folder(
         eval_resize,
         unreadable=bad,
         prepared=record(top),
-        about_labels=f"labels from {known.origin}" if known.classes else f"no labels: {known.origin}",
+        about_labels=f"labels from {known.origin}" if known.known is not None else f"no labels: {known.origin}",
         about=tuple(filter(None, (told([part.found for part in parts]), str(bad)))),
         root=top,
         bands=facts,
@@ -282,9 +291,20 @@ def _found(
     for part, images in data.parts().items():
         paths = images.addresses(data.root or Path())
         prints = [looks[path].print if path in looks else "" for path in paths] if looks else None
-        parts[part] = manifest.Part.of_files(paths, images.labels, prints, above[part])
+        parts[part] = manifest.Part.of_files(paths, images.labels, prints, above[part], images.targets)
     bands = None if data.bands is None else data.bands.to_json()
-    return Manifest(data.name, data.classes, tuple(data.mean), tuple(data.std), parts, rule, fixed, copied, bands)
+    return Manifest(
+        data.name,
+        data.classes,
+        tuple(data.mean),
+        tuple(data.std),
+        parts,
+        rule,
+        fixed,
+        copied,
+        bands,
+        manifest.Columns.of(data.targets),
+    )
 
 
 # --- the parts -------------------------------------------------------------------------------------------------------
@@ -364,11 +384,11 @@ def _without_train(part: Part) -> Part:
     return part
 
 
-def _label_test(part: Part, labeller: Labeller, classes: Sequence[str]) -> Tensor | None:
+def _label_test(part: Part, labeller: Labeller, like: Labels) -> Labels | None:
     """Labels of held-out images; those without a label among others are taken out of ``part``."""
-    found = labeller(part.place, part.paths, classes)
-    known = [] if found.labels is None else (found.labels >= 0).nonzero().flatten().tolist()
-    if not known:
+    found = labeller(part.place, part.paths, like)
+    known = [] if found.known is None else found.known.nonzero().flatten().tolist()
+    if not known or (found.targets is None) != (like.targets is None):
         log.warning(
             f"the test images in '{part.place}' have no labels, so that nothing can be measured which needs them: sort "
             "them into class folders as those to learn from, or list them in labels.csv."
@@ -377,8 +397,8 @@ def _label_test(part: Part, labeller: Labeller, classes: Sequence[str]) -> Tenso
     if len(known) < len(part.paths):
         log.warning(f"{len(part.paths) - len(known)} test images in '{part.place}' have no label and are left out.")
         part.paths = [part.paths[i] for i in known]
-    assert found.labels is not None
-    return found.labels[known]
+    rows = torch.tensor(known)
+    return replace(found, labels=taken(found.labels, rows), targets=taken(found.targets, rows))
 
 
 def _looks(part: Part) -> dict[str, Look]:

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, decode
 from selfsight.datamodules.images.formats import EXTENSIONS
 from selfsight.datamodules.images.prepared import record
-from selfsight.datamodules.images.sets import Decoder, ImageSet, below, taken
+from selfsight.datamodules.images.sets import Decoder, ImageSet, below
 from selfsight.errors import UserError
 from selfsight.files import write_text
 
@@ -151,12 +150,11 @@ class TarImages(ImageSet):
     def addresses(self, top: Path) -> list[str]:
         return below(top, self.root, [self.above + self.name(index) for index in range(len(self))])
 
-    def select(self, indices: Tensor | Sequence[int]) -> TarImages:
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
+    def _select(self, chosen: Tensor) -> TarImages:
         some = TarImages(
             self.root, self.tars, [], self._places[chosen.numpy()], None, self.above, self.max_pixels, self.decoder
         )
-        some._names, some.labels = self._names[chosen.numpy()], taken(self.labels, chosen)
+        some._names = self._names[chosen.numpy()]
         return some
 
 

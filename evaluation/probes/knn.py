@@ -12,9 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from selfsight.contracts import Targets
 from selfsight.errors import UserError
+from selfsight.evaluation.base import Figures
 from selfsight.evaluation.features import Features, checked
 from selfsight.evaluation.probes.balance import balanced
+from selfsight.evaluation.probes.targets import TargetFigures, target_figures, votes
 from selfsight.nn.sphere import directions
 from selfsight.validation import SWITCH, above, one_of, takes, whole
 
@@ -35,7 +38,8 @@ class KNN:
 
     ``knn_top1`` (and ``knn_top5`` with more than five classes) is the accuracy at k = 20, or at the largest k below it:
     a fixed choice, since taking the best k would be choosing on the test set. ``knn_k<k>_top1`` gives every k. Where
-    classes are unequal ``knn_balanced`` is the mean of their accuracies.
+    classes are unequal ``knn_balanced`` is the mean of their accuracies. Of images with several labels or numbers the
+    weighted mean of the neighbours' is compared: ``knn_map`` and ``knn_f1``, or ``knn_r2``; see `probes.targets`.
 
     Attributes:
         k: numbers of neighbours. None: 1, 5, 20 and 200, those larger than the bank left out, as the names of
@@ -53,6 +57,7 @@ class KNN:
     device: str | None = None
     bf16: bool = False
     needs_labels = True
+    takes_targets = True
 
     @property
     def protocol(self) -> str:
@@ -61,15 +66,19 @@ class KNN:
             f"weighted kNN, cosine, exp(s/{self.temperature:g}), k {ks}, bank of all training images, no augmentation"
         )
 
-    def __call__(self, train: Features, test: Features) -> dict[str, float]:
+    def __call__(self, train: Features, test: Features) -> Figures:
         train, test = checked(train, test)
         ks = usable_k(self.k, len(train))
         train, test = train.to(self.device), test.to(self.device)
         bank, queries = (directions(features.x) for features in (train, test))
         similarity, index = neighbours(queries, bank, ks[-1], backend=self.backend, bf16=self.bf16)
+        reported = max((k for k in ks if k <= REPORTED_K), default=ks[0])
+        if train.targets is not None and test.targets is not None:
+            found = target_figures_by_k(similarity, index, train.targets, test.targets, ks, self.temperature)
+            named = {f"knn_k{k}_{name}": v for k in ks for name, v in found[k].items() if isinstance(v, float)}
+            return {f"knn_{name}": value for name, value in found[reported].items()} | named
         voters = train.known_labels[index]
         ranks = true_class_ranks(similarity, voters, test.known_labels, ks, self.temperature, train.classes)
-        reported = max((k for k in ks if k <= REPORTED_K), default=ks[0])
         results: dict[str, float] = {}
         for k, rank in ranks.items():
             results[f"knn_k{k}_top1"] = _share(rank < 1)
@@ -237,6 +246,26 @@ def true_class_ranks(
         ranks[k] = rank.where(own[:, 0] > 0, torch.tensor(classes, device=rank.device))
         start = k
     return ranks
+
+
+def target_figures_by_k(
+    similarity: Tensor, index: Tensor, bank: Targets, truth: Targets, ks: Sequence[int], temperature: float
+) -> dict[int, TargetFigures]:
+    """`target_figures` of the votes of the first k neighbours, by k.
+
+    Args:
+        similarity, index: ``[M, K]``, as `neighbours` gives them.
+    """
+    weight = ((similarity - similarity[:, :1]) / temperature).exp()
+    rows = max(1, VOTE_BLOCK // (index.shape[1] * len(bank.names)))
+    said = {
+        k: torch.cat([
+            votes(w[:, :k], bank.values[near[:, :k]])
+            for w, near in zip(weight.split(rows), index.split(rows), strict=True)
+        ])
+        for k in ks
+    }  # fmt: skip
+    return {k: target_figures(each, truth) for k, each in said.items()}
 
 
 def _share(hits: Tensor) -> float:

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfsight.contracts import Targets
 from selfsight.errors import UserError
+from selfsight.evaluation.base import Figures
 from selfsight.evaluation.features import Features, checked
 from selfsight.evaluation.probes.balance import balanced
 from selfsight.evaluation.probes.logistic import BLOCK, Linear, fit_lbfgs, fit_sgd
+from selfsight.evaluation.probes.targets import linear_outputs, misfit, target_figures
 from selfsight.validation import above, at_least, takes, whole
 
 HELD_OUT = 0.1
@@ -26,6 +29,9 @@ STANDARD_SHOTS = (1, 5, 20)
 @dataclass(frozen=True)
 class LinearProbe:
     """Multinomial logistic regression by L-BFGS: every penalty at once, the best on held-out training images, refitted.
+
+    Of images with several labels each label has a logistic regression of its own, of numbers each column a ridge
+    regression, all with the same penalty: ``linear_map`` and ``linear_f1``, or ``linear_r2``; see `probes.targets`.
 
     Attributes:
         penalties: lambda in  mean cross-entropy + lambda / 2 |W|^2, the bias free, on features centred and scaled to
@@ -40,18 +46,21 @@ class LinearProbe:
     seed: int = 0
     device: str | None = None
     needs_labels = True
+    takes_targets = True
 
     @property
     def protocol(self) -> str:
         where = f"by {self.folds}-fold cross-validation" if self.folds else f"on {HELD_OUT:.0%} of the training images"
         return (
-            "linear probe: logistic regression (L-BFGS) on frozen un-augmented features, L2 out of "
+            "linear probe: logistic regression (L-BFGS; ridge for numbers) on frozen un-augmented features, L2 out of "
             f"{len(self.penalties)} chosen {where}"
         )
 
-    def __call__(self, train: Features, test: Features) -> dict[str, float]:
+    def __call__(self, train: Features, test: Features) -> Figures:
         train, test = (part.to(self.device) for part in checked(train, test))
         standardise = Standardise.of(train.x)
+        if train.targets is not None and test.targets is not None:
+            return self._of_targets(standardise(train.x), train.targets, standardise(test.x), test.targets)
         x, y, classes = standardise(train.x), train.known_labels, train.classes
         merits = torch.zeros(len(self.penalties), 2, dtype=torch.float64, device=x.device)
         for fitting, held_out in folds(y, self.folds, self.seed) if self.folds else [hold_out(y, HELD_OUT, self.seed)]:
@@ -62,6 +71,18 @@ class LinearProbe:
         return accuracies(head, standardise(test.x), test.known_labels) | {
             "linear_penalty": float(self.penalties[chosen])
         }
+
+    def _of_targets(self, x: Tensor, targets: Targets, others: Tensor, truth: Targets) -> Figures:
+        """The same of several labels or numbers: fitted on ``x``, measured on ``others``."""
+        alike = torch.zeros(len(x), dtype=torch.int64)  # no classes to spread over the parts
+        parts = folds(alike, self.folds, self.seed) if self.folds else [hold_out(alike, HELD_OUT, self.seed)]
+        lost = torch.zeros(len(self.penalties), dtype=torch.float64, device=x.device)
+        for fitting, held_out in parts:
+            said = linear_outputs(x[fitting], targets[fitting], self.penalties, x[held_out])
+            lost += misfit(said, targets[held_out])
+        penalty = float(self.penalties[int(lost.argmin())])
+        found = target_figures(linear_outputs(x, targets, [penalty], others)[0], truth)
+        return {f"linear_{name}": value for name, value in found.items()} | {"linear_penalty": penalty}
 
 
 @takes(

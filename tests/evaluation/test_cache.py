@@ -21,7 +21,8 @@ class Source:
 
     def __init__(self, batches: list[Batch]) -> None:
         labels = torch.cat([b.labels for b in batches if b.labels is not None])
-        images = SimpleNamespace(pixels=(torch.cat([b.views[0] for b in batches]) * 40).to(torch.uint8), labels=labels)
+        pixels = (torch.cat([b.views[0] for b in batches]) * 40).to(torch.uint8)
+        images = SimpleNamespace(pixels=pixels, labels=labels, targets=None)
         self.data = SimpleNamespace(image_size=9, eval_resize=None, split=lambda _: images)
         self.views = [SimpleNamespace(mean=(0.5,) * 3, std=(0.5,) * 3)]
         self.images, self.batches, self.reads = images, batches, 0
