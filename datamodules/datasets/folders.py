@@ -18,7 +18,7 @@ from selfsight.datamodules.datasets.labels import Labeller, Labels
 from selfsight.datamodules.datasets.manifest import Manifest
 from selfsight.datamodules.datasets.search import OWN, TABLE, Found, closed, find_images, left_out, search, told, walk
 from selfsight.datamodules.datasets.splits import hold_out, hold_out_by_name
-from selfsight.datamodules.images import bands
+from selfsight.datamodules.images import bands, dicom
 from selfsight.datamodules.images.bands import Kind
 from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, read_image
 from selfsight.datamodules.images.formats import Look, look, read_file
@@ -60,6 +60,7 @@ def folder(
     max_unreadable: float = 0.01,
     max_pixels: int = MAX_PIXELS,
     channels: str | int | Sequence[int] = "auto",
+    window: dicom.Window = None,
     tars: bool | str = "auto",
     seed: int = 0,
     eval_resize: int | None = None,
@@ -93,6 +94,8 @@ def folder(
         channels: ``auto``: RGB of eight bits where all files are colour or grey images of eight bits, else all channels
             that they have, in their own type (see `images.bands`). ``rgb``: RGB of eight bits whatever they are. A
             number: the first so many channels. A list such as ``[3, 2, 1]``: these, counted from 1, in this order.
+        window: of the grey values of DICOM files, which come out from 0 to 1: ``[centre, width]`` in the units of the
+            files, ``auto`` for the one that each states, None for values as they are; see `images.dicom`.
         tars: read the images in the tar files below the folder, in WebDataset's form: True, False, or ``auto`` (where
             nothing else lies there). Their classes are those of the ``.cls`` members beside them, if there are any.
         seed: of what is held out.
@@ -110,6 +113,7 @@ def folder(
     expect("dataset.drop_copies", drop_copies, SWITCH)
     expect("dataset.max_pixels", max_pixels, whole(1))
     expect("dataset.channels", channels, checks.CHANNELS)
+    expect("dataset.window", window, dicom.WINDOW)
     expect("dataset.tars", tars, AUTO_SWITCH)
     top = _existing("dataset.root", checks.path("dataset.root", root))
     bad, shards = UnreadableFiles(max_unreadable), _shards(top, tars)
@@ -128,8 +132,8 @@ def folder(
     seen = [_looks(part) if shards is None and bad.files <= CHECKED else None for part in parts]
     kinds: dict[Kind | None, list[str]] = {None: []}
     if channels != "rgb" and not isinstance(shards, Shards):
-        kinds = _kinds(parts, seen) if shards is None else _kinds_in_tars(parts, shards)
-    decoder = bands.decoder(channels, kinds)
+        kinds = _kinds(parts, seen, window) if shards is None else _kinds_in_tars(parts, shards, window)
+    decoder = bands.decoder(channels, kinds, window)
     for part, each in zip(parts, seen, strict=True):
         if each is not None:
             part.paths = _without_damaged(part, bad, each, lambda place: _damage(place, max_pixels, decoder))
@@ -409,23 +413,27 @@ def _looks(part: Part) -> dict[str, Look]:
 KINDS = 1000
 
 
-def _kinds(parts: Sequence[Part], seen: Sequence[Mapping[str, Look] | None]) -> dict[Kind | None, list[str]]:
+def _kinds(
+    parts: Sequence[Part], seen: Sequence[Mapping[str, Look] | None], window: dicom.Window
+) -> dict[Kind | None, list[str]]:
     """The files of each kind (see `bands.stored_kind`): of all that were looked at, else of a sample."""
     found: dict[Kind | None, list[str]] = {}
     for part, looks in zip(parts, seen, strict=True):
         for path in part.paths[:: 1 if looks is not None else max(1, len(part.paths) // KINDS)]:
             start = None if looks is None else looks[path].start
-            found.setdefault(bands.kind_of_file(part.place / path, start), []).append(path)
+            found.setdefault(bands.kind_of_file(part.place / path, start, window), []).append(path)
+    found.pop(bands.UNTOLD, None)
     return found or {None: []}
 
 
-def _kinds_in_tars(parts: Sequence[Part], shards: TarShards) -> dict[Kind | None, list[str]]:
+def _kinds_in_tars(parts: Sequence[Part], shards: TarShards, window: dicom.Window) -> dict[Kind | None, list[str]]:
     """The same of a sample of images in tar files."""
     found: dict[Kind | None, list[str]] = {}
     for part in parts:
         images = shards.images(part.place, part.paths[:: max(1, len(part.paths) // KINDS)])
         for index in range(len(images)):
-            found.setdefault(bands.kind_of_bytes(images.content(index)), []).append(images.name(index))
+            found.setdefault(bands.kind_of_bytes(images.content(index), window), []).append(images.name(index))
+    found.pop(bands.UNTOLD, None)
     return found or {None: []}
 
 

@@ -34,7 +34,7 @@ INDEX = ".index.json"
 #: what else a sample may hold, which is not told as left out
 BESIDE = frozenset([".cls", ".json", ".txt", ".caption"])
 #: endings of images in shards beside those of a folder
-ARRAYS = frozenset([".npy", ".npz", ".heic", ".heif"])
+ARRAYS = frozenset([".npy", ".npz", ".heic", ".heif", ".dcm"])
 LABEL = ".cls"
 
 
