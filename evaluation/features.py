@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from selfsight.backbones.interface import SHRUNK, feature_map, stages_of, to_map
 from selfsight.contracts import Targets
 from selfsight.errors import UserError, nearest
+from selfsight.evaluation.rows import Writing
 
 Device = torch.device | str | None
 FINAL = "final"
@@ -24,11 +26,12 @@ class Features:
     """Features of ``N`` images.
 
     Attributes:
-        x: ``[N, D]`` float32.
+        x: ``[N, D]`` float32; of very many images float16 in a file, see `rows`.
         labels: ``[N]`` int64, or None where the images have none.
         indices: ``[N]`` int64, position of each image in its data set.
         names: of the images, where somebody has asked for them; else empty.
         targets: several labels or numbers of each image, in place of a class; None where there are none.
+        file: that ``x`` lies in, where it has one.
     """
 
     x: Tensor
@@ -36,6 +39,7 @@ class Features:
     indices: Tensor
     names: tuple[str, ...] = ()
     targets: Targets | None = None
+    file: Path | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -55,6 +59,15 @@ class Features:
             )
         return self.labels
 
+    @property
+    def large(self) -> bool:
+        """Whether they are to be looked at block by block."""
+        return self.x.dtype == torch.float16
+
+    def in_memory(self) -> Features:
+        """The same in memory, in single precision."""
+        return replace(self, x=self.x.float(), file=None) if self.large else self
+
     def take(self, rows: Tensor) -> Features:
         """The features of some rows (``[n]`` int64 or ``[N]`` bool)."""
         names = tuple(self.names[i] for i in torch.arange(len(self))[rows].tolist()) if self.names else ()
@@ -71,14 +84,19 @@ class Features:
         return Features(self.x.to(device), labels, self.indices.to(device), self.names, targets)
 
 
-def checked(train: Features, test: Features, *, labels: bool = True) -> tuple[Features, Features]:
+def checked(train: Features, test: Features, *, labels: bool = True, blocks: bool = False) -> tuple[Features, Features]:
     """Features an evaluator can use; where labels or targets matter, those of the images that have some.
+
+    Args:
+        blocks: leave those of very many images where they are, see `rows`.
 
     Features so large or small that their squares overflow or vanish come back in another unit.
 
     Raises:
         UserError: no images, not finite, two widths, no labels, a single class.
     """
+    if not blocks:
+        train, test = train.in_memory(), test.in_memory()
     if labels:
         train, test = (_labelled(features) for features in (train, test))
     for name, features in (("training", train), ("test", test)):
@@ -109,6 +127,8 @@ def _squarable(train: Features, test: Features) -> tuple[Features, Features]:
     No evaluator asks for the unit of the features.
     """
     largest = float(max(bound.abs() for bound in train.x.aminmax()))
+    if train.large or test.large:  # such entries are not kept in half precision
+        return train, test
     if largest == 0 or 1e-15 < largest < 1e15:
         return train, test
     return replace(train, x=train.x / largest), replace(test, x=test.x / largest)
@@ -165,6 +185,8 @@ def extract(
     stages: Sequence[str] = (FINAL,),
     *,
     head: nn.Module | None = None,
+    images: int | None = None,
+    files: Mapping[str, Path] | None = None,
 ) -> dict[str, Features]:
     """Features of every image a loader yields, once, for each stage asked for.
 
@@ -174,12 +196,14 @@ def extract(
         device: where to compute; default: where the backbone's parameters are. The features come back on the CPU.
         stages: see `staged`.
         head: the projector, for ``"projection"``.
+        images: how many there are at most; of very many the features are kept in files, see `rows`.
+        files: which these are, by stage; None: files that end with the process.
 
     Returns:
         `Features` by stage.
     """
     device, dtype = home(backbone, device), next(backbone.parameters()).dtype
-    kept: dict[str, list[Tensor]] = {stage: [] for stage in stages}
+    kept = {stage: Writing(images, (files or {}).get(stage)) for stage in stages}
     labels: list[Tensor] = []
     indices: list[Tensor] = []
     targets: list[Targets] = []
@@ -188,7 +212,7 @@ def extract(
             if not len(batch):  # every file of it was unreadable
                 continue
             for stage, x in outputs(batch.views[0].to(device, dtype, non_blocking=True)).items():
-                kept[stage].append(x.float().cpu())
+                kept[stage].add(x)
             indices.append(batch.indices.cpu())
             if batch.labels is not None:
                 labels.append(batch.labels.cpu())
@@ -201,7 +225,7 @@ def extract(
     if label is not None and bool((label < 0).all()):
         label = None
     of = Targets.joined(targets) if targets else None
-    return {stage: Features(torch.cat(parts), label, index, targets=of) for stage, parts in kept.items()}
+    return {stage: Features(rows.result(), label, index, (), of, rows.kept) for stage, rows in kept.items()}
 
 
 @contextmanager

@@ -123,7 +123,8 @@ def part_features(
     """Features by stage of one part of the data: ``train``, ``test`` or ``unlabelled``."""
     found: dict[str, Features]
     if cache is None:
-        found = extract(backbone, data.eval_dataloader(split), stages=stages, head=head)
+        images = len(data.data.split(split))
+        found = extract(backbone, data.eval_dataloader(split), stages=stages, head=head, images=images)
     else:
         kept = FeatureCache(cache)
         found = kept.extract(backbone, data, split, stages=stages, head=head)

@@ -103,7 +103,7 @@ def rows_of(data: ImageData, parts: Mapping[str, Features], projection: str) -> 
         columns["class"] += [data.classes[label] if label >= 0 else None for label in labels]
     if data.targets is not None:
         columns |= target_columns(data.targets, list(parts.values()))
-    x = torch.cat([features.x for features in parts.values()])
+    x = torch.cat([features.x.float() for features in parts.values()])
     unit = F.normalize(x, dim=1)
     flat = embedding.project_2d(unit.numpy(), projection)
     similarity, index = knn.other_neighbours(unit, unit, min(NEAREST, len(x) - 1), torch.arange(len(x)))
