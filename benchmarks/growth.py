@@ -59,7 +59,7 @@ def of_folder(root: Path, epochs: int = 4) -> dict[str, float]:
     gc.collect()
     before = memory("self")["Rss"]
     began = time.perf_counter()
-    data = folder(root, image_size=32, resident=False, test_fraction=0.01)
+    data = folder(root, image_size=32, resident=False, test_fraction=0)
     opened = time.perf_counter() - began
     gc.collect()
     kept = memory("self")["Rss"] - before

@@ -23,10 +23,12 @@ from selfsight.datamodules.images.bands import Kind
 from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, read_image
 from selfsight.datamodules.images.formats import Look, look, read_file
 from selfsight.datamodules.images.prepared import ShardImages, Shards, record
+from selfsight.datamodules.images.remote import RemoteTars, cache_folder, is_url
 from selfsight.datamodules.images.sets import Decoder, FileImages, ImageSet, join, taken
-from selfsight.datamodules.images.tars import INDEX, TarImages, TarShards
+from selfsight.datamodules.images.tars import INDEX, LocalTars, TarImages, TarShards
 from selfsight.errors import UserError
 from selfsight.validation import AUTO_SWITCH, SWITCH, expect, one_of, whole
+from selfsight.validation import above as positive
 
 __all__ = ["find_images", "folder"]
 
@@ -62,6 +64,8 @@ def folder(
     channels: str | int | Sequence[int] = "auto",
     window: dicom.Window = None,
     tars: bool | str = "auto",
+    cache: str | Path | None = None,
+    cache_gb: float = 20,
     seed: int = 0,
     eval_resize: int | None = None,
     name: str = "folder",
@@ -71,7 +75,8 @@ def folder(
     Args:
         root: the folder. With a folder ``train`` in it (or one of `TRAIN_FOLDERS`) beside a ``test`` or ``val`` (or one
             of `TEST_FOLDERS`), these two are what is learned from and what is held out. A ``train`` that holds all
-            images is taken as the root.
+            images is taken as the root. Of tar files also an URL: ``http(s)://``, ``s3://`` or ``gs://`` of a folder
+            that its server lists, of a tar file, or of several (``…/train-{000..099}.tar``); see `images.remote`.
         labels: ``folders``: the first folder below the root is the class. ``none``: no labels. A path, relative to the
             root: a CSV file of ``path,label``, with paths relative to the root, too; images it does not name, or gives
             an empty label or -1, have none. It may name the test images as well. ``auto``: ``labels.csv`` if there is
@@ -98,6 +103,8 @@ def folder(
             files, ``auto`` for the one that each states, None for values as they are; see `images.dicom`.
         tars: read the images in the tar files below the folder, in WebDataset's form: True, False, or ``auto`` (where
             nothing else lies there). Their classes are those of the ``.cls`` members beside them, if there are any.
+        cache: folder where what was fetched of an URL is kept; None: the user's folder for caches.
+        cache_gb: gigabytes that it may take there.
         seed: of what is held out.
         image_size, eval_resize, mean, std, name: see `ImageData`. 224 suits large photographs and a large backbone;
             mean and std are ImageNet's; of images that are not RGB of eight bits they are computed instead, unless
@@ -115,8 +122,15 @@ def folder(
     expect("dataset.channels", channels, checks.CHANNELS)
     expect("dataset.window", window, dicom.WINDOW)
     expect("dataset.tars", tars, AUTO_SWITCH)
-    top = _existing("dataset.root", checks.path("dataset.root", root))
-    bad, shards = UnreadableFiles(max_unreadable), _shards(top, tars)
+    expect("dataset.cache_gb", cache_gb, positive(0))
+    shards: Shards | TarShards | None
+    if is_url(root):
+        shards = _remote_shards(str(root), tars, cache_folder(cache), int(cache_gb * 10**9))
+        top = shards.root
+    else:
+        top = _existing("dataset.root", checks.path("dataset.root", root))
+        shards = _shards(top, tars)
+    bad = UnreadableFiles(max_unreadable)
     labeller = Labeller(
         top,
         labels,
@@ -205,10 +219,13 @@ def folder(
     if extra is not None and unlabelled is None:
         line = f"{len(extra.paths):,} images without labels in '{extra.place}', which is no class"
         data = replace(data, about=(*data.about, line))
-    copied = _copies(data, looks)
-    if drop_copies:
+    remote = isinstance(shards, TarShards) and isinstance(shards.tars, RemoteTars)
+    if remote:
+        data = replace(data, about=(*data.about, "copies of test images are not looked for in what lies elsewhere"))
+    copied = {} if remote else _copies(data, looks)
+    if drop_copies and not remote:
         data = data.without_copies()
-    else:
+    elif not remote:
         data.warn_of_leaks("train", "unlabelled")
     rule = {"split": split, "test_fraction": test_fraction, "seed": seed, "drop_copies": drop_copies}
     fixed = test_part is not None or held is None or split == "hash"
@@ -235,7 +252,16 @@ def _shards(top: Path, tars: bool | str) -> Shards | TarShards | None:
     """What holds the images where they are no files of their own: what `prepare` made, or tar files."""
     made = record(top)
     wanted = tars if isinstance(tars, bool) else _holds_tars_alone(top)
-    return TarShards(top) if wanted or (made or {}).get("encode") == "tar" else Shards.of(top)
+    return TarShards(LocalTars(top)) if wanted or (made or {}).get("encode") == "tar" else Shards.of(top)
+
+
+def _remote_shards(url: str, tars: bool | str, cache: Path, limit: int) -> TarShards:
+    if tars is not True:
+        raise UserError(
+            f"dataset.root is '{url}', and dataset=folder reads images that are files of this machine: dataset=shards "
+            "reads tar files from elsewhere (selfsight prepare encode=tar makes them)."
+        )
+    return TarShards(RemoteTars(url, cache, limit))
 
 
 def _holds_tars_alone(top: Path) -> bool:

@@ -56,6 +56,10 @@ class ImageSet:
         """The file that image ``index`` is, or was decoded from, where it is one of its own."""
         return None
 
+    def stored_size(self, index: int) -> int | None:
+        """Bytes of the file that image ``index`` is, of which `digest` is the hash; None where it is no file."""
+        return None
+
     def addresses(self, top: Path) -> list[str]:
         """Where the images are from: the paths of their files as seen from ``top``, or their names."""
         return [self.name(index) for index in range(len(self))]
@@ -169,6 +173,9 @@ class FileImages(ImageSet):
             return self.decoder(read_file(self.path(index)), self.max_pixels)
         return read_image(self.path(index), self.max_pixels)
 
+    def stored_size(self, index: int) -> int:
+        return self.path(index).stat().st_size
+
     def digest(self, index: int) -> bytes:
         return hashlib.blake2b(read_file(self.path(index)), digest_size=16).digest()
 
@@ -251,6 +258,12 @@ class SomeImages(ImageSet):
     def file(self, index: int) -> Path | None:
         return self.images.file(int(self.indices[index]))
 
+    def stored_size(self, index: int) -> int | None:
+        return self.images.stored_size(int(self.indices[index]))
+
+    def digest(self, index: int) -> bytes:
+        return self.images.digest(int(self.indices[index]))
+
     def addresses(self, top: Path) -> list[str]:
         every = self.images.addresses(top)
         return [every[index] for index in self.indices.tolist()]
@@ -289,6 +302,14 @@ class JoinedImages(ImageSet):
     def file(self, index: int) -> Path | None:
         part, inside = self._at(index)
         return part.file(inside)
+
+    def stored_size(self, index: int) -> int | None:
+        part, inside = self._at(index)
+        return part.stored_size(inside)
+
+    def digest(self, index: int) -> bytes:
+        part, inside = self._at(index)
+        return part.digest(inside)
 
     def addresses(self, top: Path) -> list[str]:
         return [address for part in self.parts for address in part.addresses(top)]
