@@ -19,6 +19,7 @@ from selfsight.contracts import Targets
 from selfsight.datamodules.datasets.checks import channels, shown
 from selfsight.datamodules.datasets.copies import Tails, copies
 from selfsight.datamodules.datasets.manifest import PARTS, Changes, Manifest, Part
+from selfsight.datamodules.images.archives import ArchiveImages
 from selfsight.datamodules.images.bands import Bands
 from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, decode
 from selfsight.datamodules.images.memory import fits_in_memory
@@ -35,7 +36,6 @@ from selfsight.datamodules.images.sets import (
     join,
     taken,
 )
-from selfsight.datamodules.images.tars import TarImages
 from selfsight.errors import UserError, nearest
 from selfsight.validation import AUTO_SWITCH, SHARE, expect, whole
 
@@ -469,7 +469,7 @@ def check_classes(name: str, classes: Sequence[str]) -> None:
 
 
 def keep_in_memory(
-    images: FileImages | ShardImages | TarImages, resident: bool | str, bad: UnreadableFiles
+    images: FileImages | ShardImages | ArchiveImages, resident: bool | str, bad: UnreadableFiles
 ) -> ImageSet:
     """The same images decoded once and for all, where asked for and where they fit.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections import Counter
@@ -16,16 +17,28 @@ from selfsight.datamodules.datasets import checks, manifest
 from selfsight.datamodules.datasets.dataset import ImageData, UnreadableFiles, check_classes, keep_in_memory
 from selfsight.datamodules.datasets.labels import Labeller, Labels
 from selfsight.datamodules.datasets.manifest import Manifest
-from selfsight.datamodules.datasets.search import OWN, TABLE, Found, closed, find_images, left_out, search, told, walk
+from selfsight.datamodules.datasets.search import (
+    OWN,
+    TABLE,
+    Found,
+    closed,
+    ending,
+    find_images,
+    left_out,
+    search,
+    told,
+    walk,
+)
 from selfsight.datamodules.datasets.splits import hold_out, hold_out_by_name
-from selfsight.datamodules.images import bands, dicom
+from selfsight.datamodules.images import bands, dicom, rows
+from selfsight.datamodules.images.archives import ArchiveImages, Archives
 from selfsight.datamodules.images.bands import Kind
 from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, read_image
 from selfsight.datamodules.images.formats import Look, look, read_file
 from selfsight.datamodules.images.prepared import ShardImages, Shards, record
 from selfsight.datamodules.images.remote import RemoteTars, cache_folder, is_url
 from selfsight.datamodules.images.sets import Decoder, FileImages, ImageSet, join, taken
-from selfsight.datamodules.images.tars import INDEX, LocalTars, TarImages, TarShards
+from selfsight.datamodules.images.tars import INDEX, LocalTars, TarShards
 from selfsight.errors import UserError
 from selfsight.validation import AUTO_SWITCH, SWITCH, expect, one_of, whole
 from selfsight.validation import above as positive
@@ -41,6 +54,9 @@ TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: and further images without labels, beside class folders
 UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
+#: endings of files that hold many images each
+TARS = (".tar",)
+ARCHIVES = (*TARS, *rows.TABLES, *rows.ARRAYS)
 #: what decides which images are held out
 SPLITS = ("hash", "draw")
 
@@ -123,22 +139,26 @@ def folder(
     expect("dataset.window", window, dicom.WINDOW)
     expect("dataset.tars", tars, AUTO_SWITCH)
     expect("dataset.cache_gb", cache_gb, positive(0))
-    shards: Shards | TarShards | None
+    shards: Shards | Archives | None
     if is_url(root):
         shards = _remote_shards(str(root), tars, cache_folder(cache), int(cache_gb * 10**9))
         top = shards.root
     else:
-        top = _existing("dataset.root", checks.path("dataset.root", root))
-        shards = _shards(top, tars)
+        top = checks.path("dataset.root", root)
+        alone = top.is_file() and tars is True and top.suffix.lower() in ARCHIVES
+        top, only = (top.parent, top.name) if alone else (_existing("dataset.root", top), None)
+        shards = _shards(top, tars, cache_folder(cache), only)
     bad = UnreadableFiles(max_unreadable)
     labeller = Labeller(
         top,
         labels,
         Path.is_file if shards is None else shards.holds,
-        shards.names_of_classes if isinstance(shards, TarShards) else None,
+        shards.names_of_classes if isinstance(shards, Archives) else None,
         task,
+        shards.origin if isinstance(shards, Archives) else "",
     )
-    train, test_part, extra = _find_parts(top, test, unlabelled, _finder(shards))
+    virtual = shards.folders if isinstance(shards, Archives) else None
+    train, test_part, extra = _find_parts(top, test, unlabelled, _finder(shards), virtual)
     parts = [part for part in (train, test_part, extra) if part is not None]
     bad.files = sum(len(part.paths) + len(part.found.broken) for part in parts)
     looks: dict[str, Look] = {}  # at every file, by its path seen from the top
@@ -146,7 +166,7 @@ def folder(
     seen = [_looks(part) if shards is None and bad.files <= CHECKED else None for part in parts]
     kinds: dict[Kind | None, list[str]] = {None: []}
     if channels != "rgb" and not isinstance(shards, Shards):
-        kinds = _kinds(parts, seen, window) if shards is None else _kinds_in_tars(parts, shards, window)
+        kinds = _kinds(parts, seen, window) if shards is None else _kinds_in_archives(parts, shards, window)
     decoder = bands.decoder(channels, kinds, window)
     for part, each in zip(parts, seen, strict=True):
         if each is not None:
@@ -164,8 +184,8 @@ def folder(
 
     def read(part: Part, known: Labels | None = None) -> ImageSet:
         labels = None if known is None else known.labels
-        images: FileImages | TarImages | ShardImages
-        if isinstance(shards, TarShards):
+        images: FileImages | ArchiveImages | ShardImages
+        if isinstance(shards, Archives):
             images = shards.images(part.place, part.paths, labels, max_pixels, decoder)
         elif shards is not None:
             images = shards.images(part.place, part.paths, labels)
@@ -219,7 +239,7 @@ def folder(
     if extra is not None and unlabelled is None:
         line = f"{len(extra.paths):,} images without labels in '{extra.place}', which is no class"
         data = replace(data, about=(*data.about, line))
-    remote = isinstance(shards, TarShards) and isinstance(shards.tars, RemoteTars)
+    remote = isinstance(shards, Archives) and isinstance(shards.store, RemoteTars)
     if remote:
         data = replace(data, about=(*data.about, "copies of test images are not looked for in what lies elsewhere"))
     copied = {} if remote else _copies(data, looks)
@@ -248,11 +268,29 @@ class Part:
     found: Found
 
 
-def _shards(top: Path, tars: bool | str) -> Shards | TarShards | None:
-    """What holds the images where they are no files of their own: what `prepare` made, or tar files."""
+def _shards(top: Path, tars: bool | str, cache: Path, only: str | None) -> Shards | Archives | None:
+    """What holds the images where they are no files of their own: what `prepare` made, tables, arrays, or tar files."""
     made = record(top)
     wanted = tars if isinstance(tars, bool) else _holds_tars_alone(top)
-    return TarShards(LocalTars(top)) if wanted or (made or {}).get("encode") == "tar" else Shards.of(top)
+    if not wanted and (made or {}).get("encode") != "tar":
+        return Shards.of(top)
+    found = [only] if only else [
+        place.above + name for place in walk(top) for name in place.files if ending(name) in ARCHIVES
+    ]  # fmt: skip
+    by_kind = {
+        kind: sorted(name for name in found if ending(name) in kind) for kind in (TARS, rows.TABLES, rows.ARRAYS)
+    }
+    there = [kind for kind, names in by_kind.items() if names]
+    if len(there) > 1:
+        examples = " and ".join(f"'{by_kind[kind][0]}'" for kind in there)
+        raise UserError(
+            f"'{top}' holds archives of several kinds, such as {examples}: name one with dataset.root=FILE."
+        )
+    if there == [rows.TABLES]:
+        return rows.TableShards(top, by_kind[rows.TABLES], cache)
+    if there == [rows.ARRAYS]:
+        return rows.ArrayShards(top, by_kind[rows.ARRAYS])
+    return TarShards(LocalTars(top, by_kind[TARS]))
 
 
 def _remote_shards(url: str, tars: bool | str, cache: Path, limit: int) -> TarShards:
@@ -278,10 +316,10 @@ def _holds_tars_alone(top: Path) -> bool:
     return found
 
 
-def _finder(shards: Shards | TarShards | None) -> Callable[[Path, Sequence[Path]], Found]:
+def _finder(shards: Shards | Archives | None) -> Callable[[Path, Sequence[Path]], Found]:
     if shards is None:
         return search
-    left_out = shards.left_out if isinstance(shards, TarShards) else Counter[str]()
+    left_out = shards.left_out if isinstance(shards, Archives) else Counter[str]()
     return lambda place, aside: Found(shards.below(place, aside), left_out=left_out)
 
 
@@ -341,12 +379,20 @@ def _found(
 
 
 def _find_parts(
-    top: Path, test: str | Path | None, unlabelled: str | Path | None, find: Callable[[Path, Sequence[Path]], Found]
+    top: Path,
+    test: str | Path | None,
+    unlabelled: str | Path | None,
+    find: Callable[[Path, Sequence[Path]], Found],
+    virtual: Sequence[str] | None,
 ) -> tuple[Part, Part | None, Part | None]:
-    """What is to be learned from, tested on, and learned from without labels (see `folder`)."""
+    """What is to be learned from, tested on, and learned from without labels (see `folder`).
+
+    Args:
+        virtual: names of folders that are in the files in ``top``; None: those on the disk are looked at.
+    """
     given = {"dataset.test": test, "dataset.unlabelled": unlabelled}
     named = {key: _existing(key, top / checks.path(key, value)) for key, value in given.items() if value is not None}
-    train_top, split = _split_folders(top)
+    train_top, split = _split_folders(top, virtual)
     test_top, extra_top = named.get("dataset.test", split), named.get("dataset.unlabelled")
     if extra_top is None:
         extra_top = _unlabelled_folder(top)
@@ -386,9 +432,9 @@ def _folders_in(top: Path) -> dict[str, Path]:
         closed(error)
 
 
-def _split_folders(top: Path) -> tuple[Path, Path | None]:
+def _split_folders(top: Path, virtual: Sequence[str] | None) -> tuple[Path, Path | None]:
     """The folders in ``top`` to learn from and to test on, by their names; ``top`` alone where one is missing."""
-    there = _folders_in(top)
+    there = _folders_in(top) if virtual is None else {name.lower(): top / name for name in virtual}
     train, test = (
         next((there[name] for name in names if name in there), None) for names in (TRAIN_FOLDERS, TEST_FOLDERS)
     )
@@ -452,13 +498,14 @@ def _kinds(
     return found or {None: []}
 
 
-def _kinds_in_tars(parts: Sequence[Part], shards: TarShards, window: dicom.Window) -> dict[Kind | None, list[str]]:
-    """The same of a sample of images in tar files."""
+def _kinds_in_archives(parts: Sequence[Part], shards: Archives, window: dicom.Window) -> dict[Kind | None, list[str]]:
+    """The same of a sample of images in archives."""
     found: dict[Kind | None, list[str]] = {}
     for part in parts:
         images = shards.images(part.place, part.paths[:: max(1, len(part.paths) // KINDS)])
         for index in range(len(images)):
-            found.setdefault(bands.kind_of_bytes(images.content(index), window), []).append(images.name(index))
+            with contextlib.suppress(Unreadable):  # whoever reads it will say so
+                found.setdefault(bands.kind_of_bytes(images.content(index), window), []).append(images.name(index))
     found.pop(bands.UNTOLD, None)
     return found or {None: []}
 

@@ -48,7 +48,7 @@ class Labeller:
         rule: see `folders.folder`.
         exists: whether there is such a file.
         beside: names of the classes that stand with the images themselves, empty where there is none; for ``auto``.
-        task: what a table holds, see `Table`.
+        task: what a table holds, see `Table`. origin: where those of ``beside`` are from.
 
     Raises:
         UserError: a rule that is neither a word nor a path.
@@ -61,8 +61,10 @@ class Labeller:
         exists: Callable[[Path], bool] = Path.is_file,
         beside: Callable[[Path, Sequence[str]], list[str]] | None = None,
         task: str = "auto",
+        origin: str = "",
     ) -> None:
         expect("dataset.labels", rule, RULE)
+        self.origin = origin
         self.beside, self.task = beside, expect("dataset.task", task, one_of(*TASKS))
         self.root, self.rule, self.exists = root, str(rule), exists
         self._tables: dict[Path, Table] = {}
@@ -94,7 +96,7 @@ class Labeller:
                 self.check_tables()
                 raise UserError(f"'{table.file}' gives no image in '{part}' a label.")
         if self.rule == "auto" and self.beside is not None and any(names := self.beside(part, paths)):
-            return _numbered(names, classes, "the .cls members of the tar files", part)
+            return _numbered(names, classes, self.origin, part)
         first = [path.split(os.sep)[0] if os.sep in path else "" for path in paths]
         if self.rule == "folders":
             outside = first.count("")

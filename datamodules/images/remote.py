@@ -116,6 +116,14 @@ class RemoteTars:
         content = b"".join(self._block(tar, number) for number in range(first, last + 1))
         return content[offset - first * BLOCK :][:size]
 
+    def content(self, place: Sequence[int]) -> bytes:
+        """What lies at number of the tar file, offset, size; see `archives.Store`."""
+        tar, offset, size = place
+        return self.read(self.tars[tar], offset, size)
+
+    def stored_size(self, place: Sequence[int]) -> int:
+        return place[2]
+
     def open(self, tar: str) -> io.BufferedReader:
         """A tar file as one reads it from its beginning to its end."""
         return io.BufferedReader(_File(self, tar), BLOCK)

@@ -7,7 +7,6 @@ once, in an index beside the tar file, so that order, splits and resumption are 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -17,14 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import numpy as np
-from torch import Tensor
-
-from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, decode
+from selfsight.datamodules.images.archives import Archives
 from selfsight.datamodules.images.formats import EXTENSIONS
 from selfsight.datamodules.images.prepared import record
 from selfsight.datamodules.images.remote import RemoteTars, is_page
-from selfsight.datamodules.images.sets import Decoder, ImageSet, below
 from selfsight.errors import UserError
 from selfsight.files import write_text
 
@@ -84,6 +79,14 @@ class LocalTars:
         if tar not in self._files:
             self._files[tar] = os.open(self.root / tar, os.O_RDONLY)
         return os.pread(self._files[tar], size, offset)
+
+    def content(self, place: Sequence[int]) -> bytes:
+        """What lies at number of the tar file, offset, size; see `Store`."""
+        tar, offset, size = place
+        return self.read(self.tars[tar], offset, size)
+
+    def stored_size(self, place: Sequence[int]) -> int:
+        return place[2]
 
     def open(self, tar: str) -> IO[bytes]:
         """A tar file as one reads it from its beginning to its end."""
@@ -148,86 +151,20 @@ def _listed(tars: Tars, tar: str) -> list[Member]:
     return found
 
 
-class TarImages(ImageSet):
-    """Images that are members of tar files, decoded when read.
-
-    Args:
-        names: of the images, as `TarShards` calls them. places: ``[N, 3]`` number of the tar file, offset and size.
-        above: what stands before the names, seen from ``root``. decoder: see `FileImages`.
-    """
-
-    in_memory = False
-
-    def __init__(
-        self,
-        tars: Tars,
-        names: Sequence[str],
-        places: np.ndarray,
-        labels: Tensor | None = None,
-        above: str = "",
-        max_pixels: int = MAX_PIXELS,
-        decoder: Decoder | None = None,
-    ) -> None:
-        assert labels is None or len(labels) == len(names)
-        self.root, self.tars, self.above, self.labels = tars.root, tars, above, labels
-        self.max_pixels, self.decoder = max_pixels, decoder
-        self._names = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
-        self._places = places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def content(self, index: int) -> bytes:
-        """What the file holds that image ``index`` is."""
-        tar, offset, size = self._places[index].tolist()
-        try:
-            content = self.tars.read(self.tars.tars[tar], offset, size)
-        except OSError as error:
-            raise Unreadable(f"its tar file cannot be read: {error.strerror}") from None
-        if len(content) < size:
-            raise Unreadable("its tar file is cut short")
-        return content
-
-    def read(self, index: int) -> np.ndarray:
-        content = self.content(index)
-        return decode(content, self.max_pixels) if self.decoder is None else self.decoder(content, self.max_pixels)
-
-    def stored_size(self, index: int) -> int:
-        return int(self._places[index, 2])
-
-    def digest(self, index: int) -> bytes:
-        return hashlib.blake2b(self.content(index), digest_size=16).digest()
-
-    def name(self, index: int) -> str:
-        return os.fsdecode(bytes(self._names[index]))
-
-    def addresses(self, top: Path) -> list[str]:
-        return below(top, self.root, [self.above + self.name(index) for index in range(len(self))])
-
-    def _select(self, chosen: Tensor) -> TarImages:
-        some = TarImages(self.tars, [], self._places[chosen.numpy()], None, self.above, self.max_pixels, self.decoder)
-        some._names = self._names[chosen.numpy()]
-        return some
-
-
-class TarShards:
+class TarShards(Archives):
     """The images in tar files, found by path as those of any folder.
 
     A member is called by the folder of its tar file and its own name; where two have one name, by the tar file, too.
-
-    Attributes:
-        left_out: endings of members that are no images, with their number.
 
     Raises:
         UserError: no tar files; see `members`.
     """
 
     def __init__(self, tars: Tars) -> None:
-        self.root, self.tars, self.left_out = tars.root, tars, Counter[str]()
+        super().__init__(tars.root, tars, "the .cls members of the tar files")
+        self.tars = tars
         if not tars.tars:
             raise UserError(f"'{self.root}' holds no tar files; dataset=folder reads images that are files.")
-        self._places: dict[str, tuple[int, int, int]] = {}
-        self._labels: dict[str, int] = {}
         every = [(number, tar, members_of(tars, tar)) for number, tar in enumerate(tars.tars)]
         names = Counter(above(tar) + each.name for _, tar, found in every for each in found)
         apart = any(count > 1 for count in names.values())
@@ -235,7 +172,7 @@ class TarShards:
             before = tar.removesuffix(".tar") + "/" if apart else above(tar)
             self._add(number, before, found)
         made = record(self.root)
-        self.classes: list[str] | None = None if made is None else made.get("classes")
+        self.classes = [] if made is None else made.get("classes", [])
 
     def _add(self, number: int, before: str, found: Sequence[Member]) -> None:
         labels = {each.name: each for each in found if each.name.endswith(LABEL)}
@@ -261,44 +198,6 @@ class TarShards:
             raise UserError(
                 f"'{label.name}' in '{self.tars.shown(tar)}' holds '{shown}', where the number of a class was expected."
             ) from None
-
-    def below(self, place: Path, aside: Sequence[Path] = ()) -> list[str]:
-        """Paths of all images below ``place``, relative to it, sorted; the folders ``aside`` are left out."""
-        inside, others = self._prefix(place), [self._prefix(other) for other in aside]
-        return sorted(
-            path.removeprefix(inside)
-            for path in self._places
-            if path.startswith(inside) and not any(path.startswith(other) for other in others)
-        )
-
-    def images(
-        self,
-        place: Path,
-        paths: Sequence[str],
-        labels: Tensor | None = None,
-        max_pixels: int = MAX_PIXELS,
-        decoder: Decoder | None = None,
-    ) -> TarImages:
-        """The images ``paths`` below ``place``."""
-        inside = self._prefix(place)
-        places = np.array([self._places[inside + path] for path in paths], dtype=np.int64).reshape(-1, 3)
-        return TarImages(self.tars, paths, places, labels, inside, max_pixels, decoder)
-
-    def holds(self, path: Path) -> bool:
-        """Whether there is such an image."""
-        return os.path.relpath(path, self.root) in self._places
-
-    def names_of_classes(self, place: Path, paths: Sequence[str]) -> list[str]:
-        """The class of each image by the ``.cls`` member beside it; empty where there is none."""
-        numbers = [self._labels.get(self._prefix(place) + path) for path in paths]
-        named = self.classes or []
-        return ["" if n is None else named[n] if 0 <= n < len(named) else str(n) for n in numbers]
-
-    def _prefix(self, place: Path) -> str:
-        if not place.resolve().is_relative_to(self.root.resolve()):
-            raise UserError(f"'{place}' lies outside '{self.root}', whose tar files are read; put its own there.")
-        inside = place.resolve().relative_to(self.root.resolve()).as_posix()
-        return "" if inside == "." else inside + "/"
 
 
 def sample(name: str) -> str:

@@ -181,7 +181,7 @@ def test_what_goes_while_a_run_reads_is_named(server: Served, tmp_path: Path, mo
     monkeypatch.setattr(remote, "TRIES", 2)
     server.status = 500
     with pytest.raises(
-        UserError, match=r"cannot be read as images, .* \(its tar file cannot be read: 2 times no answer"
+        UserError, match=r"cannot be read as images, .* \(the file it lies in cannot be read: 2 times no answer"
     ):
         batches(data)
 
