@@ -205,6 +205,14 @@ class RemoteTars:
             )
         return tars
 
+    def published_index(self, tar: str, ending: str) -> dict[str, Any]:
+        """The index that lies beside a tar file, where there is one of a file of this length; else nothing."""
+        try:
+            content = json.loads(self._there(tar + ending) or b"{}")
+            return dict(content) if content["tar"][0] == self.state(tar)[0] else {}
+        except (ValueError, KeyError, TypeError, IndexError):
+            return {}
+
     def _fetch_beside(self) -> None:
         """Folders as they are there, and the files that say what the images are."""
         for tar in self.tars:

@@ -121,7 +121,8 @@ def members_of(tars: Tars, tar: str) -> list[Member]:
         )
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    found = _listed(tars, tar)
+    published = tars.published_index(tar, INDEX) if isinstance(tars, RemoteTars) else {}
+    found = [Member(*each) for each in published.get("members", ())] or _listed(tars, tar)
     with contextlib.suppress(UserError):  # of a folder that may only be read: the next run lists them again
         write_text(place, json.dumps({"tar": now, "members": found}))
     return found

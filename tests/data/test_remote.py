@@ -92,6 +92,19 @@ def test_tar_files_named_one_by_one(shards: Path, server: Served, tmp_path: Path
     assert expanded("a-{8..10}/{0..1}.tar") == [f"a-{n}/{m}.tar" for n in (8, 9, 10) for m in (0, 1)]
 
 
+def test_an_index_beside_a_tar_file_spares_reading_it(shards: Path, server: Served, tmp_path: Path) -> None:
+    def asked(name: str) -> int:
+        server.asked.clear()
+        data = opened(server.url, tmp_path / name, channels="rgb", labels="none", test_fraction=0)
+        assert len(data.train) == 14
+        return len(server.asked)
+
+    with_index = asked("one")
+    for index in server.root.glob("*.index.json"):
+        index.unlink()
+    assert with_index < asked("other")
+
+
 def test_folders_of_a_store_that_lists_them(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = Store()
     monkeypatch.setattr(fsspec, "filesystem", {"s3": made}.__getitem__)
