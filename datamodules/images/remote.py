@@ -43,10 +43,15 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class Unreachable(OSError):
-    """What a server does not give, however often it is asked; ``strerror`` is the reason."""
+    """What a server does not give, however often it is asked; ``strerror`` is the reason.
 
-    def __init__(self, reason: str) -> None:
+    Attributes:
+        refused: it answered that there is no such thing, or none that one may read.
+    """
+
+    def __init__(self, reason: str, refused: bool = False) -> None:
         super().__init__(0, reason)
+        self.refused = refused
 
 
 def is_url(root: object) -> bool:
@@ -178,14 +183,13 @@ class RemoteTars:
             except (Unreachable, UserError):
                 raise
             except Exception as raised:  # each file system raises its own; that of HTTP calls all of them not found
-                error = raised.__cause__ or raised
+                error = (raised.__cause__ if self.scheme.startswith("http") else None) or raised
                 status = getattr(error, "status", 404 if isinstance(error, FileNotFoundError) else 0)
                 if status in (401, 403) or isinstance(error, PermissionError):
-                    raise Unreachable(
-                        f"{status or 403}, forbidden: give the credentials that its server asks for"
-                    ) from None
+                    reason = f"{status or 403}, forbidden: give the credentials that its server asks for"
+                    raise Unreachable(reason, refused=True) from None
                 if status in (404, 410):
-                    raise Unreachable(f"{status}, not found: look at its address") from None
+                    raise Unreachable(f"{status}, not found: look at its address", refused=True) from None
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise Unreachable(f"{TRIES} times no answer: {reason}")
 
@@ -227,11 +231,13 @@ class RemoteTars:
                     replace(self.root / place, functools.partial(Path.write_bytes, data=content))
 
     def _there(self, name: str) -> bytes | None:
-        """A small file; None where there is none, or a web page in its place."""
+        """A small file; None where there is none that one may read, or a web page in its place."""
         try:
             content = bytes(self._ask(lambda fs: fs.cat_file(self.shown(name))))
-        except Unreachable:
-            return None
+        except Unreachable as error:
+            if error.refused:
+                return None
+            raise UserError(f"'{self.shown(name)}' cannot be read ({error.strerror}).") from None
         if name == RECORD:
             try:
                 json.loads(content)
