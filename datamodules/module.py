@@ -14,7 +14,7 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
-from selfsight.contracts import Batch
+from selfsight.contracts import Batch, Targets
 from selfsight.datamodules.datasets.dataset import ImageData
 from selfsight.datamodules.images.bands import Bands, Kind, scaled
 from selfsight.datamodules.images.sets import ImageSet
@@ -136,7 +136,8 @@ class ImageDataModule(LightningDataModule):
     def facts(self) -> dict[str, Any]:
         """What a method may ask to be told of the images, by the name of its argument.
 
-        - ``num_classes``: classes of the data set, 0 without labels. ``classes``: their names.
+        - ``num_classes``: classes of the data set, or columns of its targets; 0 without labels. ``classes``: names.
+        - ``targets``: several labels or numbers in place of classes, see `Targets`; None where there are none.
         - ``num_images``: N, images learned from, with and without labels; ``Batch.indices`` count them.
         - ``labels``: ``[N]`` int64, -1 where an image has none; None where no image has one.
         - ``image_size``: side of the images that evaluation sees, in pixels.
@@ -248,7 +249,11 @@ class ImageDataModule(LightningDataModule):
                 views, boxes = self.device_views(raw.views[0] if pixels is None else pixels[raw.indices], generator)
         if self.channels_last:
             views = [view.contiguous(memory_format=torch.channels_last) for view in views]
-        return Batch(views, raw.indices, raw.labels, boxes)
+        return Batch(views, raw.indices, raw.labels, boxes, self._targets(raw, self.images))
+
+    def _targets(self, raw: RawBatch, images: ImageSet) -> Targets | None:
+        """Those of the images of a batch, on `device`: they are too small to travel with them."""
+        return None if images.targets is None else images.targets[raw.indices.cpu()].to(self.device)
 
     def _training_loader(self) -> Loader | None:
         return None if self._loader is None else self._loader()
@@ -301,7 +306,7 @@ class ImageDataModule(LightningDataModule):
         if self.dataset.bands is not None and pixels.dtype != torch.float32:  # as they lie in memory
             pixels = scaled(pixels)
         view = normalize(pixels, self.views[0].mean, self.views[0].std)
-        return Batch([view], raw.indices, raw.labels)
+        return Batch([view], raw.indices, raw.labels, targets=self._targets(raw, images))
 
     def _note(self, raw: RawBatch, images: ImageSet) -> None:
         self.dataset.unreadable.add((images.name(index), reason) for index, reason in raw.skipped)

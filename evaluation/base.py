@@ -17,6 +17,9 @@ Figures = dict[str, Any]
 class FeatureEvaluator(Protocol):
     """An evaluator that features are enough for. Fitted on ``train``, measured on ``test``, never the reverse.
 
+    One with a true ``takes_targets`` is content with several labels or numbers of each image (`Features.targets`) in
+    place of classes.
+
     A person's own may be any callable of this form: without ``needs_labels`` it is taken to need none, without
     ``protocol`` its name stands for how its numbers are made.
     """
@@ -60,6 +63,11 @@ def looks_at_images(evaluator: object) -> TypeIs[ImageEvaluator]:
 def needs_labels(evaluator: object) -> bool:
     """Whether an evaluator compares with the labels of test images."""
     return bool(getattr(evaluator, "needs_labels", False))
+
+
+def takes_targets(evaluator: object) -> bool:
+    """Whether an evaluator is content with several labels or numbers of each image in place of one class."""
+    return bool(getattr(evaluator, "takes_targets", False))
 
 
 def protocol(evaluator: object) -> str:

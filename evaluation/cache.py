@@ -10,12 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from selfsight.contracts import Targets
 from selfsight.evaluation.features import FINAL, PROJECTION, Device, Features, extract
+
+#: of features in a file, that are looked at in one piece
+ROWS = 100_000
 
 log = logging.getLogger("selfsight")
 
@@ -55,7 +60,11 @@ class FeatureCache:
         found = {stage: features for stage, path in paths.items() if (features := _read(path)) is not None}
         missing = [stage for stage in stages if stage not in found]
         if missing:
-            made = extract(backbone, datamodule.eval_dataloader(split), device, missing, head=head)
+            files = {stage: paths[stage].with_suffix(f".{os.getpid()}.npy") for stage in missing}
+            made = extract(
+                backbone, datamodule.eval_dataloader(split), device, missing, head=head,
+                images=len(datamodule.data.split(split)), files=files,
+            )  # fmt: skip
             self._keep(made, {paths[stage]: {**keys[stage], "stage": stage} for stage in made})
             found |= made
         return {stage: found[stage] for stage in stages}
@@ -85,6 +94,8 @@ def weights_digest(*modules: nn.Module | None) -> str:
 def data_digest(images: Any) -> str:
     """Hash of an `ImageSet`: pixels when in memory, else names, sizes and times of the files; labels in both cases."""
     pieces = [b"" if images.labels is None else _bytes(images.labels)]
+    if (targets := images.targets) is not None:
+        pieces += [_bytes(targets.values), _description(targets).encode()]
     if images.pixels is not None:
         pieces += [str(tuple(images.pixels.shape)).encode(), _bytes(images.pixels)]
     else:
@@ -115,26 +126,56 @@ def _read(path: Path) -> Features | None:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            checksum = (file.metadata() or {}).get("checksum")
-        if checksum != _checksum(tensors):
+            metadata = file.metadata() or {}
+        if metadata.get("checksum") != _checksum(tensors):
             raise ValueError("the checksum does not match")
-        return Features(tensors["x"], tensors.get("labels"), tensors["indices"])
+        x = tensors["x"] if "x" in tensors else _mapped(path, metadata)
+        targets = None
+        if "targets" in tensors:
+            names, kind = json.loads(metadata["targets"])
+            targets = Targets(tensors["targets"], tuple(names), kind)
+        return Features(x, tensors.get("labels"), tensors["indices"], targets=targets)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         log.warning("The cached features %s are damaged (%s); they are made again.", path, error)
         return None
 
 
 def _write(path: Path, features: Features, about: Mapping[str, str]) -> None:
-    tensors = {"x": features.x.contiguous(), "indices": features.indices.contiguous()}
+    tensors = {"indices": features.indices.contiguous()}
+    if features.file is None:
+        tensors["x"] = features.x.contiguous()
+    else:  # it lies in a file of its own
+        about = {
+            **about,
+            "rows": str(len(features)),
+            "digest": _digest(_bytes(part) for part in features.x.split(ROWS)),
+        }
     if features.labels is not None:
         tensors["labels"] = features.labels.contiguous()
+    if features.targets is not None:
+        tensors["targets"] = features.targets.values.contiguous()
+        about = {**about, "targets": _description(features.targets)}
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.part")
     try:
         save_file(tensors, unfinished, metadata={**about, "checksum": _checksum(tensors)})
+        if features.file is not None:
+            features.file.replace(path.with_suffix(".npy"))
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _mapped(path: Path, about: Mapping[str, str]) -> Tensor:
+    """The features that lie in a file beside ``path``, mapped."""
+    x = torch.from_numpy(np.load(path.with_suffix(".npy"), mmap_mode="c")[: int(about["rows"])])
+    if _digest(_bytes(part) for part in x.split(ROWS)) != about["digest"]:
+        raise ValueError("the checksum does not match")
+    return x
+
+
+def _description(targets: Targets) -> str:
+    return json.dumps([targets.names, targets.kind])
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:

@@ -11,11 +11,10 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-from selfsight.evaluation.base import FeatureEvaluator, needs_labels, protocol
-from selfsight.evaluation.features import FINAL, extract, frozen
-from selfsight.evaluation.probes.classification import predict
+from selfsight.evaluation.base import FeatureEvaluator, needs_labels, protocol, takes_targets
+from selfsight.evaluation.features import FINAL, Features, extract, frozen
+from selfsight.evaluation.probes.classification import online_figures
 from selfsight.evaluation.probes.diagnostics import Diagnostics, judge, view_figures
-from selfsight.evaluation.probes.linear import top_accuracies
 from selfsight.nn.distributed import PatientBarrier
 from selfsight.validation import takes, whole
 
@@ -94,16 +93,16 @@ class OnlineEvaluation(Callback):
         splits = ("train", "test") if held_out else ("train",)
         loaders = [datamodule.eval_dataloader(split, self.limit) for split in splits]
         with trainer.precision_plugin.forward_context():  # that of the training, in which the network is compiled, too
-            found = [extract(backbone, loader, pl_module.device)[FINAL] for loader in loaders]
-        train, test = found[0], found[-1]
+            pair = [extract(backbone, loader, pl_module.device)[FINAL] for loader in loaders]
+        train, test = pair[0], pair[-1]
         result: Result = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         for evaluator in self.evaluators.values():
-            if not needs_labels(evaluator) or (held_out and train.labels is not None and test.labels is not None):
+            if not needs_labels(evaluator) or (held_out and _comparable(evaluator, train, test)):
                 result |= evaluator(train, test)
         for name, network in getattr(pl_module, "classifiers", dict)().items():
-            if held_out and test.labels is not None:
-                scores, labels = predict(network, datamodule.eval_dataloader("test", self.limit), pl_module.device)
-                result |= {f"{name}_{key}": value for key, value in top_accuracies(scores, labels).items()}
+            if held_out and (test.labels is not None or test.targets is not None):
+                found = online_figures(network, datamodule.eval_dataloader("test", self.limit), pl_module.device)
+                result |= {f"{name}_{key}": value for key, value in found.items()}
         result |= self._view_figures(backbone)
         warning = judge({name: value for name, value in result.items() if isinstance(value, float)})
         if warning:
@@ -131,3 +130,10 @@ class OnlineEvaluation(Callback):
         with frozen(backbone):
             pairs = [(backbone(first).float(), backbone(second).float()) for first, second in self._views]
         return view_figures(*(torch.cat(side).cpu() for side in zip(*pairs, strict=True)))
+
+
+def _comparable(evaluator: FeatureEvaluator, train: Features, test: Features) -> bool:
+    """Whether both sides have what an evaluator compares: classes, or targets where it takes those."""
+    if train.targets is not None and test.targets is not None:
+        return takes_targets(evaluator)
+    return train.labels is not None and test.labels is not None

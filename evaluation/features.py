@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from selfsight.backbones.interface import SHRUNK, feature_map, stages_of, to_map
+from selfsight.contracts import Targets
 from selfsight.errors import UserError, nearest
+from selfsight.evaluation.rows import Writing
 
 Device = torch.device | str | None
 FINAL = "final"
@@ -23,16 +26,20 @@ class Features:
     """Features of ``N`` images.
 
     Attributes:
-        x: ``[N, D]`` float32.
+        x: ``[N, D]`` float32; of very many images float16 in a file, see `rows`.
         labels: ``[N]`` int64, or None where the images have none.
         indices: ``[N]`` int64, position of each image in its data set.
         names: of the images, where somebody has asked for them; else empty.
+        targets: several labels or numbers of each image, in place of a class; None where there are none.
+        file: that ``x`` lies in, where it has one.
     """
 
     x: Tensor
     labels: Tensor | None
     indices: Tensor
     names: tuple[str, ...] = ()
+    targets: Targets | None = None
+    file: Path | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -52,27 +59,44 @@ class Features:
             )
         return self.labels
 
+    @property
+    def large(self) -> bool:
+        """Whether they are to be looked at block by block."""
+        return self.x.dtype == torch.float16
+
+    def in_memory(self) -> Features:
+        """The same in memory, in single precision."""
+        return replace(self, x=self.x.float(), file=None) if self.large else self
+
     def take(self, rows: Tensor) -> Features:
         """The features of some rows (``[n]`` int64 or ``[N]`` bool)."""
         names = tuple(self.names[i] for i in torch.arange(len(self))[rows].tolist()) if self.names else ()
-        return Features(self.x[rows], None if self.labels is None else self.labels[rows], self.indices[rows], names)
+        labels = None if self.labels is None else self.labels[rows]
+        targets = None if self.targets is None else self.targets[rows]
+        return Features(self.x[rows], labels, self.indices[rows], names, targets)
 
     def to(self, device: Device) -> Features:
         """On ``device``; None is the GPU where there is one, else where the features are."""
         if device is None:
             device = "cuda" if torch.cuda.is_available() else self.x.device
         labels = None if self.labels is None else self.labels.to(device)
-        return Features(self.x.to(device), labels, self.indices.to(device), self.names)
+        targets = None if self.targets is None else self.targets.to(device)
+        return Features(self.x.to(device), labels, self.indices.to(device), self.names, targets)
 
 
-def checked(train: Features, test: Features, *, labels: bool = True) -> tuple[Features, Features]:
-    """Features an evaluator can use; where labels matter, those of the labelled images (label -1 means none).
+def checked(train: Features, test: Features, *, labels: bool = True, blocks: bool = False) -> tuple[Features, Features]:
+    """Features an evaluator can use; where labels or targets matter, those of the images that have some.
+
+    Args:
+        blocks: leave those of very many images where they are, see `rows`.
 
     Features so large or small that their squares overflow or vanish come back in another unit.
 
     Raises:
         UserError: no images, not finite, two widths, no labels, a single class.
     """
+    if not blocks:
+        train, test = train.in_memory(), test.in_memory()
     if labels:
         train, test = (_labelled(features) for features in (train, test))
     for name, features in (("training", train), ("test", test)):
@@ -89,7 +113,7 @@ def checked(train: Features, test: Features, *, labels: bool = True) -> tuple[Fe
             f"Training features have {train.x.shape[1]} dimensions and test features {test.x.shape[1]}: extract both "
             "with the same backbone and stage."
         )
-    if labels and len(train.known_labels.unique()) < 2:
+    if labels and train.targets is None and len(train.known_labels.unique()) < 2:
         raise UserError(
             f"All {len(train)} training images carry one label, and telling classes apart takes two: check the class "
             "folders."
@@ -103,13 +127,15 @@ def _squarable(train: Features, test: Features) -> tuple[Features, Features]:
     No evaluator asks for the unit of the features.
     """
     largest = float(max(bound.abs() for bound in train.x.aminmax()))
+    if train.large or test.large:  # such entries are not kept in half precision
+        return train, test
     if largest == 0 or 1e-15 < largest < 1e15:
         return train, test
     return replace(train, x=train.x / largest), replace(test, x=test.x / largest)
 
 
 def _labelled(features: Features) -> Features:
-    labelled = features.known_labels >= 0
+    labelled = features.known_labels >= 0 if features.targets is None else features.targets.known
     return features if bool(labelled.all()) else features.take(labelled)
 
 
@@ -135,16 +161,19 @@ def stage_names(backbone: nn.Module) -> list[str]:
     return [*stages_of(backbone), FINAL]
 
 
-def missing_labels(data: Any) -> str:
+def missing_labels(data: Any, *, targets: bool = False) -> str:
     """What keeps a data set from being measured by its labels, in a few words; nothing where nothing does.
 
     Args:
         data: an `ImageData`: accuracies take labelled images to learn from and labelled ones held out.
+        targets: whether several labels or numbers are as good as a class.
     """
     for name, images in (("training", data.train), ("test", data.test)):
         if images is None or not len(images):
             return f"data set '{data.name}' has no {name} images"
-        if images.labels is None or not bool((images.labels >= 0).any()):
+        if images.targets is not None and not targets:
+            return f"the {name} images of data set '{data.name}' have {images.targets}, in place of one class each"
+        if images.known is None or not bool(images.known.any()):
             return f"the {name} images of data set '{data.name}' have no labels"
     return ""
 
@@ -156,6 +185,8 @@ def extract(
     stages: Sequence[str] = (FINAL,),
     *,
     head: nn.Module | None = None,
+    images: int | None = None,
+    files: Mapping[str, Path] | None = None,
 ) -> dict[str, Features]:
     """Features of every image a loader yields, once, for each stage asked for.
 
@@ -165,30 +196,36 @@ def extract(
         device: where to compute; default: where the backbone's parameters are. The features come back on the CPU.
         stages: see `staged`.
         head: the projector, for ``"projection"``.
+        images: how many there are at most; of very many the features are kept in files, see `rows`.
+        files: which these are, by stage; None: files that end with the process.
 
     Returns:
         `Features` by stage.
     """
     device, dtype = home(backbone, device), next(backbone.parameters()).dtype
-    kept: dict[str, list[Tensor]] = {stage: [] for stage in stages}
+    kept = {stage: Writing(images, (files or {}).get(stage)) for stage in stages}
     labels: list[Tensor] = []
     indices: list[Tensor] = []
+    targets: list[Targets] = []
     with staged(backbone, stages, head=head) as outputs:
         for batch in loader:
             if not len(batch):  # every file of it was unreadable
                 continue
             for stage, x in outputs(batch.views[0].to(device, dtype, non_blocking=True)).items():
-                kept[stage].append(x.float().cpu())
+                kept[stage].add(x)
             indices.append(batch.indices.cpu())
             if batch.labels is not None:
                 labels.append(batch.labels.cpu())
+            if batch.targets is not None:
+                targets.append(batch.targets.to("cpu"))
     if not indices:
         raise UserError("There are no images to extract features from: check dataset.root.")
     index = torch.cat(indices)
     label = torch.cat(labels).long() if labels else None
     if label is not None and bool((label < 0).all()):
         label = None
-    return {stage: Features(torch.cat(parts), label, index) for stage, parts in kept.items()}
+    of = Targets.joined(targets) if targets else None
+    return {stage: Features(rows.result(), label, index, (), of, rows.kept) for stage, rows in kept.items()}
 
 
 @contextmanager

@@ -34,6 +34,7 @@ FACTS: dict[str, Any] = {
     "batch_size": B,
     "mean": [0.5] * 3,
     "std": [0.25] * 3,
+    "targets": None,
 }
 #: of an argument that has one of these names, what makes a method small, or lets its state move in the first steps
 SMALL: dict[str, Any] = {

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
+from urllib.request import url2pathname
 
 from selfsight.errors import UserError
 from selfsight.validation import Kind, above, each, expect, number
@@ -46,12 +47,13 @@ def _are_channels(values: Any) -> bool:
 
 
 def path(key: str, value: Any) -> Path:
-    """A path; ``~`` is the home folder.
+    """A path, which may be written ``file://…``; ``~`` is the home folder.
 
     Raises:
         UserError: another value.
     """
-    return Path(str(expect(key, value, PATH))).expanduser()
+    text = str(expect(key, value, PATH))
+    return Path(url2pathname(text.removeprefix("file://")) if text.startswith("file://") else text).expanduser()
 
 
 def data_folder(root: Any, *inside: str) -> Path:

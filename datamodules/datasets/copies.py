@@ -26,6 +26,8 @@ def copies(first: ImageSet, second: ImageSet, tails: Tails | None = None) -> dic
         tails: hashes of the last bytes of the files of a set; empty ones where they are not known.
     """
     ones, others = ([(images, i) for i in range(len(images))] for images in (first, second))
+    if not (first.in_memory or second.in_memory) and all(map(_in_archive, (*ones, *others))):
+        return _matched(ones, others, lambda one: one[0].stored_size(one[1]), lambda one: one[0].digest(one[1]))
     in_files = all(images.file(i) is not None for images, i in (*ones, *others))
     if in_files and not (first.in_memory and second.in_memory):
         found = _matched(
@@ -62,6 +64,12 @@ def _matched(
     left, right = ([item for item, seen in part if seen in common] for part in glimpses)
     known = {seen: index for (_, index), seen in reversed([*looked_at(right, digest)])}
     return {index: known[seen] for (_, index), seen in looked_at(left, digest) if seen in known}
+
+
+def _in_archive(place: Place) -> bool:
+    """Whether an image is a file inside another one."""
+    images, index = place
+    return images.file(index) is None and images.stored_size(index) is not None
 
 
 def _pixels(place: Place) -> bytes:

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from selfsight.contracts import Targets
 from selfsight.datamodules.datasets.checks import channels, shown
 from selfsight.datamodules.datasets.copies import Tails, copies
 from selfsight.datamodules.datasets.manifest import PARTS, Changes, Manifest, Part
+from selfsight.datamodules.images.archives import ArchiveImages
 from selfsight.datamodules.images.bands import Bands
 from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, decode
 from selfsight.datamodules.images.memory import fits_in_memory
@@ -34,7 +36,6 @@ from selfsight.datamodules.images.sets import (
     join,
     taken,
 )
-from selfsight.datamodules.images.tars import TarImages
 from selfsight.errors import UserError, nearest
 from selfsight.validation import AUTO_SWITCH, SHARE, expect, whole
 
@@ -201,6 +202,11 @@ class ImageData:
         return len(self.classes)
 
     @property
+    def targets(self) -> Targets | None:
+        """Those of the training images, where they have several labels or numbers in place of a class."""
+        return self.train.targets
+
+    @property
     def channels(self) -> int:
         """Channels of the images."""
         return 3 if self.bands is None else self.bands.kind.channels
@@ -224,17 +230,17 @@ class ImageData:
 
     @property
     def labelled(self) -> bool:
-        """Whether accuracies can be measured: training and test images have labels."""
+        """Whether anything can be measured by labels: training and test images have labels."""
         return all(
-            part is not None and part.labels is not None and bool((part.labels >= 0).any())
-            for part in (self.train, self.test)
+            part is not None and part.known is not None and bool(part.known.any()) for part in (self.train, self.test)
         )
 
     @property
     def facts(self) -> dict[str, Any]:
         """What does not depend on how the images are batched, see `ImageDataModule.facts`."""
         return {
-            "num_classes": self.num_classes,
+            "num_classes": self.num_classes if self.targets is None else len(self.targets.names),
+            "targets": self.targets,
             "classes": self.classes,
             "num_images": self.num_images,
             "image_size": self.image_size,
@@ -424,7 +430,7 @@ class ImageData:
         sets.append(GoneImages([path.removeprefix(above) for path, above in gone]))
         places = there | {path: len(there) + i for i, (path, _) in enumerate(gone)}
         made = {
-            name: _picked(sets, [places[path] for path in part.paths or []], part.labels)
+            name: _picked(sets, [places[path] for path in part.paths or []], part.labels, then.targets(name))
             for name, part in then.parts.items()
         }
         return replace(
@@ -437,8 +443,10 @@ class ImageData:
         )
 
 
-def _picked(sets: Sequence[ImageSet], places: Sequence[int], labels: Sequence[int] | None) -> ImageSet:
-    """The images at ``places`` in the sets one after the other, with these labels."""
+def _picked(
+    sets: Sequence[ImageSet], places: Sequence[int], labels: Sequence[int] | None, targets: Targets | None
+) -> ImageSet:
+    """The images at ``places`` in the sets one after the other, with these labels and targets."""
     ends = np.cumsum([len(images) for images in sets])
     of = np.searchsorted(ends, places, side="right")
     if len(set(of.tolist())) == 1:
@@ -447,6 +455,7 @@ def _picked(sets: Sequence[ImageSet], places: Sequence[int], labels: Sequence[in
     else:
         picked = JoinedImages(sets).select(list(places))
     picked.labels = None if labels is None else torch.tensor(labels, dtype=torch.int64)
+    picked.targets = targets
     return picked
 
 
@@ -460,7 +469,7 @@ def check_classes(name: str, classes: Sequence[str]) -> None:
 
 
 def keep_in_memory(
-    images: FileImages | ShardImages | TarImages, resident: bool | str, bad: UnreadableFiles
+    images: FileImages | ShardImages | ArchiveImages, resident: bool | str, bad: UnreadableFiles
 ) -> ImageSet:
     """The same images decoded once and for all, where asked for and where they fit.
 
@@ -485,11 +494,18 @@ def keep_in_memory(
     bad.add((images.name(i), reason) for i, reason in enumerate(read) if isinstance(reason, str))
     kept = [i for i, image in enumerate(read) if isinstance(image, np.ndarray)]
     arrays = [image for image in read if isinstance(image, np.ndarray)]
-    names, labels = [images.name(i) for i in kept], taken(images.labels, torch.tensor(kept, dtype=torch.int64))
+    rows = torch.tensor(kept, dtype=torch.int64)
+    names, labels = [images.name(i) for i in kept], taken(images.labels, rows)
     root = images.root if isinstance(images, FileImages) else None
+    decoded: ImageSet
+    if not arrays:
+        return images.select([])
     if len({array.shape for array in arrays}) == 1:
-        return ArrayImages(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous(), labels, names, root)
-    return DecodedImages(arrays, labels, names, root) if arrays else images.select([])
+        decoded = ArrayImages(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous(), labels, names, root)
+    else:
+        decoded = DecodedImages(arrays, labels, names, root)
+    decoded.targets = taken(images.targets, rows)
+    return decoded
 
 
 #: bytes of decoded images that are kept in memory without being asked

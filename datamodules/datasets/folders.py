@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections import Counter
@@ -10,23 +11,37 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from selfsight.datamodules.datasets import checks, manifest
 from selfsight.datamodules.datasets.dataset import ImageData, UnreadableFiles, check_classes, keep_in_memory
-from selfsight.datamodules.datasets.labels import Labeller
+from selfsight.datamodules.datasets.labels import Labeller, Labels
 from selfsight.datamodules.datasets.manifest import Manifest
-from selfsight.datamodules.datasets.search import OWN, TABLE, Found, closed, find_images, left_out, search, told, walk
+from selfsight.datamodules.datasets.search import (
+    OWN,
+    TABLE,
+    Found,
+    closed,
+    ending,
+    find_images,
+    left_out,
+    search,
+    told,
+    walk,
+)
 from selfsight.datamodules.datasets.splits import hold_out, hold_out_by_name
-from selfsight.datamodules.images import bands
+from selfsight.datamodules.images import bands, dicom, rows
+from selfsight.datamodules.images.archives import ArchiveImages, Archives
 from selfsight.datamodules.images.bands import Kind
 from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, read_image
 from selfsight.datamodules.images.formats import Look, look, read_file
-from selfsight.datamodules.images.prepared import Shards, record
-from selfsight.datamodules.images.sets import Decoder, FileImages, ImageSet, join
-from selfsight.datamodules.images.tars import INDEX, TarShards
+from selfsight.datamodules.images.prepared import ShardImages, Shards, record
+from selfsight.datamodules.images.remote import RemoteTars, cache_folder, is_url
+from selfsight.datamodules.images.sets import Decoder, FileImages, ImageSet, join, taken
+from selfsight.datamodules.images.tars import INDEX, LocalTars, TarShards
 from selfsight.errors import UserError
 from selfsight.validation import AUTO_SWITCH, SWITCH, expect, one_of, whole
+from selfsight.validation import above as positive
 
 __all__ = ["find_images", "folder"]
 
@@ -39,6 +54,9 @@ TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: and further images without labels, beside class folders
 UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
+#: endings of files that hold many images each
+TARS = (".tar",)
+ARCHIVES = (*TARS, *rows.TABLES, *rows.ARRAYS)
 #: what decides which images are held out
 SPLITS = ("hash", "draw")
 
@@ -50,6 +68,7 @@ def folder(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     labels: str = "auto",
+    task: str = "auto",
     test: str | Path | None = None,
     test_fraction: float = 0.1,
     split: str = "hash",
@@ -59,7 +78,10 @@ def folder(
     max_unreadable: float = 0.01,
     max_pixels: int = MAX_PIXELS,
     channels: str | int | Sequence[int] = "auto",
+    window: dicom.Window = None,
     tars: bool | str = "auto",
+    cache: str | Path | None = None,
+    cache_gb: float = 20,
     seed: int = 0,
     eval_resize: int | None = None,
     name: str = "folder",
@@ -69,12 +91,15 @@ def folder(
     Args:
         root: the folder. With a folder ``train`` in it (or one of `TRAIN_FOLDERS`) beside a ``test`` or ``val`` (or one
             of `TEST_FOLDERS`), these two are what is learned from and what is held out. A ``train`` that holds all
-            images is taken as the root.
+            images is taken as the root. Of tar files also an URL: ``http(s)://``, ``s3://`` or ``gs://`` of a folder
+            that its server lists, of a tar file, or of several (``…/train-{000..099}.tar``); see `images.remote`.
         labels: ``folders``: the first folder below the root is the class. ``none``: no labels. A path, relative to the
             root: a CSV file of ``path,label``, with paths relative to the root, too; images it does not name, or gives
             an empty label or -1, have none. It may name the test images as well. ``auto``: ``labels.csv`` if there is
             one in the root, or, with paths relative to it, in the folder of the part; folders, if there are at least
             two and no image lies outside them; else none.
+        task: what such a file holds: ``classes``, one an image; ``multilabel``, any number of labels (``dog|sea``, or
+            columns of 0 and 1); ``regression``, numbers; ``auto``: what it looks like, see `tables.Table`.
         test: a folder of held-out images (relative to the root, or absolute), labelled by the same rule.
         test_fraction: without a test folder, the share of the images held out, by ``seed``; 0: none.
         split: which images these are. ``hash``: each by its name alone (`splits.hold_out_by_name`), so that a folder
@@ -90,8 +115,12 @@ def folder(
         channels: ``auto``: RGB of eight bits where all files are colour or grey images of eight bits, else all channels
             that they have, in their own type (see `images.bands`). ``rgb``: RGB of eight bits whatever they are. A
             number: the first so many channels. A list such as ``[3, 2, 1]``: these, counted from 1, in this order.
+        window: of the grey values of DICOM files, which come out from 0 to 1: ``[centre, width]`` in the units of the
+            files, ``auto`` for the one that each states, None for values as they are; see `images.dicom`.
         tars: read the images in the tar files below the folder, in WebDataset's form: True, False, or ``auto`` (where
             nothing else lies there). Their classes are those of the ``.cls`` members beside them, if there are any.
+        cache: folder where what was fetched of an URL is kept; None: the user's folder for caches.
+        cache_gb: gigabytes that it may take there.
         seed: of what is held out.
         image_size, eval_resize, mean, std, name: see `ImageData`. 224 suits large photographs and a large backbone;
             mean and std are ImageNet's; of images that are not RGB of eight bits they are computed instead, unless
@@ -107,16 +136,29 @@ def folder(
     expect("dataset.drop_copies", drop_copies, SWITCH)
     expect("dataset.max_pixels", max_pixels, whole(1))
     expect("dataset.channels", channels, checks.CHANNELS)
+    expect("dataset.window", window, dicom.WINDOW)
     expect("dataset.tars", tars, AUTO_SWITCH)
-    top = _existing("dataset.root", checks.path("dataset.root", root))
-    bad, shards = UnreadableFiles(max_unreadable), _shards(top, tars)
+    expect("dataset.cache_gb", cache_gb, positive(0))
+    shards: Shards | Archives | None
+    if is_url(root):
+        shards = _remote_shards(str(root), tars, cache_folder(cache), int(cache_gb * 10**9))
+        top = shards.root
+    else:
+        top = checks.path("dataset.root", root)
+        alone = top.is_file() and tars is True and top.suffix.lower() in ARCHIVES
+        top, only = (top.parent, top.name) if alone else (_existing("dataset.root", top), None)
+        shards = _shards(top, tars, cache_folder(cache), only)
+    bad = UnreadableFiles(max_unreadable)
     labeller = Labeller(
         top,
         labels,
         Path.is_file if shards is None else shards.holds,
-        shards.names_of_classes if isinstance(shards, TarShards) else None,
+        shards.names_of_classes if isinstance(shards, Archives) else None,
+        task,
+        shards.origin if isinstance(shards, Archives) else "",
     )
-    train, test_part, extra = _find_parts(top, test, unlabelled, _finder(shards))
+    virtual = shards.folders if isinstance(shards, Archives) else None
+    train, test_part, extra = _find_parts(top, test, unlabelled, _finder(shards), virtual)
     parts = [part for part in (train, test_part, extra) if part is not None]
     bad.files = sum(len(part.paths) + len(part.found.broken) for part in parts)
     looks: dict[str, Look] = {}  # at every file, by its path seen from the top
@@ -124,8 +166,8 @@ def folder(
     seen = [_looks(part) if shards is None and bad.files <= CHECKED else None for part in parts]
     kinds: dict[Kind | None, list[str]] = {None: []}
     if channels != "rgb" and not isinstance(shards, Shards):
-        kinds = _kinds(parts, seen) if shards is None else _kinds_in_tars(parts, shards)
-    decoder = bands.decoder(channels, kinds)
+        kinds = _kinds(parts, seen, window) if shards is None else _kinds_in_archives(parts, shards, window)
+    decoder = bands.decoder(channels, kinds, window)
     for part, each in zip(parts, seen, strict=True):
         if each is not None:
             part.paths = _without_damaged(part, bad, each, lambda place: _damage(place, max_pixels, decoder))
@@ -136,27 +178,32 @@ def folder(
     known = labeller(train.place, train.paths)
     if known.suspicious:
         log.warning(f"no image has a label: {known.origin}.")
-    test_labels = None if test_part is None or not known.classes else _label_test(test_part, labeller, known.classes)
+    test_known = None if test_part is None or known.known is None else _label_test(test_part, labeller, known)
     labeller.check_tables()
     check_classes(name, known.classes)
 
-    def read(part: Part, labels: Tensor | None = None) -> ImageSet:
-        if isinstance(shards, TarShards):
-            return keep_in_memory(shards.images(part.place, part.paths, labels, max_pixels, decoder), resident, bad)
-        if shards is not None:
-            return keep_in_memory(shards.images(part.place, part.paths, labels), resident, bad)
-        return keep_in_memory(FileImages(part.place, part.paths, labels, max_pixels, decoder), resident, bad)
+    def read(part: Part, known: Labels | None = None) -> ImageSet:
+        labels = None if known is None else known.labels
+        images: FileImages | ArchiveImages | ShardImages
+        if isinstance(shards, Archives):
+            images = shards.images(part.place, part.paths, labels, max_pixels, decoder)
+        elif shards is not None:
+            images = shards.images(part.place, part.paths, labels)
+        else:
+            images = FileImages(part.place, part.paths, labels, max_pixels, decoder)
+        images.targets = None if known is None else known.targets
+        return keep_in_memory(images, resident, bad)
 
-    images, further = read(train, known.labels), list[ImageSet]()
-    if images.labels is not None and bool((images.labels < 0).any()):
-        further.append(images.select((images.labels < 0).nonzero().flatten()))
-        images = images.select((images.labels >= 0).nonzero().flatten())
+    images, further = read(train, known), list[ImageSet]()
+    if (of := images.known) is not None and not bool(of.all()):
+        further.append(images.select((~of).nonzero().flatten()))
+        images = images.select(of.nonzero().flatten())
     if extra is not None:
         further.append(read(extra))
 
     held: ImageSet | None = None
     if test_part is not None:
-        held = read(test_part, test_labels)
+        held = read(test_part, test_known)
     elif test_fraction and split == "draw":
         kept, chosen = hold_out(images.labels, len(images), test_fraction, seed)
         images, held = images.select(kept), images.select(chosen)
@@ -167,7 +214,7 @@ def folder(
 
     more = join(*further) if further else None
     if more is not None:
-        more.labels = None
+        more.labels = more.targets = None
     facts = None if decoder is None else bands.measure(images, decoder.made)
     if facts is not None and tuple(mean) == IMAGENET_MEAN and tuple(std) == IMAGENET_STD:  # those of other images
         mean, std = facts.mean, facts.std
@@ -183,7 +230,7 @@ def folder(
         eval_resize,
         unreadable=bad,
         prepared=record(top),
-        about_labels=f"labels from {known.origin}" if known.classes else f"no labels: {known.origin}",
+        about_labels=f"labels from {known.origin}" if known.known is not None else f"no labels: {known.origin}",
         about=tuple(filter(None, (told([part.found for part in parts]), str(bad)))),
         root=top,
         bands=facts,
@@ -192,10 +239,13 @@ def folder(
     if extra is not None and unlabelled is None:
         line = f"{len(extra.paths):,} images without labels in '{extra.place}', which is no class"
         data = replace(data, about=(*data.about, line))
-    copied = _copies(data, looks)
-    if drop_copies:
+    remote = isinstance(shards, Archives) and isinstance(shards.store, RemoteTars)
+    if remote:
+        data = replace(data, about=(*data.about, "copies of test images are not looked for in what lies elsewhere"))
+    copied = {} if remote else _copies(data, looks)
+    if drop_copies and not remote:
         data = data.without_copies()
-    else:
+    elif not remote:
         data.warn_of_leaks("train", "unlabelled")
     rule = {"split": split, "test_fraction": test_fraction, "seed": seed, "drop_copies": drop_copies}
     fixed = test_part is not None or held is None or split == "hash"
@@ -218,11 +268,38 @@ class Part:
     found: Found
 
 
-def _shards(top: Path, tars: bool | str) -> Shards | TarShards | None:
-    """What holds the images where they are no files of their own: what `prepare` made, or tar files."""
+def _shards(top: Path, tars: bool | str, cache: Path, only: str | None) -> Shards | Archives | None:
+    """What holds the images where they are no files of their own: what `prepare` made, tables, arrays, or tar files."""
     made = record(top)
     wanted = tars if isinstance(tars, bool) else _holds_tars_alone(top)
-    return TarShards(top) if wanted or (made or {}).get("encode") == "tar" else Shards.of(top)
+    if not wanted and (made or {}).get("encode") != "tar":
+        return Shards.of(top)
+    found = [only] if only else [
+        place.above + name for place in walk(top) for name in place.files if ending(name) in ARCHIVES
+    ]  # fmt: skip
+    by_kind = {
+        kind: sorted(name for name in found if ending(name) in kind) for kind in (TARS, rows.TABLES, rows.ARRAYS)
+    }
+    there = [kind for kind, names in by_kind.items() if names]
+    if len(there) > 1:
+        examples = " and ".join(f"'{by_kind[kind][0]}'" for kind in there)
+        raise UserError(
+            f"'{top}' holds archives of several kinds, such as {examples}: name one with dataset.root=FILE."
+        )
+    if there == [rows.TABLES]:
+        return rows.TableShards(top, by_kind[rows.TABLES], cache)
+    if there == [rows.ARRAYS]:
+        return rows.ArrayShards(top, by_kind[rows.ARRAYS])
+    return TarShards(LocalTars(top, by_kind[TARS]))
+
+
+def _remote_shards(url: str, tars: bool | str, cache: Path, limit: int) -> TarShards:
+    if tars is not True:
+        raise UserError(
+            f"dataset.root is '{url}', and dataset=folder reads images that are files of this machine: dataset=shards "
+            "reads tar files from elsewhere (selfsight prepare encode=tar makes them)."
+        )
+    return TarShards(RemoteTars(url, cache, limit))
 
 
 def _holds_tars_alone(top: Path) -> bool:
@@ -239,10 +316,10 @@ def _holds_tars_alone(top: Path) -> bool:
     return found
 
 
-def _finder(shards: Shards | TarShards | None) -> Callable[[Path, Sequence[Path]], Found]:
+def _finder(shards: Shards | Archives | None) -> Callable[[Path, Sequence[Path]], Found]:
     if shards is None:
         return search
-    left_out = shards.left_out if isinstance(shards, TarShards) else Counter[str]()
+    left_out = shards.left_out if isinstance(shards, Archives) else Counter[str]()
     return lambda place, aside: Found(shards.below(place, aside), left_out=left_out)
 
 
@@ -282,21 +359,40 @@ def _found(
     for part, images in data.parts().items():
         paths = images.addresses(data.root or Path())
         prints = [looks[path].print if path in looks else "" for path in paths] if looks else None
-        parts[part] = manifest.Part.of_files(paths, images.labels, prints, above[part])
+        parts[part] = manifest.Part.of_files(paths, images.labels, prints, above[part], images.targets)
     bands = None if data.bands is None else data.bands.to_json()
-    return Manifest(data.name, data.classes, tuple(data.mean), tuple(data.std), parts, rule, fixed, copied, bands)
+    return Manifest(
+        data.name,
+        data.classes,
+        tuple(data.mean),
+        tuple(data.std),
+        parts,
+        rule,
+        fixed,
+        copied,
+        bands,
+        manifest.Columns.of(data.targets),
+    )
 
 
 # --- the parts -------------------------------------------------------------------------------------------------------
 
 
 def _find_parts(
-    top: Path, test: str | Path | None, unlabelled: str | Path | None, find: Callable[[Path, Sequence[Path]], Found]
+    top: Path,
+    test: str | Path | None,
+    unlabelled: str | Path | None,
+    find: Callable[[Path, Sequence[Path]], Found],
+    virtual: Sequence[str] | None,
 ) -> tuple[Part, Part | None, Part | None]:
-    """What is to be learned from, tested on, and learned from without labels (see `folder`)."""
+    """What is to be learned from, tested on, and learned from without labels (see `folder`).
+
+    Args:
+        virtual: names of folders that are in the files in ``top``; None: those on the disk are looked at.
+    """
     given = {"dataset.test": test, "dataset.unlabelled": unlabelled}
     named = {key: _existing(key, top / checks.path(key, value)) for key, value in given.items() if value is not None}
-    train_top, split = _split_folders(top)
+    train_top, split = _split_folders(top, virtual)
     test_top, extra_top = named.get("dataset.test", split), named.get("dataset.unlabelled")
     if extra_top is None:
         extra_top = _unlabelled_folder(top)
@@ -336,9 +432,9 @@ def _folders_in(top: Path) -> dict[str, Path]:
         closed(error)
 
 
-def _split_folders(top: Path) -> tuple[Path, Path | None]:
+def _split_folders(top: Path, virtual: Sequence[str] | None) -> tuple[Path, Path | None]:
     """The folders in ``top`` to learn from and to test on, by their names; ``top`` alone where one is missing."""
-    there = _folders_in(top)
+    there = _folders_in(top) if virtual is None else {name.lower(): top / name for name in virtual}
     train, test = (
         next((there[name] for name in names if name in there), None) for names in (TRAIN_FOLDERS, TEST_FOLDERS)
     )
@@ -364,11 +460,11 @@ def _without_train(part: Part) -> Part:
     return part
 
 
-def _label_test(part: Part, labeller: Labeller, classes: Sequence[str]) -> Tensor | None:
+def _label_test(part: Part, labeller: Labeller, like: Labels) -> Labels | None:
     """Labels of held-out images; those without a label among others are taken out of ``part``."""
-    found = labeller(part.place, part.paths, classes)
-    known = [] if found.labels is None else (found.labels >= 0).nonzero().flatten().tolist()
-    if not known:
+    found = labeller(part.place, part.paths, like)
+    known = [] if found.known is None else found.known.nonzero().flatten().tolist()
+    if not known or (found.targets is None) != (like.targets is None):
         log.warning(
             f"the test images in '{part.place}' have no labels, so that nothing can be measured which needs them: sort "
             "them into class folders as those to learn from, or list them in labels.csv."
@@ -377,8 +473,8 @@ def _label_test(part: Part, labeller: Labeller, classes: Sequence[str]) -> Tenso
     if len(known) < len(part.paths):
         log.warning(f"{len(part.paths) - len(known)} test images in '{part.place}' have no label and are left out.")
         part.paths = [part.paths[i] for i in known]
-    assert found.labels is not None
-    return found.labels[known]
+    rows = torch.tensor(known)
+    return replace(found, labels=taken(found.labels, rows), targets=taken(found.targets, rows))
 
 
 def _looks(part: Part) -> dict[str, Look]:
@@ -389,23 +485,28 @@ def _looks(part: Part) -> dict[str, Look]:
 KINDS = 1000
 
 
-def _kinds(parts: Sequence[Part], seen: Sequence[Mapping[str, Look] | None]) -> dict[Kind | None, list[str]]:
+def _kinds(
+    parts: Sequence[Part], seen: Sequence[Mapping[str, Look] | None], window: dicom.Window
+) -> dict[Kind | None, list[str]]:
     """The files of each kind (see `bands.stored_kind`): of all that were looked at, else of a sample."""
     found: dict[Kind | None, list[str]] = {}
     for part, looks in zip(parts, seen, strict=True):
         for path in part.paths[:: 1 if looks is not None else max(1, len(part.paths) // KINDS)]:
             start = None if looks is None else looks[path].start
-            found.setdefault(bands.kind_of_file(part.place / path, start), []).append(path)
+            found.setdefault(bands.kind_of_file(part.place / path, start, window), []).append(path)
+    found.pop(bands.UNTOLD, None)
     return found or {None: []}
 
 
-def _kinds_in_tars(parts: Sequence[Part], shards: TarShards) -> dict[Kind | None, list[str]]:
-    """The same of a sample of images in tar files."""
+def _kinds_in_archives(parts: Sequence[Part], shards: Archives, window: dicom.Window) -> dict[Kind | None, list[str]]:
+    """The same of a sample of images in archives."""
     found: dict[Kind | None, list[str]] = {}
     for part in parts:
         images = shards.images(part.place, part.paths[:: max(1, len(part.paths) // KINDS)])
         for index in range(len(images)):
-            found.setdefault(bands.kind_of_bytes(images.content(index)), []).append(images.name(index))
+            with contextlib.suppress(Unreadable):  # whoever reads it will say so
+                found.setdefault(bands.kind_of_bytes(images.content(index), window), []).append(images.name(index))
+    found.pop(bands.UNTOLD, None)
     return found or {None: []}
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from selfsight.contracts import Targets
 from selfsight.datamodules.datasets.checks import shown
 from selfsight.datamodules.images.sets import ImageSet
 from selfsight.errors import UserError
@@ -33,6 +36,7 @@ class Part:
         prints: by which each file is known again, see `formats.Look`; None where that was not looked for.
         labels: of each image by number, -1 for none; None where no image has one.
         above: what stands before the names of the images in ``paths``.
+        targets: of each image, see `Columns`, None for what is not known; None where no image has any.
     """
 
     count: int
@@ -41,22 +45,43 @@ class Part:
     prints: list[str] | None = None
     labels: list[int] | None = None
     above: str = ""
+    targets: list[list[float | None]] | None = None
 
     @classmethod
     def of_files(
-        cls, paths: Sequence[str], labels: Tensor | None, prints: Sequence[str] | None = None, above: str = ""
+        cls,
+        paths: Sequence[str],
+        labels: Tensor | None,
+        prints: Sequence[str] | None = None,
+        above: str = "",
+        targets: Targets | None = None,
     ) -> Part:
         content = [*paths, *(prints or ())]
-        digest = _hashed("\n".join(content).encode(errors="surrogateescape"), labels)
+        known = labels if targets is None else targets.values
+        digest = _hashed("\n".join(content).encode(errors="surrogateescape"), known)
         if len(paths) > LISTED:
             return cls(len(paths), digest)
         numbers = None if labels is None else labels.tolist()
-        return cls(len(paths), digest, list(paths), None if prints is None else list(prints), numbers, above)
+        rows = None if targets is None else targets.values.tolist()
+        values = None if rows is None else [[None if math.isnan(v) else v for v in row] for row in rows]
+        return cls(len(paths), digest, list(paths), None if prints is None else list(prints), numbers, above, values)
 
     @classmethod
     def of_set(cls, images: ImageSet) -> Part:
         """Of images that are no files of the user's: how many there are, and their labels."""
         return cls(len(images), _hashed(b"", images.labels))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the targets of a data set are; see `Targets`."""
+
+    names: tuple[str, ...]
+    kind: str
+
+    @classmethod
+    def of(cls, targets: Targets | None) -> Columns | None:
+        return None if targets is None else cls(targets.names, targets.kind)
 
 
 def _hashed(content: bytes, labels: Tensor | None) -> str:
@@ -120,6 +145,7 @@ class Manifest:
         fixed: whether that rule keeps a test image on its side whatever is added to the others.
         copies: how many images of a part are test images, too, and which: path, path of the test image.
         bands: facts of images that are not RGB of eight bits (`Bands.to_json`); None for those that are.
+        columns: of the targets of its images; None where they have none.
     """
 
     name: str
@@ -131,11 +157,22 @@ class Manifest:
     fixed: bool = True
     copies: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     bands: dict[str, Any] | None = None
+    columns: Columns | None = None
+
+    def targets(self, part: str) -> Targets | None:
+        """Those of the images of a part, where they are known one by one; None where there are none."""
+        values = self.parts[part].targets
+        if values is None or self.columns is None:
+            return None
+        numbers = [[math.nan if v is None else v for v in row] for row in values]
+        return Targets(torch.tensor(numbers, dtype=torch.float32), self.columns.names, self.columns.kind)
 
     @property
     def digest(self) -> str:
         """16 hexadecimal digits that differ where classes, statistics, or the images of a part do."""
-        about = [self.classes, self.mean, self.std, {name: part.digest for name, part in self.parts.items()}]
+        about: list[Any] = [self.classes, self.mean, self.std, {name: part.digest for name, part in self.parts.items()}]
+        if self.columns is not None:
+            about.append(asdict(self.columns))
         return hashlib.blake2b(json.dumps(about).encode(), digest_size=8).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -154,6 +191,7 @@ class Manifest:
         if isinstance(content, Manifest):
             return content
         try:
+            columns = content.get("columns")
             made = cls(
                 str(content["name"]),
                 tuple(map(str, content["classes"])),
@@ -164,6 +202,7 @@ class Manifest:
                 bool(content["fixed"]),
                 {part: [(one, other) for one, other in each["named"]] for part, each in content["copies"].items()},
                 content.get("bands"),
+                Columns(tuple(map(str, columns["names"])), str(columns["kind"])) if columns else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             raise UserError(
@@ -220,13 +259,15 @@ class Manifest:
             labels, prints = part.labels or [-1] * len(paths), part.prints or [""] * len(paths)
             for place, path in enumerate(paths):
                 label = self.classes[labels[place]] if 0 <= labels[place] < len(self.classes) else None
+                if part.targets is not None:
+                    label = str(part.targets[place])
                 found[path] = Image(name, place, prints[place], label)
         return found
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image in a manifest: its part and place in it, its print, and the name of its class."""
+    """An image in a manifest: its part and place in it, its print, and the name of its class, or its targets."""
 
     part: str
     place: int

@@ -18,7 +18,7 @@ from selfsight.datamodules.datasets.labels import Labeller
 from selfsight.datamodules.datasets.search import TABLE as LABELS
 from selfsight.datamodules.datasets.search import left_out, search, walk
 from selfsight.datamodules.datasets.tables import read_rows, relative
-from selfsight.datamodules.images.bands import decode_bands, kind_of_bytes, kind_of_file
+from selfsight.datamodules.images.bands import UNTOLD, decode_bands, kind_of_bytes, kind_of_file
 from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, decode, read_image
 from selfsight.datamodules.images.formats import read_file
 from selfsight.datamodules.images.prepared import RECORD, SOURCES, TABLE, begun, encode_jpeg, resized, shard_name
@@ -55,7 +55,7 @@ class Preparation:
         self.paths = sorted([*found.paths, *found.broken])
         self.left_out = left_out([found])
         kinds = {} if self.tar else {path: kind_of_file(source / path) for path in found.paths}
-        self.reduced = Counter(str(kind) for kind in kinds.values() if kind is not None)
+        self.reduced = Counter(str(kind) for kind in kinds.values() if kind not in (None, UNTOLD))
         if not self.paths:
             raise UserError(f"'{source}' holds no images" + (f": {self.left_out}." if self.left_out else "."))
         self.names = self._named(self.paths)

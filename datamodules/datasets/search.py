@@ -61,6 +61,9 @@ def search(root: Path, aside: Sequence[Path] = ()) -> Found:
             else:
                 found.left_out[ending(name)] += 1
         for name in place.files:
+            if ending(name) in formats.EXTENSIONS:  # of a million files as little as can be
+                found.paths.append(place.above + name)
+                continue
             lacking = None if name in OWN else looked_into(root / place.above / name)
             if lacking == "":
                 found.paths.append(place.above + name)

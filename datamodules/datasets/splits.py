@@ -105,28 +105,32 @@ def select_labels(
     """
     expect("labels.rule", rule, one_of(*RULES))
     expect("labels.seed", seed, whole(0, 2**32 - 1))
-    if images.labels is None:
+    if images.known is None:
         raise UserError("the images have no labels to choose from: use class folders or a labels.csv.")
     labels = images.labels
-    classes = tuple(classes) or tuple(str(c) for c in range(int(labels.max()) + 1))
+    if labels is not None:
+        classes = tuple(classes) or tuple(str(c) for c in range(int(labels.max()) + 1))
+    amounts = {"per_class": per_class, "total": total, "fraction": fraction}
     if rule == "list":
         if file is None:
             raise UserError("labels.rule=list needs the file of names: use labels.list=FILE.")
         chosen = listed(images, checks.path("labels.list", file), sha256)
     elif rule == "all":
-        chosen = (labels >= 0).nonzero().flatten()
+        chosen = images.known.nonzero().flatten()
     else:
-        amounts = {"per_class": per_class, "total": total, "fraction": fraction}
         refuse_other_than_one(amounts)
         given = {key: value for key, value in amounts.items() if value is not None}
-        counts = _counts(labels, classes, rule, given)
-        chosen = _RULES[rule](labels, counts, seed)
-    missing = [name for c, name in enumerate(classes) if not bool((labels[chosen] == c).any())]
-    if missing:
-        raise UserError(
-            f"class '{missing[0]}' would be left without any label ({len(missing)} of {len(classes)} classes would): "
-            "ask for more labels, or choose labels.rule=balanced."
-        )
+        if labels is None:
+            chosen = _drawn(images.known, rule, given, seed)
+        else:
+            chosen = _RULES[rule](labels, _counts(labels, classes, rule, given), seed)
+    if labels is not None:
+        missing = [name for c, name in enumerate(classes) if not bool((labels[chosen] == c).any())]
+        if missing:
+            raise UserError(
+                f"class '{missing[0]}' would be left without any label ({len(missing)} of {len(classes)} classes "
+                "would): ask for more labels, or choose labels.rule=balanced."
+            )
     how: dict[str, object] = {"rule": rule, "per_class": per_class, "total": total, "fraction": fraction, "seed": seed}
     how["list"] = None if file is None else Path(file).name
     return LabelSplit(tuple(chosen.tolist()), len(images), fingerprint(images), how)
@@ -156,17 +160,35 @@ def hide_labels(data: ImageData, split: LabelSplit) -> ImageData:
     rest = torch.ones(len(data.train), dtype=torch.bool)
     rest[split.tensor()] = False
     others = data.train.select(rest.nonzero().flatten())
-    others.labels = None
+    others.labels = others.targets = None
     unlabelled = join(others, data.unlabelled) if len(others) or data.unlabelled is not None else None
     return replace(data, train=data.train.select(split.tensor()), unlabelled=unlabelled)
 
 
 def fingerprint(images: ImageSet) -> str:
     """A hash of labels and names, 16 hexadecimal digits."""
-    content = hashlib.sha256(b"" if images.labels is None else images.labels.numpy().tobytes())
+    known = images.labels if images.targets is None else images.targets.values
+    content = hashlib.sha256(b"" if known is None else known.numpy().tobytes())
     for index in range(len(images)):
         content.update(images.name(index).encode(errors="surrogateescape") + b"\n")
     return content.hexdigest()[:16]
+
+
+def _drawn(known: Tensor, rule: str, amount: dict[str, float | int], seed: int) -> Tensor:
+    """Images with several labels or numbers each, by ``seed``: there are no classes to draw from in turn."""
+    (key, value), there = next(iter(amount.items())), known.nonzero().flatten()
+    if key == "per_class" or rule not in ("balanced", "proportional"):
+        asked = "labels.per_class" if key == "per_class" else f"labels.rule={rule}"
+        raise UserError(
+            f"{asked} draws from one class after the other, and these images have several labels or numbers in place "
+            "of one class each: give labels.fraction, labels.total or labels.rule=all."
+        )
+    value = expect(f"labels.{key}", value, SOME if key == "fraction" else whole(1))
+    total = value if key == "total" else round(value * len(there))
+    if not 0 < total <= len(there):
+        raise UserError(f"{total} labels are asked for (labels.{key}={value}) and {len(there)} exist.")
+    order = torch.randperm(len(there), generator=torch.Generator().manual_seed(seed))
+    return there[order[: int(total)]].sort().values
 
 
 def _counts(labels: Tensor, classes: Sequence[str], rule: str, amount: dict[str, float | int]) -> list[int]:

@@ -1,9 +1,9 @@
 """Images of any number of channels, in the type in which a file holds them: nothing is cut to eight bits or to RGB.
 
-``[H, W, C]`` of `TYPES`. PNG is read by OpenCV, TIFF by tifffile (extra ``tiff``), npy and npz by numpy, everything
-else as `decode` reads it. What is dropped: of a TIFF file all but its first series of pages (reduced copies, masks),
-and all fractions of 64 bits beyond the precision of 32. What is kept: alpha, as a further channel; the pages of a TIFF
-file, as channels, where each has a single one.
+``[H, W, C]`` of `TYPES`. PNG is read by OpenCV, TIFF by tifffile (extra ``tiff``), DICOM by pydicom (extra ``dicom``),
+npy and npz by numpy, everything else as `decode` reads it. What is dropped: of a TIFF file all but its first series of
+pages (reduced copies, masks), and all fractions of 64 bits beyond the precision of 32. What is kept: alpha, as a
+further channel; the pages of a TIFF file, as channels, where each has a single one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from selfsight.datamodules.images import decode, formats
+from selfsight.datamodules.images import decode, dicom, formats
+from selfsight.datamodules.images.dicom import Window
 from selfsight.datamodules.images.formats import Unreadable
 from selfsight.datamodules.images.sets import ImageSet
 from selfsight.errors import UserError
@@ -100,8 +101,11 @@ def read_bands(path: Path | str, max_pixels: int = decode.MAX_PIXELS) -> np.ndar
     return decode_bands(formats.read_file(path), max_pixels)
 
 
-def decode_bands(data: bytes, max_pixels: int = decode.MAX_PIXELS) -> np.ndarray:
+def decode_bands(data: bytes, max_pixels: int = decode.MAX_PIXELS, window: Window = None) -> np.ndarray:
     """Encoded image to ``[H, W, C]`` in its own type.
+
+    Args:
+        window: of DICOM's grey values, see `dicom.read`.
 
     Raises:
         Unreadable: no image, an incomplete one, one of more than ``max_pixels``, of a type beside `TYPES`, or with
@@ -114,6 +118,8 @@ def decode_bands(data: bytes, max_pixels: int = decode.MAX_PIXELS) -> np.ndarray
         image = _tiff(data, max_pixels)
     elif of in ("npy", "npz"):
         image = _array(data, of)
+    elif of == "dicom" and not formats.lacking_decoder(of):
+        image = dicom.read(data, max_pixels, window)
     elif of == "pnm" and formats.largest_of_pnm(data) > 255:
         image = _unchanged(data)
     else:
@@ -201,13 +207,15 @@ class BandDecoder:
 
     Attributes:
         kind: of every file. chosen: places of the channels, from 0 on, in their order; None: all of them.
+        window: of DICOM's grey values, see `dicom.read`.
     """
 
     kind: Kind
     chosen: tuple[int, ...] | None = None
+    window: Window = None
 
     def __call__(self, data: bytes, max_pixels: int) -> np.ndarray:
-        image = decode_bands(data, max_pixels)
+        image = decode_bands(data, max_pixels, self.window)
         if (kind := Kind(image.shape[2], image.dtype.name)) != self.kind:
             raise Unreadable(f"{kind} where the others have {self.kind}")
         return image if self.chosen is None else np.ascontiguousarray(image[..., self.chosen])
@@ -218,7 +226,9 @@ class BandDecoder:
         return self.kind if self.chosen is None else Kind(len(self.chosen), self.kind.dtype)
 
 
-def decoder(channels: str | int | Sequence[int], kinds: Mapping[Kind | None, Sequence[str]]) -> BandDecoder | None:
+def decoder(
+    channels: str | int | Sequence[int], kinds: Mapping[Kind | None, Sequence[str]], window: Window = None
+) -> BandDecoder | None:
     """How the files of a data set are read; None: as RGB of eight bits.
 
     Args:
@@ -226,9 +236,16 @@ def decoder(channels: str | int | Sequence[int], kinds: Mapping[Kind | None, Seq
             of eight bits whatever they are. A number: the first so many. A list: these, from 1 on, in this order.
         kinds: of what kind the files are (None: a colour image of eight bits), and which they are.
 
+        window: of DICOM's grey values, see `dicom.read`.
+
     Raises:
-        UserError: files of several kinds, or fewer channels than were asked for.
+        UserError: files of several kinds, fewer channels than were asked for, or a window for colours.
     """
+    if window is not None and (channels == "rgb" or set(kinds) <= {None}):
+        raise UserError(
+            "dataset.window is for the grey values of DICOM files, and these images are read as RGB of 8 bits: leave "
+            "it out."
+        )
     if channels == "rgb" or (channels in ("auto", 3) and set(kinds) <= {None}):
         return None
     if len(kinds) > 1:
@@ -240,14 +257,14 @@ def decoder(channels: str | int | Sequence[int], kinds: Mapping[Kind | None, Seq
         )
     kind = next(iter(kinds)) or Kind(3, "uint8")
     if channels == "auto":
-        return BandDecoder(kind)
+        return BandDecoder(kind, window=window)
     chosen = tuple(range(channels)) if isinstance(channels, int) else tuple(int(c) - 1 for c in channels)
     if max(chosen) >= kind.channels:
         asked = channels if isinstance(channels, int) else list(channels)
         raise UserError(
             f"dataset.channels is {asked}, and the images have {kind}: choose among 1 to {kind.channels}, or auto."
         )
-    return BandDecoder(kind, None if chosen == tuple(range(kind.channels)) else chosen)
+    return BandDecoder(kind, None if chosen == tuple(range(kind.channels)) else chosen, window)
 
 
 # --- facts -----------------------------------------------------------------------------------------------------------
@@ -301,46 +318,55 @@ GREY_WITH_ALPHA = 4
 COLOUR = "8-bit colour"
 
 
-def stored_kind(start: bytes, opened: Callable[[], AbstractContextManager[IO[bytes]]]) -> Kind | None:
-    """The kind of a file that begins so; None for a colour image of eight bits, and for what cannot be told.
+#: of a file that is damaged: whoever reads it will say so
+UNTOLD = Kind(0, "")
+
+
+def stored_kind(
+    start: bytes, opened: Callable[[], AbstractContextManager[IO[bytes]]], window: Window = None
+) -> Kind | None:
+    """The kind of a file that begins so; None for a colour image of eight bits, `UNTOLD` where it cannot be told.
 
     Grey, palettes, CMYK and alpha count as colour where they have eight bits or fewer; arrays never do.
 
     Args:
-        opened: the whole file, for those of which the start does not tell.
+        opened: the whole file, for those of which the start does not tell. window: see `dicom.read`.
     """
     of = formats.kind(start)
     if of == "png":
         return Kind(_PNG_CHANNELS.get(start[25], 3), "uint16") if start[24] == 16 else None
-    if of not in ("tiff", "npy", "npz", "pnm") or (of == "pnm" and formats.largest_of_pnm(start) < 256):
+    if of not in ("tiff", "npy", "npz", "pnm", "dicom") or (of == "pnm" and formats.largest_of_pnm(start) < 256):
         return None
     try:
         with opened() as file:
             if of == "tiff":
                 return _kind_of_tiff(file)
+            if of == "dicom":
+                told = None if formats.lacking_decoder(of) else dicom.kind(file, window)
+                return None if told is None else Kind(*told)
             image = decode_bands(file.read())
-    except (OSError, Unreadable):  # whoever reads it will say so
-        return None
+    except (OSError, Unreadable):
+        return UNTOLD
     return Kind(image.shape[2], image.dtype.name)
 
 
-def kind_of_file(path: Path, start: bytes | None = None) -> Kind | None:
+def kind_of_file(path: Path, start: bytes | None = None, window: Window = None) -> Kind | None:
     """`stored_kind` of a file."""
     try:
-        return stored_kind(formats.first_bytes(path) if start is None else start, lambda: path.open("rb"))
+        return stored_kind(formats.first_bytes(path) if start is None else start, lambda: path.open("rb"), window)
     except Unreadable:
-        return None
+        return UNTOLD
 
 
-def kind_of_bytes(content: bytes) -> Kind | None:
+def kind_of_bytes(content: bytes, window: Window = None) -> Kind | None:
     """`stored_kind` of what a file holds."""
-    return stored_kind(content[: formats.START], lambda: io.BytesIO(content))
+    return stored_kind(content[: formats.START], lambda: io.BytesIO(content), window)
 
 
 def _kind_of_tiff(file: IO[bytes]) -> Kind | None:
     pages = formats.tiff_pages(file)
     if not pages:
-        return None
+        return UNTOLD
     first = pages[0]
     size, bits, samples = first.size, first.bits, first.samples
     stack = sum((page.size, page.bits, page.samples) == (size, bits, samples) for page in pages) if samples == 1 else 1

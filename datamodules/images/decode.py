@@ -18,6 +18,7 @@ several pictures          the one that stands for the file: the default image of
 CMYK, YCbCr, CIELAB       the colours converted, CMYK without a profile
 a colour profile, gamma   nothing of it: values are taken for sRGB, as torchvision and timm do
 further channels          the first three
+DICOM                     the upper eight bits of its stored values, white large (see `dicom`)
 ========================  ==========================================================================================
 """
 
@@ -34,8 +35,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from selfsight.datamodules.images import formats
-from selfsight.datamodules.images.formats import EXTENSIONS, Unreadable, looks_whole, read_file
+from selfsight.datamodules.images import dicom, formats
+from selfsight.datamodules.images.formats import EXTENSIONS, Unreadable, check_size, looks_whole, read_file
 
 __all__ = ["EXTENSIONS", "MAX_PIXELS", "Unreadable", "decode", "looks_whole", "read_image"]
 
@@ -102,15 +103,13 @@ def _others(data: bytes, kind: str | None, max_pixels: int) -> np.ndarray:
         raise Unreadable(f"{kind.upper()} has no decoder here: {lacking}")
     if kind in ("npy", "npz"):
         raise Unreadable("an array, which is read with dataset.channels=auto")
+    if kind == "dicom":
+        values, bits, signed = dicom.read_stored(data, max_pixels)
+        eight = to_eight_bits(values, bits, signed)
+        return eight if eight.shape[2] == 3 else np.repeat(eight, 3, axis=2)
     if kind == "pnm" and (image := _binary_pnm(data, max_pixels)) is not None:
         return image
     return _pillow(data, max_pixels)
-
-
-def check_size(size: tuple[int, int] | None, max_pixels: int) -> None:
-    """Refuse an image of (width, height); raises `Unreadable`."""
-    if size is not None and size[0] * size[1] > max_pixels:
-        raise Unreadable(f"too many pixels: {size[0]} x {size[1]}, dataset.max_pixels is {max_pixels}")
 
 
 # --- Pillow ----------------------------------------------------------------------------------------------------------

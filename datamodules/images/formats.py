@@ -43,8 +43,11 @@ ZIP_START = b"PK\x03\x04"
 
 _PNM = re.compile(rb"P[1-6](?:\s+\d|\s*#)")
 
+#: where a DICOM file says that it is one
+DICOM_AT, DICOM = 128, b"DICM"
+
 #: bytes that tell the format
-START = 64
+START = DICOM_AT + len(DICOM)
 #: bytes of a file's beginning, middle and end by which it is known again
 PIECE = 4096
 #: of the end alone, where files hold pixels and nothing else
@@ -57,6 +60,8 @@ class Unreadable(Exception):
 
 def kind(start: bytes) -> str | None:
     """The format of a file that begins so; None where no image does."""
+    if start[DICOM_AT : DICOM_AT + len(DICOM)] == DICOM:
+        return "dicom"
     if start.startswith(JPEG_START):
         return "jpeg"
     if start.startswith(PNG_START):
@@ -95,6 +100,8 @@ def lacking_decoder(of: str) -> str:
     """What would read this format, where nothing here does; an empty string where it can be read."""
     if of == "heic" and importlib.util.find_spec("pillow_heif") is None:
         return "pip install pillow-heif reads them"
+    if of == "dicom" and importlib.util.find_spec("pydicom") is None:
+        return "pip install 'selfsight[dicom]' reads them"
     if of == "avif":
         from PIL import features
 
@@ -254,6 +261,12 @@ def size(data: bytes, of: str) -> tuple[int, int] | None:
     if of == "png":
         return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     return _size_of_jpeg(data) if of == "jpeg" else _size_of_webp(data)
+
+
+def check_size(size: tuple[int, int] | None, max_pixels: int) -> None:
+    """Refuse an image of (width, height); raises `Unreadable`."""
+    if size is not None and size[0] * size[1] > max_pixels:
+        raise Unreadable(f"too many pixels: {size[0]} x {size[1]}, dataset.max_pixels is {max_pixels}")
 
 
 def _size_of_jpeg(data: bytes) -> tuple[int, int] | None:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfsight.datamodules.images.sets import ImageSet, below, taken
+from selfsight.datamodules.images.sets import ImageSet, below
 from selfsight.errors import UserError
 
 RECORD = "prepared.json"
@@ -122,11 +122,9 @@ class ShardImages(ImageSet):
     def addresses(self, top: Path) -> list[str]:
         return below(top, self.root, [self.above + self.name(index) for index in range(len(self))])
 
-    def select(self, indices: Tensor | Sequence[int]) -> ShardImages:
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
+    def _select(self, chosen: Tensor) -> ShardImages:
         some = ShardImages(self.root, [], None, self.above)
         some._names, some._places = self._names[chosen.numpy()], self._places[chosen.numpy()]
-        some.labels = taken(self.labels, chosen)
         return some
 
 

@@ -6,11 +6,13 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from selfsight.contracts import Targets
 from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, read_image
 from selfsight.datamodules.images.formats import read_file
 from selfsight.datamodules.images.memory import fits_in_memory
@@ -24,16 +26,23 @@ class ImageSet:
 
     Attributes:
         labels: ``[N]`` int64, -1 where an image has none; None when no image has one.
+        targets: several labels or numbers of each image, in place of a class; None where there are none.
         pixels: ``[N, 3, H, W]`` uint8 (see above) when the images lie in memory and are of one size, else None.
         in_memory: whether `read` decodes nothing.
     """
 
     labels: Tensor | None
+    targets: Targets | None = None
     pixels: Tensor | None = None
     in_memory = True
 
     def __len__(self) -> int:
         raise NotImplementedError
+
+    @property
+    def known(self) -> Tensor | None:
+        """``[N]`` bool: images that have a label or targets; None where none has."""
+        return known(self.labels, self.targets)
 
     def read(self, index: int) -> np.ndarray:
         """Image ``index`` as ``[H, W, 3]`` uint8 RGB (see above); raises `decode.Unreadable` where it is none."""
@@ -47,13 +56,24 @@ class ImageSet:
         """The file that image ``index`` is, or was decoded from, where it is one of its own."""
         return None
 
+    def stored_size(self, index: int) -> int | None:
+        """Bytes of the file that image ``index`` is, of which `digest` is the hash; None where it is no file."""
+        return None
+
     def addresses(self, top: Path) -> list[str]:
         """Where the images are from: the paths of their files as seen from ``top``, or their names."""
         return [self.name(index) for index in range(len(self))]
 
     def select(self, indices: Tensor | Sequence[int]) -> ImageSet:
         """The images at ``indices``, in that order."""
-        return SomeImages(self, torch.as_tensor(indices, dtype=torch.int64))
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        some = self._select(chosen)
+        some.labels, some.targets = taken(self.labels, chosen), taken(self.targets, chosen)
+        return some
+
+    def _select(self, chosen: Tensor) -> ImageSet:
+        """`select` without labels and targets."""
+        return SomeImages(self, chosen)
 
     def glimpse(self, index: int) -> bytes:
         """Size and first row of the pixels: what can be had cheaply, and equal images have in common."""
@@ -108,10 +128,9 @@ class ArrayImages(ImageSet):
     def addresses(self, top: Path) -> list[str]:
         return below(top, self.root, super().addresses(top))
 
-    def select(self, indices: Tensor | Sequence[int]) -> ArrayImages:
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
+    def _select(self, chosen: Tensor) -> ArrayImages:
         names = None if self.names is None else [self.names[i] for i in chosen.tolist()]
-        return ArrayImages(self.pixels[chosen], taken(self.labels, chosen), names, self.root)
+        return ArrayImages(self.pixels[chosen], None, names, self.root)
 
 
 class FileImages(ImageSet):
@@ -154,16 +173,18 @@ class FileImages(ImageSet):
             return self.decoder(read_file(self.path(index)), self.max_pixels)
         return read_image(self.path(index), self.max_pixels)
 
+    def stored_size(self, index: int) -> int:
+        return self.path(index).stat().st_size
+
     def digest(self, index: int) -> bytes:
         return hashlib.blake2b(read_file(self.path(index)), digest_size=16).digest()
 
     def addresses(self, top: Path) -> list[str]:
         return below(top, self.root, super().addresses(top))
 
-    def select(self, indices: Tensor | Sequence[int]) -> FileImages:
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
+    def _select(self, chosen: Tensor) -> FileImages:
         names = [self.name(i) for i in chosen.tolist()]
-        return FileImages(self.root, names, taken(self.labels, chosen), self.max_pixels, self.decoder)
+        return FileImages(self.root, names, None, self.max_pixels, self.decoder)
 
 
 class DecodedImages(ImageSet):
@@ -222,7 +243,7 @@ class SomeImages(ImageSet):
 
     def __init__(self, images: ImageSet, indices: Tensor) -> None:
         self.images, self.indices = images, indices
-        self.labels = taken(images.labels, indices)
+        self.labels, self.targets = taken(images.labels, indices), taken(images.targets, indices)
         self.in_memory = images.in_memory
 
     def __len__(self) -> int:
@@ -236,6 +257,12 @@ class SomeImages(ImageSet):
 
     def file(self, index: int) -> Path | None:
         return self.images.file(int(self.indices[index]))
+
+    def stored_size(self, index: int) -> int | None:
+        return self.images.stored_size(int(self.indices[index]))
+
+    def digest(self, index: int) -> bytes:
+        return self.images.digest(int(self.indices[index]))
 
     def addresses(self, top: Path) -> list[str]:
         every = self.images.addresses(top)
@@ -253,6 +280,9 @@ class JoinedImages(ImageSet):
         if any(part.labels is not None for part in self.parts):
             each = [torch.full((len(part),), -1) if part.labels is None else part.labels for part in self.parts]
             self.labels = torch.cat(each)
+        if there := [part.targets for part in self.parts if part.targets is not None]:
+            unknown = there[0].unknown
+            self.targets = Targets.joined([unknown(len(p)) if p.targets is None else p.targets for p in self.parts])
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -273,6 +303,14 @@ class JoinedImages(ImageSet):
         part, inside = self._at(index)
         return part.file(inside)
 
+    def stored_size(self, index: int) -> int | None:
+        part, inside = self._at(index)
+        return part.stored_size(inside)
+
+    def digest(self, index: int) -> bytes:
+        part, inside = self._at(index)
+        return part.digest(inside)
+
     def addresses(self, top: Path) -> list[str]:
         return [address for part in self.parts for address in part.addresses(top)]
 
@@ -283,8 +321,19 @@ def below(top: Path, root: Path | None, names: list[str]) -> list[str]:
     return names if above == os.curdir else [above + os.sep + name for name in names]
 
 
-def taken(labels: Tensor | None, indices: Tensor) -> Tensor | None:
-    return None if labels is None else labels[indices]
+Known = TypeVar("Known", Tensor, Targets)
+
+
+def taken(known: Known | None, indices: Tensor) -> Known | None:
+    """Labels or targets of some images, where there are any."""
+    return None if known is None else known[indices]
+
+
+def known(labels: Tensor | None, targets: Targets | None) -> Tensor | None:
+    """``[N]`` bool: images that have a label or targets; None where none has."""
+    if targets is not None:
+        return targets.known
+    return None if labels is None else labels >= 0
 
 
 def join(*sets: ImageSet | None) -> ImageSet:
@@ -298,4 +347,6 @@ def join(*sets: ImageSet | None) -> ImageSet:
         return joined
     if not fits_in_memory(sum(p.nbytes for p in pixels), "the joined images"):
         return joined
-    return ArrayImages(torch.cat(pixels), joined.labels)
+    together = ArrayImages(torch.cat(pixels), joined.labels)
+    together.targets = joined.targets
+    return together

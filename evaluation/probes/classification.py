@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selfsight.contracts import MULTILABEL, Targets
 from selfsight.errors import UserError
 from selfsight.evaluation.features import Device, frozen, home
 from selfsight.evaluation.probes.linear import top_accuracies
+from selfsight.evaluation.probes.targets import target_figures
 
+WATCHED = ("top1", "top5", "map", "f1", "r2")
 BINS = 15  # of confidence, the usual number (Guo et al. 2017)
 
 
@@ -25,17 +28,46 @@ def predict(network: nn.Module, loader: Iterable[Any], device: Device = None) ->
     Raises:
         UserError: no image has a label.
     """
+    scores, labels, _ = _outputs(network, loader, device)
+    known = None if labels is None else labels >= 0
+    if labels is None or known is None or not bool(known.any()):
+        raise UserError("No held-out image has a label: give class folders or a labels.csv for the test images.")
+    return scores[known], labels[known]
+
+
+def figures(network: nn.Module, loader: Iterable[Any], device: Device = None) -> dict[str, Any]:
+    """All figures of a network on the images of a loader: `classification_figures`, or of targets `target_figures`."""
+    scores, labels, targets = _outputs(network, loader, device)
+    if targets is not None:
+        return dict(target_figures(probabilities(scores, targets), targets))
+    assert labels is not None, "who asks has seen that there are labels"
+    known = labels >= 0
+    return classification_figures(scores[known], labels[known])
+
+
+def online_figures(network: nn.Module, loader: Iterable[Any], device: Device = None) -> dict[str, float]:
+    """Those of `figures` by which a network is watched while it learns."""
+    return {name: value for name, value in figures(network, loader, device).items() if name in WATCHED}
+
+
+def probabilities(scores: Tensor, targets: Targets) -> Tensor:
+    """Outputs of a network as `target_figures` takes them."""
+    return scores.sigmoid() if targets.kind == MULTILABEL else scores
+
+
+def _outputs(network: nn.Module, loader: Iterable[Any], device: Device) -> tuple[Tensor, Tensor | None, Targets | None]:
+    """Outputs ``[N, K]`` float32, labels ``[N]`` and targets of all images, on the CPU."""
     device = home(network, device)
-    scores, labels = [], []
+    scores, labels, targets = list[Tensor](), list[Tensor](), list[Targets]()
     with frozen(network):
         for batch in loader:
+            scores.append(network(batch.views[0].to(device, non_blocking=True)).float().cpu())
             if batch.labels is not None:
-                scores.append(network(batch.views[0].to(device, non_blocking=True)).float().cpu())
                 labels.append(batch.labels.cpu())
-    known = torch.cat(labels) >= 0 if labels else torch.zeros(0, dtype=torch.bool)
-    if not bool(known.any()):
-        raise UserError("No held-out image has a label: give class folders or a labels.csv for the test images.")
-    return torch.cat(scores)[known], torch.cat(labels)[known]
+            if batch.targets is not None:
+                targets.append(batch.targets.to("cpu"))
+    known = torch.cat(labels) if labels else None
+    return torch.cat(scores), known, Targets.joined(targets) if targets else None
 
 
 def classification_figures(scores: Tensor, labels: Tensor) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from selfsight.evaluation.features import Features, checked
+from selfsight.evaluation.rows import blocks, total
 from selfsight.nn.sphere import directions
 
 
@@ -152,7 +153,7 @@ class Diagnostics:
 
     def __call__(self, train: Features, test: Features) -> dict[str, float]:
         """``feature_std``, ``rank``, ``rank_share`` (of the dimensions, or of the images if fewer), ``alpha_req``."""
-        train, test = checked(train, test, labels=False)
+        train, test = checked(train, test, labels=False, blocks=True)
         rank = rankme(test.x)
         return {
             "feature_std": feature_std(test.x),
@@ -200,8 +201,9 @@ def feature_std(x: Tensor) -> float:
     0 for one point, 1 for directions uniform on the sphere (Chen & He, *Exploring Simple Siamese Representation
     Learning*, section 4.1, compares it with 1 / sqrt(D)).
     """
-    x = directions(x.double())
-    return float(x.std(dim=0, correction=0).mean() * math.sqrt(x.shape[1]))
+    mean = total(directions(part).sum(dim=0) for part in blocks(x)) / len(x)
+    squares = total((directions(part) - mean).square().sum(dim=0) for part in blocks(x))
+    return float((squares / len(x)).sqrt().mean() * math.sqrt(x.shape[1]))
 
 
 def rankme(x: Tensor, epsilon: float = 1e-7) -> float:
@@ -219,8 +221,7 @@ def alpha_req(x: Tensor) -> float:
 
     Eigenvalues below 1e-9 of the largest are rounding and left out; nan with fewer than two left.
     """
-    x = x.double()
-    ev = singular_values(x - x.mean(dim=0)).square()
+    ev = singular_values(x, centred=True).square()
     ev = ev[ev > 1e-9 * ev[0]]
     if len(ev) < 2:
         return math.nan
@@ -299,8 +300,16 @@ def view_figures(a: Tensor, b: Tensor) -> dict[str, float]:
     return {"alignment": alignment(a, b), "uniformity": spread, "view_knn_top1": view_knn_top1(a, b)}
 
 
-def singular_values(x: Tensor) -> Tensor:
-    """Singular values of ``[N, D]``, falling, float64, by the smaller Gram matrix (to about 1e-8 of the largest)."""
-    x = x.double()
-    gram = x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T
+def singular_values(x: Tensor, *, centred: bool = False) -> Tensor:
+    """Singular values of ``[N, D]``, falling, float64, by the smaller Gram matrix (to about 1e-8 of the largest).
+
+    Args:
+        centred: of the rows less their mean.
+    """
+    mean = total(part.sum(dim=0) for part in blocks(x)) / len(x) if centred else x.new_zeros(x.shape[1]).double()
+    if x.shape[0] >= x.shape[1]:
+        gram = total((part - mean).T @ (part - mean) for part in blocks(x))
+    else:
+        x = x.double() - mean
+        gram = x @ x.T
     return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).sqrt()

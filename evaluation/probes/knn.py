@@ -12,9 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from selfsight.contracts import Targets
 from selfsight.errors import UserError
+from selfsight.evaluation.base import Figures
 from selfsight.evaluation.features import Features, checked
 from selfsight.evaluation.probes.balance import balanced
+from selfsight.evaluation.probes.inverted_lists import InvertedLists
+from selfsight.evaluation.probes.targets import TargetFigures, target_figures, votes
+from selfsight.evaluation.rows import BLOCK_ROWS, Rows
 from selfsight.nn.sphere import directions
 from selfsight.validation import SWITCH, above, one_of, takes, whole
 
@@ -28,14 +33,21 @@ NEAR = 2.0**-18
 SPARE = 16  # neighbours sought beyond k, so that those as near as the k-th are mostly among them
 
 
-@takes(k=whole(1), temperature=above(0), backend=one_of(*BACKENDS), bf16=SWITCH)
+#: what is searched: unit rows ``[N, D]``
+Bank = Tensor | Rows
+#: images whose neighbours are sought at a time, and those whose exact ones are compared with what was found
+QUERIES, RECALLED = 16_384, 256
+
+
+@takes(k=whole(1), temperature=above(0), backend=one_of(*BACKENDS), bf16=SWITCH, approximate_from=whole(1))
 @dataclass(frozen=True)
 class KNN:
     """Weighted cosine kNN.
 
     ``knn_top1`` (and ``knn_top5`` with more than five classes) is the accuracy at k = 20, or at the largest k below it:
     a fixed choice, since taking the best k would be choosing on the test set. ``knn_k<k>_top1`` gives every k. Where
-    classes are unequal ``knn_balanced`` is the mean of their accuracies.
+    classes are unequal ``knn_balanced`` is the mean of their accuracies. Of images with several labels or numbers the
+    weighted mean of the neighbours' is compared: ``knn_map`` and ``knn_f1``, or ``knn_r2``; see `probes.targets`.
 
     Attributes:
         k: numbers of neighbours. None: 1, 5, 20 and 200, those larger than the bank left out, as the names of
@@ -45,6 +57,8 @@ class KNN:
             exactly and give the same answer; of equally near images the one that comes first in the bank is nearer.
         device: where to search; None: the GPU where there is one.
         bf16: similarities in bfloat16 (torch only): about twice as fast, up to 1 % of the predictions change.
+        approximate_from: images of the bank from which on the search is faiss' in inverted lists, which finds most of
+            the neighbours; ``knn_search_recall`` is the share of the exact ones, of some images, that it found.
     """
 
     k: Sequence[int] | None = None
@@ -52,24 +66,54 @@ class KNN:
     backend: str = "auto"
     device: str | None = None
     bf16: bool = False
+    approximate_from: int = 5_000_000
     needs_labels = True
+    takes_targets = True
 
     @property
     def protocol(self) -> str:
         ks = "/".join(map(str, self.k or STANDARD_K))
         return (
             f"weighted kNN, cosine, exp(s/{self.temperature:g}), k {ks}, bank of all training images, no augmentation"
+            + (
+                ""
+                if self.approximate_from > 10**6
+                else f"; approximate search from {self.approximate_from:,} images on"
+            )
         )
 
-    def __call__(self, train: Features, test: Features) -> dict[str, float]:
-        train, test = checked(train, test)
+    def __call__(self, train: Features, test: Features) -> Figures:
+        train, test = checked(train, test, blocks=True)
         ks = usable_k(self.k, len(train))
         train, test = train.to(self.device), test.to(self.device)
-        bank, queries = (directions(features.x) for features in (train, test))
-        similarity, index = neighbours(queries, bank, ks[-1], backend=self.backend, bf16=self.bf16)
+        reported = max((k for k in ks if k <= REPORTED_K), default=ks[0])
+        bank = Rows(train.x, directions) if train.large else directions(train.x)
+        approximate = len(bank) >= self.approximate_from
+        lists = InvertedLists(bank) if approximate else None
+        asked = test.x.split(QUERIES if train.large or test.large else len(test))
+        found = [self._neighbours(directions(part.float()), bank, ks[-1], lists) for part in asked]
+        similarity, index = (torch.cat(side) for side in zip(*found, strict=True))
+        recall = {}
+        if approximate:
+            some = torch.linspace(0, len(test) - 1, min(RECALLED, len(test)), device=index.device).long()
+            _, exact = neighbours(directions(test.x[some].float()), bank, reported, backend=self.backend)
+            recall = {"knn_search_recall": _share((index[some, :, None] == exact[:, None]).any(dim=1))}
+        return recall | self._figures(train, test, similarity, index, ks, reported)
+
+    def _neighbours(self, queries: Tensor, bank: Bank, k: int, lists: InvertedLists | None) -> tuple[Tensor, Tensor]:
+        if lists is None:
+            return neighbours(queries, bank, k, backend=self.backend, bf16=self.bf16)
+        return lists.neighbours(queries, k)
+
+    def _figures(
+        self, train: Features, test: Features, similarity: Tensor, index: Tensor, ks: Sequence[int], reported: int
+    ) -> Figures:
+        if train.targets is not None and test.targets is not None:
+            found = target_figures_by_k(similarity, index, train.targets, test.targets, ks, self.temperature)
+            named = {f"knn_k{k}_{name}": v for k in ks for name, v in found[k].items() if isinstance(v, float)}
+            return {f"knn_{name}": value for name, value in found[reported].items()} | named
         voters = train.known_labels[index]
         ranks = true_class_ranks(similarity, voters, test.known_labels, ks, self.temperature, train.classes)
-        reported = max((k for k in ks if k <= REPORTED_K), default=ks[0])
         results: dict[str, float] = {}
         for k, rank in ranks.items():
             results[f"knn_k{k}_top1"] = _share(rank < 1)
@@ -96,12 +140,13 @@ def usable_k(k: Sequence[int] | None, bank: int) -> list[int]:
 
 
 def neighbours(
-    queries: Tensor, bank: Tensor, k: int, *, backend: str = "auto", bf16: bool = False, chunk_bytes: int = 100_000_000
+    queries: Tensor, bank: Bank, k: int, *, backend: str = "auto", bf16: bool = False, chunk_bytes: int = 100_000_000
 ) -> tuple[Tensor, Tensor]:
     """The k rows of the bank with the largest inner product, exactly; of equal ones those with the smallest index.
 
     Args:
-        queries: ``[M, D]`` float32. bank: ``[N, D]`` float32, on the same device. Rows of length 1.
+        queries: ``[M, D]`` float32. bank: ``[N, D]`` float32, on the same device. Rows of length 1. A bank of `Rows` is
+            searched block by block, with the same result.
         bf16: bfloat16 products, which is what similarities and their order then are.
         chunk_bytes: the block of similarities kept at a time.
 
@@ -112,15 +157,18 @@ def neighbours(
     similarity, index = _search(queries, bank, sought, backend, bf16, chunk_bytes)
     if not bf16:
         incomplete = (similarity[:, k - 1] - similarity[:, -1] < NEAR) & (sought < len(bank))
-        queries, bank = _rounded(queries), _rounded(bank)
+        queries = _rounded(queries)
+        bank = _rounded(bank) if isinstance(bank, Tensor) else bank.then(_rounded)
         similarity, index = _in_exact_order(queries, bank, similarity, index)
         for rows in incomplete.nonzero()[:, 0].split(max(1, chunk_bytes // (8 * len(bank)))):
             similarity[rows, :k], index[rows, :k] = _first_of_all(queries[rows], bank, k)
     return similarity[:, :k], index[:, :k]
 
 
-def _search(queries: Tensor, bank: Tensor, k: int, backend: str, bf16: bool, chunk_bytes: int) -> tuple[Tensor, Tensor]:
+def _search(queries: Tensor, bank: Bank, k: int, backend: str, bf16: bool, chunk_bytes: int) -> tuple[Tensor, Tensor]:
     """`neighbours` up to what the products are wrong by."""
+    if isinstance(bank, Rows):
+        return _merged(queries, bank, k, backend, bf16, chunk_bytes)
     if backend == "auto":
         backend = "faiss" if bank.device.type == "cpu" and not bf16 else "torch"
     if backend == "faiss":
@@ -144,7 +192,21 @@ def _search(queries: Tensor, bank: Tensor, k: int, backend: str, bf16: bool, chu
     return similarity, index
 
 
-def _in_exact_order(queries: Tensor, bank: Tensor, similarity: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+def _merged(queries: Tensor, bank: Rows, k: int, backend: str, bf16: bool, chunk_bytes: int) -> tuple[Tensor, Tensor]:
+    """`_search` of one block after the other: the nearest of each and of those found before, the earlier ones first."""
+    similarity = torch.empty(len(queries), 0, device=queries.device)
+    index = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    start = 0
+    for block in bank.split(BLOCK_ROWS):
+        found, places = _search(queries, block, min(k, len(block)), backend, bf16, chunk_bytes)
+        similarity, index = torch.cat([similarity, found], dim=1), torch.cat([index, places + start], dim=1)
+        similarity, order = similarity.sort(dim=1, descending=True, stable=True)
+        similarity, index = similarity[:, :k].contiguous(), index.gather(1, order[:, :k])
+        start += len(block)
+    return similarity, index
+
+
+def _in_exact_order(queries: Tensor, bank: Bank, similarity: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """Neighbours that are nearly as near as the next, compared exactly; equal ones by index."""
     close = similarity[:, :-1] - similarity[:, 1:] < NEAR
     edge = close.new_zeros(len(close), 1)
@@ -160,7 +222,7 @@ def _in_exact_order(queries: Tensor, bank: Tensor, similarity: Tensor, index: Te
     return wide.gather(1, order).float(), index.gather(1, order)
 
 
-def _first_of_all(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _first_of_all(queries: Tensor, bank: Bank, k: int) -> tuple[Tensor, Tensor]:
     """`neighbours` by exact products with the whole bank."""
     wide = queries.double()
     product = torch.cat([wide @ part.double().T for part in bank.split(10_000)], dim=1)  # [r, N]
@@ -237,6 +299,26 @@ def true_class_ranks(
         ranks[k] = rank.where(own[:, 0] > 0, torch.tensor(classes, device=rank.device))
         start = k
     return ranks
+
+
+def target_figures_by_k(
+    similarity: Tensor, index: Tensor, bank: Targets, truth: Targets, ks: Sequence[int], temperature: float
+) -> dict[int, TargetFigures]:
+    """`target_figures` of the votes of the first k neighbours, by k.
+
+    Args:
+        similarity, index: ``[M, K]``, as `neighbours` gives them.
+    """
+    weight = ((similarity - similarity[:, :1]) / temperature).exp()
+    rows = max(1, VOTE_BLOCK // (index.shape[1] * len(bank.names)))
+    said = {
+        k: torch.cat([
+            votes(w[:, :k], bank.values[near[:, :k]])
+            for w, near in zip(weight.split(rows), index.split(rows), strict=True)
+        ])
+        for k in ks
+    }  # fmt: skip
+    return {k: target_figures(each, truth) for k, each in said.items()}
 
 
 def _share(hits: Tensor) -> float:

@@ -12,10 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfsight.contracts import Targets
 from selfsight.errors import UserError
+from selfsight.evaluation.base import Figures
 from selfsight.evaluation.features import Features, checked
 from selfsight.evaluation.probes.balance import balanced
 from selfsight.evaluation.probes.logistic import BLOCK, Linear, fit_lbfgs, fit_sgd
+from selfsight.evaluation.probes.targets import linear_outputs, misfit, target_figures
+from selfsight.evaluation.rows import BLOCK_ROWS, Rows, blocks, total
 from selfsight.validation import above, at_least, takes, whole
 
 HELD_OUT = 0.1
@@ -26,6 +30,9 @@ STANDARD_SHOTS = (1, 5, 20)
 @dataclass(frozen=True)
 class LinearProbe:
     """Multinomial logistic regression by L-BFGS: every penalty at once, the best on held-out training images, refitted.
+
+    Of images with several labels each label has a logistic regression of its own, of numbers each column a ridge
+    regression, all with the same penalty: ``linear_map`` and ``linear_f1``, or ``linear_r2``; see `probes.targets`.
 
     Attributes:
         penalties: lambda in  mean cross-entropy + lambda / 2 |W|^2, the bias free, on features centred and scaled to
@@ -40,28 +47,47 @@ class LinearProbe:
     seed: int = 0
     device: str | None = None
     needs_labels = True
+    takes_targets = True
 
     @property
     def protocol(self) -> str:
         where = f"by {self.folds}-fold cross-validation" if self.folds else f"on {HELD_OUT:.0%} of the training images"
         return (
-            "linear probe: logistic regression (L-BFGS) on frozen un-augmented features, L2 out of "
+            "linear probe: logistic regression (L-BFGS; ridge for numbers) on frozen un-augmented features, L2 out of "
             f"{len(self.penalties)} chosen {where}"
         )
 
-    def __call__(self, train: Features, test: Features) -> dict[str, float]:
-        train, test = (part.to(self.device) for part in checked(train, test))
+    def __call__(self, train: Features, test: Features) -> Figures:
+        targets = train.targets is not None and test.targets is not None
+        train, test = (part.to(self.device) for part in checked(train, test, blocks=not targets))
         standardise = Standardise.of(train.x)
-        x, y, classes = standardise(train.x), train.known_labels, train.classes
+        if train.targets is not None and test.targets is not None:
+            return self._of_targets(standardise(train.x), train.targets, standardise(test.x), test.targets)
+        x: Tensor | Rows = Rows(train.x, standardise) if train.large else standardise(train.x)
+        others: Tensor | Rows = Rows(test.x, standardise) if test.large else standardise(test.x)
+        y, classes = train.known_labels, train.classes
         merits = torch.zeros(len(self.penalties), 2, dtype=torch.float64, device=x.device)
-        for fitting, held_out in folds(y, self.folds, self.seed) if self.folds else [hold_out(y, HELD_OUT, self.seed)]:
-            tried = fit_lbfgs(x[fitting], y[fitting], classes, self.penalties)
-            merits += _merits(tried, x[held_out], y[held_out])
+        parts = folds(y, self.folds, self.seed) if self.folds else [hold_out(y, HELD_OUT, self.seed)]
+        if train.large:  # a file is read faster from its beginning to its end
+            parts = [(fitting.sort().values, held_out.sort().values) for fitting, held_out in parts]
+        for fitting, held_out in parts:
+            tried = fit_lbfgs(_some(x, fitting), y[fitting], classes, self.penalties)
+            merits += _merits(tried, _some(x, held_out), y[held_out])
         chosen = _best(merits)
         head = fit_lbfgs(x, y, classes, [self.penalties[chosen]], start=tried.only(chosen))
-        return accuracies(head, standardise(test.x), test.known_labels) | {
-            "linear_penalty": float(self.penalties[chosen])
-        }
+        return accuracies(head, others, test.known_labels) | {"linear_penalty": float(self.penalties[chosen])}
+
+    def _of_targets(self, x: Tensor, targets: Targets, others: Tensor, truth: Targets) -> Figures:
+        """The same of several labels or numbers: fitted on ``x``, measured on ``others``."""
+        alike = torch.zeros(len(x), dtype=torch.int64)  # no classes to spread over the parts
+        parts = folds(alike, self.folds, self.seed) if self.folds else [hold_out(alike, HELD_OUT, self.seed)]
+        lost = torch.zeros(len(self.penalties), dtype=torch.float64, device=x.device)
+        for fitting, held_out in parts:
+            said = linear_outputs(x[fitting], targets[fitting], self.penalties, x[held_out])
+            lost += misfit(said, targets[held_out])
+        penalty = float(self.penalties[int(lost.argmin())])
+        found = target_figures(linear_outputs(x, targets, [penalty], others)[0], truth)
+        return {f"linear_{name}": value for name, value in found.items()} | {"linear_penalty": penalty}
 
 
 @takes(
@@ -184,6 +210,10 @@ class Standardise:
 
     @classmethod
     def of(cls, x: Tensor) -> Standardise:
+        if x.dtype == torch.float16:  # of very many images, which half precision cannot sum
+            mean = (total(part.sum(dim=0) for part in blocks(x)) / len(x)).float()
+            spread = (total((part - mean).square().mean(dim=1).sum() for part in blocks(x)) / len(x)).sqrt().float()
+            return cls(mean, spread.where(spread > 0, torch.ones_like(spread)))
         mean = x.mean(dim=0)
         spread = (x - mean).square().mean().sqrt()
         return cls(mean, spread.where(spread > 0, torch.ones_like(spread)))
@@ -227,9 +257,14 @@ def per_class(labels: Tensor, n: int, seed: int) -> Tensor:
     return order[_place_in_class(grouped) < n].to(labels.device)
 
 
-def accuracies(head: Linear, x: Tensor, labels: Tensor) -> dict[str, float]:
+def _some(x: Tensor | Rows, index: Tensor) -> Tensor | Rows:
+    """Rows of features, in memory or in a file."""
+    return x[index] if isinstance(x, Tensor) else x.take(index)
+
+
+def accuracies(head: Linear, x: Tensor | Rows, labels: Tensor) -> dict[str, float]:
     """``linear_top1``, and ``linear_top5`` with more than five classes, of a single head; see `balanced`."""
-    scores = head(x)[:, 0]
+    scores = torch.cat([head(part)[:, 0] for part in x.split(BLOCK_ROWS)])
     figures = top_accuracies(scores, labels) | balanced(scores.argmax(1) == labels, labels)
     return {f"linear_{name}": value for name, value in figures.items()}
 
@@ -243,7 +278,7 @@ def top_accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
     return results
 
 
-def _merits(heads: Linear, x: Tensor, labels: Tensor) -> Tensor:
+def _merits(heads: Linear, x: Tensor | Rows, labels: Tensor) -> Tensor:
     """Number of correct rows and minus the summed loss, ``[H, 2]`` float64."""
     total = torch.zeros(len(heads.weight), 2, dtype=torch.float64, device=x.device)
     rows = max(1, BLOCK // heads.bias.numel())

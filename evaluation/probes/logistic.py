@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from selfsight.evaluation.rows import Rows
+
 BLOCK = 4_000_000  # logits kept at a time
 CACHED_ROWS = 1024  # images a CPU keeps in its cache between the product for the logits and the one for the gradient
 CURVATURE = 0.1  # of the cross-entropy along a logit: p (1 - p), about
@@ -39,7 +41,7 @@ class Linear:
 
 
 def fit_lbfgs(
-    x: Tensor,
+    x: Tensor | Rows,
     labels: Tensor,
     classes: int,
     penalties: Sequence[float],
@@ -58,7 +60,7 @@ def fit_lbfgs(
     memory, step length and end.
 
     Args:
-        x: ``[N, D]`` centred features. labels: ``[N]`` int64 below ``classes``.
+        x: ``[N, D]`` centred features, in memory or `Rows`. labels: ``[N]`` int64 below ``classes``.
         start: heads to start from (one per penalty); default zero.
         tolerance: a head ends when the largest entry of its gradient in V falls below it.
 
@@ -70,7 +72,7 @@ def fit_lbfgs(
         lambdas = torch.tensor([float(penalty) for penalty in penalties], dtype=x.dtype, device=x.device)[:, None]
         scale = (ev + lambdas / CURVATURE + 1e-6 * ev.max()).rsqrt()[:, :, None]  # [H, d, 1]
         objective = _SoftmaxObjective(x, labels, classes, lambdas, basis, scale)
-        p = x.new_zeros(len(lambdas), (len(ev) + 1) * classes)
+        p = torch.zeros(len(lambdas), (len(ev) + 1) * classes, dtype=x.dtype, device=x.device)
         if start is not None:
             p = torch.cat([((basis.T @ start.weight) / scale).flatten(1), start.bias], dim=1)
         p = _lbfgs(objective, p, tolerance, max_steps, memory)
@@ -131,7 +133,9 @@ def fit_sgd(
 class _SoftmaxObjective:
     """Value and gradient of the penalised cross-entropy of some heads; parameters ``[H, (d + 1) C]``, the bias last."""
 
-    def __init__(self, x: Tensor, labels: Tensor, classes: int, lambdas: Tensor, basis: Tensor, scale: Tensor) -> None:
+    def __init__(
+        self, x: Tensor | Rows, labels: Tensor, classes: int, lambdas: Tensor, basis: Tensor, scale: Tensor
+    ) -> None:
         self.x, self.labels, self.classes, self.basis, self.scale = x, labels, classes, basis, scale
         self.penalty = lambdas[:, :, None] * scale.square()  # [all H, d, 1]
 
@@ -229,7 +233,7 @@ def _two_loop(gradient: Tensor, history: list[tuple[Tensor, Tensor, Tensor]], sc
     return q
 
 
-def _basis(x: Tensor) -> tuple[Tensor, Tensor]:
+def _basis(x: Tensor | Rows) -> tuple[Tensor, Tensor]:
     """Orthonormal basis Q ``[D, d]`` of the features' span and the Gram eigenvalues ``[d]``, d = min(N, D) at most.
 
     Of many rows an even sample gives eigenvalues good enough.
@@ -239,7 +243,7 @@ def _basis(x: Tensor) -> tuple[Tensor, Tensor]:
         some = x[:: max(1, n // (GRAM_ROWS * width))]
         ev, q = torch.linalg.eigh(some.T @ some / len(some))
         return q, ev.clamp(min=0)
-    _, singular, vt = torch.linalg.svd(x, full_matrices=False)
+    _, singular, vt = torch.linalg.svd(x[:], full_matrices=False)
     kept = singular >= 1e-6 * singular[0]
     return vt[kept].T, singular[kept].square() / n
 

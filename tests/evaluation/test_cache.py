@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from selfsight.contracts import Batch
+from selfsight.datamodules.images.sets import ArrayImages
 from selfsight.evaluation.cache import FeatureCache, data_digest, weights_digest
 
 from .conftest import TinyBackbone
@@ -21,7 +22,8 @@ class Source:
 
     def __init__(self, batches: list[Batch]) -> None:
         labels = torch.cat([b.labels for b in batches if b.labels is not None])
-        images = SimpleNamespace(pixels=(torch.cat([b.views[0] for b in batches]) * 40).to(torch.uint8), labels=labels)
+        pixels = (torch.cat([b.views[0] for b in batches]) * 40).to(torch.uint8)
+        images = ArrayImages(pixels, labels)
         self.data = SimpleNamespace(image_size=9, eval_resize=None, split=lambda _: images)
         self.views = [SimpleNamespace(mean=(0.5,) * 3, std=(0.5,) * 3)]
         self.images, self.batches, self.reads = images, batches, 0
@@ -107,7 +109,7 @@ def test_a_damaged_file_is_named_and_made_again(
 def test_files_are_known_by_name_size_and_time(tmp_path: Path) -> None:
     def images(*names: str) -> Any:
         return type("Files", (), {
-            "labels": None, "pixels": None, "__len__": lambda self: len(names),
+            "labels": None, "targets": None, "pixels": None, "__len__": lambda self: len(names),
             "name": lambda self, i: names[i], "file": lambda self, i: tmp_path / names[i],
         })()  # fmt: skip
 

@@ -117,7 +117,7 @@ def test_the_table_leaves_out_what_cannot_be_measured_and_says_why() -> None:
     evaluators = {"knn": KNN(), "few_shot": FewShot(), "rank": Diagnostics(), "views": ViewQuality()}
     whole = Split(labels, labels)
     assert measure.missing_labels_reason(whole) == ""
-    assert set(measure.select_evaluators(evaluators, labelled=True)) == {"knn", "few_shot", "rank"}
+    assert set(measure.select_evaluators(evaluators, whole)) == {"knn", "few_shot", "rank"}
     assert set(measure.protocols(evaluators, whole)) == {"knn", "few_shot", "rank"}
     for data, reason in (
         (Split(None, labels), "the training images of data set 'toy' have no labels"),

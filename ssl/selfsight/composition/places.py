@@ -30,7 +30,9 @@ def check_places(job: str, cfg: DictConfig) -> None:
     if _value(cfg, "dataset._target_") in OF_FOLDERS:
         if _value(cfg, "dataset.root") in (None, ""):
             raise UserError("dataset=folder has to know where the images are: add dataset.root=DIR.")
-        _check_images(cfg, _expect_folder("dataset.root", _value(cfg, "dataset.root")))
+        root = str(_value(cfg, "dataset.root"))
+        if "://" not in root and not Path(root).expanduser().is_file():  # servers and archives are opened by who reads
+            _check_images(cfg, _expect_folder("dataset.root", _value(cfg, "dataset.root")))
     if job == "prepare" and not (source := Path(str(cfg.source)).expanduser()).is_dir():
         raise UserError(f"source is '{source}', which is no folder; name a folder of images.")
     for key in ("weights", "init_from"):

@@ -95,11 +95,17 @@ def check_kind(kind: type[Method], data: DataModule) -> None:
 
 
 def check_classes(kind: type[Method], data: DataModule) -> None:
-    """Refuse labels that are all of one class for a method that learns to tell classes apart.
+    """Refuse labels that are no classes, or all of one, for a method that learns to tell classes apart.
 
     Raises:
-        UserError: names the class.
+        UserError: says what they are, or names the class.
     """
+    if (targets := data.dataset.targets) is not None and "num_classes" in kind.needs and "targets" not in kind.needs:
+        raise UserError(
+            f"{kind.__name__} learns one class an image, and the images of '{data.dataset.name}' have {targets}: "
+            "choose a method that needs no labels and fine-tune its network (selfsight finetune), or another "
+            "dataset.labels."
+        )
     labels = data.facts.get("labels")
     if "num_classes" not in kind.needs or labels is None:
         return

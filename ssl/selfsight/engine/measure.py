@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import statistics
@@ -25,11 +26,12 @@ from selfsight.evaluation.base import (
     looks_at_images,
     needs_labels,
     protocol,
+    takes_targets,
 )
 from selfsight.evaluation.cache import FeatureCache
 from selfsight.evaluation.features import Features, extract, missing_labels
-from selfsight.evaluation.probes import balance
-from selfsight.evaluation.probes.classification import classification_figures, predict
+from selfsight.evaluation.probes import balance, classification
+from selfsight.evaluation.probes.targets import MAIN
 from selfsight.evaluation.views import plain_view
 from selfsight.files import write_text
 from selfsight.methods.base import Method
@@ -49,6 +51,8 @@ ROWS = {
 Pair = tuple[Features, Features | None]
 
 NO_LABEL = "no label"
+#: figures by which a network is judged: of classes, labels, numbers
+MAINS = ("top1", *MAIN.values())
 LAST = 20  #: evaluations whose median is reported
 
 #: figures of the table that are one number, and their titles
@@ -58,6 +62,12 @@ SINGLES = {
     "linear_top1": "linear",
     "linear_balanced": "linear, balanced",
     "view_knn_top1": "kNN of standard views",  # those of the training are the line's
+    "knn_map": "kNN, mAP",
+    "knn_f1": "kNN, F1",
+    "knn_r2": "kNN, R²",
+    "linear_map": "linear, mAP",
+    "linear_f1": "linear, F1",
+    "linear_r2": "linear, R²",
     "rank": "rank",
 }
 #: figures of our evaluators that the table leaves to summary.json
@@ -73,6 +83,8 @@ def singles(rows: Iterable[Figures]) -> dict[str, str]:
 
 def figure(key: str, value: float) -> str:
     """A number of the table as a person reads it: shares of 1 in percent."""
+    if key.endswith("_r2"):
+        return f"{value:.3f}"
     return f"{value:.1%}" if key != "rank" and abs(value) <= 1 else f"{value:.1f}"
 
 
@@ -111,7 +123,8 @@ def part_features(
     """Features by stage of one part of the data: ``train``, ``test`` or ``unlabelled``."""
     found: dict[str, Features]
     if cache is None:
-        found = extract(backbone, data.eval_dataloader(split), stages=stages, head=head)
+        images = len(data.data.split(split))
+        found = extract(backbone, data.eval_dataloader(split), stages=stages, head=head, images=images)
     else:
         kept = FeatureCache(cache)
         found = kept.extract(backbone, data, split, stages=stages, head=head)
@@ -135,9 +148,13 @@ def available_splits(data: DataModule) -> list[str]:
     return [split for split in ("train", "unlabelled", "test") if len(getattr(data.data, split) or ())]
 
 
-def missing_labels_reason(data: DataModule) -> str:
-    """What keeps accuracies from being measured, in a few words: labels or test images. Empty where nothing does."""
-    reason: str = missing_labels(data.data)
+def missing_labels_reason(data: DataModule, evaluator: Evaluator | None = None) -> str:
+    """What keeps accuracies from being measured, in a few words: labels or test images. Empty where nothing does.
+
+    Args:
+        evaluator: that is to measure; None: any that is content with whatever labels there are.
+    """
+    reason: str = missing_labels(data.data, targets=evaluator is None or takes_targets(evaluator))
     return reason
 
 
@@ -147,30 +164,33 @@ def check_labels(evaluator: Evaluator, data: DataModule) -> None:
     Raises:
         UserError: naming what is lacking.
     """
-    if needs_labels(evaluator) and (reason := missing_labels_reason(data)):
+    if needs_labels(evaluator) and (reason := missing_labels_reason(data, evaluator)):
         raise UserError(
             f"{type(evaluator).__name__} compares with the labels of test images, and {reason}: give another data set "
             "(dataset=NAME), or take figures that need no labels (selfsight diagnostics)."
         )
 
 
-def select_evaluators(evaluators: Mapping[str, Evaluator], labelled: bool) -> dict[str, Evaluator]:
+def select_evaluators(evaluators: Mapping[str, Evaluator], data: DataModule) -> dict[str, Evaluator]:
     """Evaluators of the table: without labels those that need none; with labels those that features are enough for.
 
-    Args:
-        labelled: training and test images have labels: nothing is missing, see `missing_labels_reason`.
+    Of several labels or numbers in place of classes: those of them that are content with these, or need no labels.
     """
-    if labelled:
-        return {name: one for name, one in evaluators.items() if not looks_at_images(one)}
-    return {name: one for name, one in evaluators.items() if not needs_labels(one)}
+    if missing_labels_reason(data):
+        return {name: one for name, one in evaluators.items() if not needs_labels(one)}
+    return {
+        name: one
+        for name, one in evaluators.items()
+        if not looks_at_images(one) and not (needs_labels(one) and missing_labels_reason(data, one))
+    }
 
 
 def protocols(evaluators: Mapping[str, Evaluator], data: DataModule) -> dict[str, str]:
     """How each figure of the table is made, by evaluator, and what could not be measured, with the reason."""
-    reason = missing_labels_reason(data)
-    told = {name: protocol(one) for name, one in select_evaluators(evaluators, labelled=not reason).items()}
-    left_out = [name for name, one in evaluators.items() if needs_labels(one)]
-    return told | ({"not measured": f"{', '.join(left_out)}, since {reason}"} if reason and left_out else {})
+    told = {name: protocol(one) for name, one in select_evaluators(evaluators, data).items()}
+    reasons = {name: missing_labels_reason(data, one) for name, one in evaluators.items() if needs_labels(one)}
+    left_out = [name for name, reason in reasons.items() if reason]
+    return told | ({"not measured": f"{', '.join(left_out)}, since {reasons[left_out[0]]}"} if left_out else {})
 
 
 def run_evaluator(evaluator: FeatureEvaluator, train: Features, test: Features | None) -> Figures:
@@ -225,21 +245,26 @@ def classifiers(method: Method, data: DataModule, folder: RunFolder) -> dict[str
         For the summary: the figures without the confusion; nothing where no class is learned or no test image has one.
     """
     test = data.data.test
-    if not method.classifiers() or test is None or test.labels is None:
+    if not method.classifiers() or test is None or test.known is None:
         return {}
-    found = {}
+    found, main = {}, "top1" if test.targets is None else MAIN[test.targets.kind]
     for name, network in method.classifiers().items():
-        figures = classification_figures(*predict(network, data.eval_dataloader("test"), method.device))
-        found[name] = {**figures, **over_epochs(folder.read_metrics(), f"{name}_top1")}
+        figures = classification.figures(network, data.eval_dataloader("test"), method.device)
+        found[name] = {**figures, **over_epochs(folder.read_metrics(), name, main)}
     content = {"classes": list(data.data.classes), "classifiers": found}
     write_text(folder.classification, json.dumps(content, indent=2) + "\n")
     return {name: {k: v for k, v in row.items() if k != "confusion"} for name, row in found.items()}
 
 
-def over_epochs(rows: Sequence[Mapping[str, str]], column: str) -> dict[str, float]:
-    """``best_top1``, which is chosen on the test images, and ``median_top1`` of the last `LAST` evaluations."""
-    values = [float(row[column]) for row in rows if row.get(column)]
-    return {"best_top1": max(values), "median_top1": statistics.median(values[-LAST:])} if values else {}
+def over_epochs(rows: Sequence[Mapping[str, str]], name: str, figure: str) -> dict[str, float]:
+    """``best_top1``, which is chosen on the test images, and ``median_top1`` of the last `LAST` evaluations.
+
+    Args:
+        name: of the network. figure: by which it is judged: ``top1``, ``map`` or ``r2``.
+    """
+    values = [float(row[f"{name}_{figure}"]) for row in rows if row.get(f"{name}_{figure}")]
+    last = statistics.median(values[-LAST:]) if values else math.nan
+    return {f"best_{figure}": max(values), f"median_{figure}": last} if values else {}
 
 
 class Outcome(dict[str, float]):
@@ -258,7 +283,8 @@ def outcome(folder: RunFolder, summary: Record) -> Outcome:
 def headline(summary: Record) -> dict[str, float]:
     """The figures by which a run may be chosen among others: ``knn_top1``, ``linear_top1``, ``student_top1``, …"""
     measured = {key: float(value) for key, value in summary.get("pretrained", {}).items() if isinstance(value, float)}
-    learned = {f"{name}_top1": float(row["top1"]) for name, row in summary.get("classifiers", {}).items()}
+    classifiers = summary.get("classifiers", {}).items()
+    learned = {f"{name}_{key}": float(row[key]) for name, row in classifiers for key in MAINS if key in row}
     return measured | learned
 
 

@@ -159,7 +159,11 @@ def lowest_rate(trainer: Trainer) -> dict[str, float]:
 SHOWN: Mapping[str, str] = {
     "student_top1": "test {:.1%}",
     "teacher_top1": "average {:.1%}",
+    "student_map": "test mAP {:.1%}",
+    "student_r2": "test R² {:.3f}",
     "knn_top1": "kNN {:.1%}",
+    "knn_map": "kNN mAP {:.1%}",
+    "knn_r2": "kNN R² {:.3f}",
     "rank": "rank {:.1f}",
     "view_knn_top1": "kNN of views {:.1%}",
 }

@@ -23,7 +23,15 @@ PACKAGES = (
 #: module to look for, what it brings, what to type
 OPTIONAL = (
     ("simplejpeg", "faster JPEG decoding", "pip install 'selfsight[jpeg]'"),
-    ("pyarrow", "features as a table, embed out=….parquet", "pip install 'selfsight[parquet]'"),
+    ("tifffile", "TIFF of any channels and depth", "pip install 'selfsight[tiff]'"),
+    ("pydicom", "DICOM images", "pip install 'selfsight[dicom]'"),
+    ("h5py", "images in HDF5 files", "pip install 'selfsight[hdf5]'"),
+    ("fsspec", "tar files at http(s)://, s3://, gs://", "pip install 'selfsight[remote]'"),
+    (
+        "pyarrow",
+        "images in parquet files; features as a table, embed out=….parquet",
+        "pip install 'selfsight[parquet]'",
+    ),
     ("umap", "UMAP embedding maps", "pip install 'selfsight[umap]'"),
     ("bokeh", "the embedding explorer", "pip install 'selfsight[web]'"),
     ("pycocotools", "detection", "pip install 'selfsight[detection]'"),

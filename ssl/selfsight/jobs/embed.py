@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 
+from selfsight.contracts import Targets
 from selfsight.datamodules import ImageData
 from selfsight.engine import measure
 from selfsight.engine.reload import feature_cache, head_of
@@ -34,7 +35,8 @@ def run(cfg: DictConfig) -> None:
     """Write ``train_x [N, D]``, ``train_indices``, ``train_names`` and ``train_labels`` as a NumPy archive.
 
     And the same of ``test`` and ``unlabelled``, where the data set has these parts. An index is an image's position in
-    its part, a name its path below the root of the data set; what has no labels has no array of them. A file called
+    its part, a name its path below the root of the data set; what has no labels has no array of them; several labels or
+    numbers of each image are in ``train_targets [N, T]``. A file called
     ``.parquet`` gets a table with a row for each image instead, see `rows_of`.
     """
     quiet()
@@ -77,6 +79,8 @@ def arrays_of(data: ImageData, parts: Mapping[str, Features]) -> dict[str, np.nd
         arrays[f"{part}_names"] = np.array([images.name(int(i)) for i in features.indices], dtype=np.str_)
         if features.labels is not None:
             arrays[f"{part}_labels"] = features.labels.numpy()
+        if features.targets is not None:
+            arrays[f"{part}_targets"] = features.targets.values.numpy()
     return arrays
 
 
@@ -84,7 +88,8 @@ def rows_of(data: ImageData, parts: Mapping[str, Features], projection: str) -> 
     """The columns of a table of all images, as tools that show embeddings read them.
 
     ``split``, ``name``, ``path`` (of the file, where it is one), ``label``, ``class``, ``embedding``, its place ``x``,
-    ``y`` in a map, and in ``neighbors`` the rows of the nearest images by cosine, with ``similarity``.
+    ``y`` in a map, and in ``neighbors`` the rows of the nearest images by cosine, with ``similarity``. Several labels
+    or numbers of each image are in a column each, ``target NAME``.
     """
     columns: Columns = {name: [] for name in ("split", "name", "path", "label", "class")}
     for part, features in parts.items():
@@ -96,12 +101,25 @@ def rows_of(data: ImageData, parts: Mapping[str, Features], projection: str) -> 
         columns["path"] += [None if file is None else str(file.resolve()) for file in files]
         columns["label"] += [label if label >= 0 else None for label in labels]
         columns["class"] += [data.classes[label] if label >= 0 else None for label in labels]
-    x = torch.cat([features.x for features in parts.values()])
+    if data.targets is not None:
+        columns |= target_columns(data.targets, list(parts.values()))
+    x = torch.cat([features.x.float() for features in parts.values()])
     unit = F.normalize(x, dim=1)
     flat = embedding.project_2d(unit.numpy(), projection)
     similarity, index = knn.other_neighbours(unit, unit, min(NEAREST, len(x) - 1), torch.arange(len(x)))
     columns |= {"embedding": list(x.numpy()), "x": list(flat[:, 0]), "y": list(flat[:, 1])}
     return columns | {"neighbors": list(index.numpy()), "similarity": list(similarity.numpy())}
+
+
+def target_columns(like: Targets, parts: Sequence[Features]) -> Columns:
+    """A column for each label or number, by its name; None where it is not known."""
+    values = Targets.joined(
+        [like.unknown(len(each)) if each.targets is None else each.targets for each in parts]
+    ).values
+    return {
+        f"target {name}": [None if value != value else value for value in column.tolist()]
+        for name, column in zip(like.names, values.T, strict=True)
+    }
 
 
 def save_table(path: Path, columns: Columns) -> None:

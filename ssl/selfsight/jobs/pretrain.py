@@ -73,7 +73,7 @@ def beside_untrained(session: Session, trained: Pair | None) -> dict[str, Figure
     pairs = {name: measure.features(network, data) for name, network in networks.items()}
     assert trained is not None, "there are evaluators, and features for them"
     networks, pairs = networks | {"pretrained": method.backbone}, pairs | {"pretrained": trained}
-    evaluators = measure.select_evaluators(parts.final, labelled=not measure.missing_labels_reason(data))
+    evaluators = measure.select_evaluators(parts.final, data)
     rows = {name: measure.run_evaluators(evaluators, networks[name], data, pair) for name, pair in pairs.items()}
     largest = measure.always_largest(*trained)
     measured = {key: value for key, value in largest.items() if key in rows["pretrained"]}

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsight.backbones import timm
-from selfsight.contracts import Batch
+from selfsight.contracts import REGRESSION, Batch, Targets
 from selfsight.errors import UserError
 from selfsight.losses.logit_adjustment import adjusted, log_shares
 from selfsight.losses.mixing import (
@@ -36,6 +36,7 @@ from selfsight.losses.mixing import (
 from selfsight.methods.base import Method
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.simclr_head import ProjectionHead
+from selfsight.nn.units import Units
 from selfsight.optim import l2_penalty
 from selfsight.optim.groups import ParamGroup, layer_decayed, split_no_decay
 from selfsight.validation import AUTO, SHARE, SWITCH, above, at_least, takes, whole
@@ -78,12 +79,16 @@ class FineTune(Method):
         ema: momentum of an averaged model, which is evaluated beside the network; 0 for none.
         logit_adjustment: tau of `losses.logit_adjustment`, for classes of unequal size; 1 is the paper's, 0 none.
         labels: of the images, -1 for none: the shares of the classes are counted in them.
+        targets: of the images to learn from, where they have several labels or numbers in place of a class: each label
+            is a question of its own (binary cross-entropy), numbers are fitted by least squares, relative to the
+            variance of their column. What is not known is left out.
 
     Raises:
-        UserError: the head has no such layer, the backbone no such stage, or values that cannot be meant.
+        UserError: what mixes or weighs classes, and there are none; the head has no such layer, the backbone no such
+            stage, or values that cannot be meant.
     """
 
-    needs = ("num_classes", "labels")
+    needs = ("num_classes", "labels", "targets")
     n_views = (1, 1)
 
     def __init__(
@@ -108,8 +113,17 @@ class FineTune(Method):
         ema: float = 0.0,
         logit_adjustment: float = 0.0,
         labels: Tensor | None = None,
+        targets: Targets | None = None,
     ) -> None:
         super().__init__(backbone)
+        of_classes = {
+            "mixup": mixup, "cutmix": cutmix, "label_smoothing": label_smoothing, "binary": binary,
+            "logit_adjustment": logit_adjustment,
+        }  # fmt: skip
+        if targets is not None and (asked := next((name for name, value in of_classes.items() if value), None)):
+            raise UserError(f"method.{asked} is for classes, and the images have {targets}: leave it out.")
+        self.regression = targets is not None and targets.kind == REGRESSION
+        self.units = Units.of(targets.values) if targets is not None and self.regression else nn.Identity()
         if logit_adjustment and binary:
             raise UserError(
                 "method.logit_adjustment weighs the classes against each other, and method.binary=true asks about them "
@@ -152,9 +166,9 @@ class FineTune(Method):
 
     @property
     def network(self) -> nn.Sequential:
-        """What classifies: backbone, kept layers of the head, classifier."""
+        """What classifies: backbone, kept layers of the head, classifier; numbers come out in their own units."""
         kept = [] if self.projector is None else list(self.projector)[: self.layer]
-        return nn.Sequential(self.backbone, *kept, self.classifier)
+        return nn.Sequential(self.backbone, *kept, self.classifier, *([self.units] if self.regression else []))
 
     def classifiers(self) -> dict[str, nn.Module]:
         return {"student": self.network} | ({} if self.average is None else {"teacher": self.average})
@@ -175,15 +189,27 @@ class FineTune(Method):
         return self.classifier(self.selected(x))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
+        decay = l2_penalty([self.classifier.weight], self.classifier_decay)
+        if batch.targets is not None:
+            return {"loss": self.target_loss(self(self.erased(batch.views[0])), batch.targets.values) + decay}
         assert batch.labels is not None, "fine-tuning needs labels"
         x, targets = self.mixed(self.erased(batch.views[0]), batch.labels)
         logits = self(x)  # [B, K]
         loss = soft_binary_cross_entropy(logits, targets) if self.binary else self.cross_entropy(logits, targets)
-        loss = loss + l2_penalty([self.classifier.weight], self.classifier_decay)
+        loss = loss + decay
         if targets.ndim == 2:
             return {"loss": loss}
         accuracy = (logits.detach().argmax(1) == batch.labels).float().mean()
         return {"loss": loss, "train_accuracy": accuracy}
+
+    def target_loss(self, said: Tensor, values: Tensor) -> Tensor:
+        """Of outputs ``[B, T]`` against labels or numbers, over what is known of them."""
+        known = ~values.isnan()
+        if isinstance(self.units, Units):
+            each = F.mse_loss(said, self.units.standardised(values).nan_to_num(), reduction="none")
+        else:
+            each = F.binary_cross_entropy_with_logits(said, values.nan_to_num(), reduction="none")
+        return (each * known).sum() / known.sum().clamp(min=1)
 
     def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Of logits ``[B, K]``, with the shares of the classes added where that is asked for."""

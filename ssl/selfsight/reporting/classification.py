@@ -25,10 +25,33 @@ def show_classifiers(console: Console, classifiers: Mapping[str, Figures]) -> No
     """A table of the networks that learned classes; nothing where none did."""
     if not classifiers:
         return
-    table = make_table("", "top-1", "best", f"median of last {LAST}", "top-5", "calibration error")
+    titles = {key: title for key, title in TITLES.items() if any(key in row for row in classifiers.values())}
+    table = make_table("", *titles.values())
     for name, row in classifiers.items():
-        table.add_row(name, *(percent(row.get(key)) for key in ("top1", "best_top1", "median_top1", "top5", "ece")))
+        table.add_row(name, *(as_read(key, row.get(key)) for key in titles))
     console.print(table)
+
+
+#: figures of a network on the test images, in the order in which they are told
+TITLES = {
+    "top1": "top-1",
+    "best_top1": "best",
+    "median_top1": f"median of last {LAST}",
+    "top5": "top-5",
+    "ece": "calibration error",
+    "map": "mAP",
+    "best_map": "best mAP",
+    "median_map": f"median of last {LAST}",
+    "f1": "F1",
+    "r2": "R²",
+    "best_r2": "best R²",
+    "median_r2": f"median of last {LAST}",
+}
+
+
+def as_read(key: str, value: float | None) -> str:
+    """A figure of a network as a person reads it."""
+    return f"{value:.3f}" if value is not None and key.endswith("r2") else percent(value)
 
 
 def percent(value: float | None) -> str:
@@ -42,18 +65,11 @@ def section(folder: RunFolder) -> str:
     content = json.loads(folder.classification.read_text())
     parts = ["<h2>Classes</h2>"]
     for name, figures in content["classifiers"].items():
-        line = " · ".join(
-            f"{title} {percent(figures[key])}"
-            for key, title in (
-                ("top1", "top-1 (last epoch)"),
-                ("best_top1", "best epoch"),
-                ("median_top1", f"median of the last {LAST}"),
-                ("top5", "top-5"),
-                ("ece", "calibration error"),
-            )
-            if key in figures
-        )
-        parts.append(f"<p>{html.escape(name)}: {line}</p>")
+        line = " · ".join(f"{title} {as_read(key, figures[key])}" for key, title in TITLES.items() if key in figures)
+        parts.append(f"<p>{html.escape(name)}, last epoch: {line}</p>")
+        if "confusion" not in figures:  # several labels, or numbers
+            parts.append(f"<p class='soft'>{html.escape(by_column(figures))}</p>")
+            continue
         parts.append(f"<p class='soft'>{html.escape(by_class(figures['per_class'], content['classes']))}</p>")
         parts.append(figure_html(confusion_picture(figures["confusion"], content["classes"]), 460))
     return "".join(parts)
@@ -64,6 +80,17 @@ def by_class(shares: Sequence[float | None], classes: Sequence[str]) -> str:
     known = sorted((share, name) for share, name in zip(shares, classes, strict=True) if share is not None)
     more = f" … and {len(known) - DRAWN} better ones" if len(known) > DRAWN else ""
     return "Accuracy by class: " + " · ".join(f"{name} {percent(share)}" for share, name in known[:DRAWN]) + more
+
+
+def by_column(figures: Figures) -> str:
+    """The figure of each label or number, the worst first; empty where there is one alone."""
+    named = next((key for key in ("map_of", "r2_of") if key in figures), None)
+    if named is None:
+        return ""
+    known = sorted((value, name) for name, value in figures[named].items())
+    key, title = ("r2", "R²") if named == "r2_of" else ("map", "Average precision")
+    more = f" … and {len(known) - DRAWN} better ones" if len(known) > DRAWN else ""
+    return f"{title} of each: " + " · ".join(f"{name} {as_read(key, value)}" for value, name in known[:DRAWN]) + more
 
 
 def confusion_picture(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> go.Figure:

@@ -16,6 +16,10 @@ TITLES = {
     "knn_top1": "kNN accuracy",
     "student_top1": "test accuracy",
     "teacher_top1": "test accuracy of the average",
+    "knn_map": "kNN, mean average precision",
+    "student_map": "mean average precision",
+    "knn_r2": "kNN, R²",
+    "student_r2": "R²",
     "view_knn_top1": "kNN of training views",
     "rank": "effective rank",
     "feature_std": "feature spread",
@@ -23,7 +27,7 @@ TITLES = {
     "alpha_req": "eigenvalue decay (alpha-ReQ)",
 }
 #: endings of the names of columns that are shares of 1
-SHARES = ("_top1", "_accuracy", "_rate", "_share", "live_prototypes")
+SHARES = ("_top1", "_map", "_f1", "_accuracy", "_rate", "_share", "live_prototypes")
 FEW_EPOCHS = 6
 NO_CURVE = (
     "epoch",
@@ -37,7 +41,11 @@ NO_CURVE = (
     "rank_share",
 )
 #: what tells at a glance how a training went: of each row the first that there is, drawn larger and before the others
-MAIN = (("loss",), ("knn_top1", "student_top1", "view_knn_top1"), ("rank", "feature_std"))
+MAIN = (
+    ("loss",),
+    ("knn_top1", "student_top1", "knn_map", "student_map", "knn_r2", "student_r2", "view_knn_top1"),
+    ("rank", "feature_std"),
+)
 #: least span of an axis: of shares of 1, and of other figures as a part of the largest, so that noise looks like noise
 SPAN_OF_SHARES, SPAN = 0.1, 0.2
 

@@ -18,6 +18,10 @@ from selfsight.runs.folder import RunFolder
 FIGURES = (
     ("knn_top1", "k-nearest neighbours, top-1", "knn"),
     ("linear_top1", "linear probe, top-1", "linear"),
+    ("knn_map", "k-nearest neighbours, mean average precision", "knn"),
+    ("linear_map", "linear probe, mean average precision", "linear"),
+    ("knn_r2", "k-nearest neighbours, R²", "knn"),
+    ("linear_r2", "linear probe, R²", "linear"),
     ("rank", "effective rank", "diagnostics"),
 )
 UNSTATED = "not stated"
@@ -127,7 +131,7 @@ def figures_section(run: RunFolder | None) -> str:
 def shown(key: str, value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.1%}" if key.endswith("top1") else f"{value:.1f}"
+    return f"{value:.3f}" if key.endswith("r2") else f"{value:.1%}" if key.endswith(("top1", "map")) else f"{value:.1f}"
 
 
 def loading_section(backbone: Backbone, name: str) -> str:

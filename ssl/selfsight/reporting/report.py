@@ -46,6 +46,7 @@ def write(run: LoadedRun, train: Features, test: Features | None, projection: st
 
 def images_of_the_run(run: LoadedRun, train: Features, test: Features | None, projection: str) -> list[str]:
     """Map, neighbours, the method's own pictures, views."""
+    train, test = train.in_memory(), None if test is None else test.in_memory()
     parts, data = [], run.datamodule
     split, shown = ("train", train) if test is None else ("test", test)
     if len(shown) >= 5:

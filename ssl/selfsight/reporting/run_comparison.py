@@ -69,7 +69,7 @@ def figures(summary: Mapping[str, Figures]) -> dict[str, Value]:
     """The figures of a run: of its frozen backbone, of the networks that learned classes, by labels a class."""
     measured, learned = summary.get("pretrained", {}), summary.get("classifiers", {})
     found = {key: Value(measured[key]) for key in measure.SINGLES if key in measured}
-    found |= {name: Value(learned[name]["top1"]) for name in CLASSIFIERS if name in learned}
+    found |= {name: Value(learned[name]["top1"]) for name in CLASSIFIERS if "top1" in learned.get(name, {})}
     return found | {k: Value(shot["mean"], shot["std"]) for k, shot in measured.get("few_shot", {}).items()}
 
 

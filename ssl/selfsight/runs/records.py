@@ -87,7 +87,7 @@ def to_json(node: DictConfig | None) -> dict[str, object]:
     if node is None:
         return {}
     settings: Any = OmegaConf.to_container(node, resolve=True)
-    if settings.get("root") is not None:
+    if settings.get("root") is not None and "://" not in str(settings["root"]):
         settings["root"] = str(Path(settings["root"]).expanduser().resolve())
     found: dict[str, object] = json.loads(json.dumps(settings, default=str))
     return found

@@ -1,0 +1,179 @@
+"""How time and memory grow with a data set: python benchmarks/growth.py files | knn | linear [--images N]
+
+``files`` makes folders of 1,000, 10,000, … hard links to a few small JPEG files and measures, each in a process of its
+own, the seconds to list them and to open the data set, the bytes it keeps for each file, the seconds of an epoch of
+reading, and how much memory a worker process gains from the second epoch to the last. ``knn`` and ``linear`` put
+features of ``--images`` x 256 in half precision into a file and measure how far the memory of the process peaks above
+what it was before, the pages of the file included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+#: files in a folder of a class, and different files that the links lead to
+IN_FOLDER, FILES = 1000, 16
+WIDTH, CLASSES, QUERIES = 256, 100, 10_000
+MIB = 2**20
+
+
+def linked(root: Path, files: int) -> None:
+    """A folder of ``files`` images in class folders, all of them links to `FILES` files."""
+    rng = np.random.default_rng(0)
+    originals = []
+    for i in range(FILES):
+        originals.append(root / "originals" / f"{i}.jpg")
+        originals[-1].parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(originals[-1])
+    for i in range(files):
+        place = root / "images" / f"class-{i // IN_FOLDER:04}"
+        if i % IN_FOLDER == 0:
+            place.mkdir(parents=True)
+        os.link(originals[i % FILES], place / f"image-{i:07}.jpg")
+
+
+def of_folder(root: Path, epochs: int = 4) -> dict[str, float]:
+    """The figures of a folder of images, in this process."""
+    from selfsight.datamodules import ImageDataModule, folder
+    from selfsight.datamodules.datasets.search import find_images
+    from selfsight.datamodules.views.view import View
+
+    began = time.perf_counter()
+    files = len(find_images(root))
+    listed = time.perf_counter() - began
+    began = time.perf_counter()
+    data = folder(root, image_size=32, resident=False, test_fraction=0)
+    opened = time.perf_counter() - began
+    tracemalloc.start()  # which takes time of its own; what the process holds is more, since it keeps what it has freed
+    again = folder(root, image_size=32, resident=False, test_fraction=0)
+    gc.collect()
+    kept = tracemalloc.get_traced_memory()[0] + (0 if again.train.labels is None else again.train.labels.nbytes)
+    tracemalloc.stop()
+    module = ImageDataModule(data, [View(size=32)], batch_size=min(256, len(data.train)), num_workers=1, engine="cpu")
+    seconds, private = [], []
+    loader = module.train_dataloader()
+    for _ in range(epochs):
+        began = time.perf_counter()
+        steps = 0
+        for _ in loader:
+            steps += 1
+            if steps == 400:  # of a large set as much as tells how memory grows
+                break
+        seconds.append((time.perf_counter() - began) / steps * len(loader))
+        children = [memory(child)["Private_Dirty"] for child in workers()]
+        private.append(max(children, default=0))
+    module.close()
+    return {
+        "files": files,
+        "list_seconds": listed,
+        "open_seconds": opened,
+        "bytes_a_file": kept / files,
+        "epoch_seconds": min(seconds),
+        "worker_gain_mib": (private[-1] - private[1]) / MIB,
+    }
+
+
+def workers() -> Iterator[str]:
+    """The child processes of this one."""
+    for task in Path("/proc/self/task").iterdir():
+        yield from (task / "children").read_text().split()
+
+
+def memory(process: str) -> dict[str, int]:
+    """Bytes of a process by kind, from ``/proc``."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
+    return {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines}
+
+
+def of_features(images: int, probe: str) -> dict[str, float]:
+    """The figures of a probe on ``images`` features in a file, in this process."""
+    import torch
+
+    from selfsight.evaluation import KNN, LinearProbe
+    from selfsight.evaluation.features import Features
+
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(CLASSES, WIDTH, generator=generator)
+
+    def clouds(count: int, file: Path) -> Features:
+        labels = torch.arange(count) % CLASSES
+        x = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=(count, WIDTH))
+        for start in range(0, count, 10_000):
+            of = labels[start : start + 10_000]
+            x[start : start + len(of)] = (centres[of] + 3 * torch.randn(len(of), WIDTH, generator=generator)).numpy()
+        return Features(torch.from_numpy(x), labels, torch.arange(count))
+
+    with tempfile.TemporaryDirectory() as place:
+        train, test = clouds(images, Path(place) / "train.npy"), clouds(QUERIES, Path(place) / "test.npy")
+        evaluator = KNN() if probe == "knn" else LinearProbe()
+        evaluator(train.take(torch.arange(1000)), test.take(torch.arange(1000)))  # libraries are loaded
+        gc.collect()
+        before = memory("self")["Anonymous"]
+        resident_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        began = time.perf_counter()
+        found = evaluator(train, test)
+        seconds = time.perf_counter() - began
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "images": images,
+        "bank_mib": 2 * images * WIDTH / MIB,
+        "peak_mib": peak / MIB,
+        "anonymous_before_mib": before / MIB,
+        "peak_before_mib": resident_before / MIB,
+        "seconds": seconds,
+        "top1": float(found[f"{probe}_top1"]),
+    }
+
+
+def apart(*words: str) -> dict[str, float]:
+    """What this file prints in a process of its own."""
+    made = subprocess.run([sys.executable, __file__, *words], check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float] = json.loads(made.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["files", "knn", "linear"])
+    parser.add_argument("--images", type=int, default=200_000)
+    parser.add_argument("--most", type=int, default=100_000, help="files of the largest folder")
+    parser.add_argument("--folder", type=Path, help="measure this one, in this process")
+    parser.add_argument("--here", action="store_true", help="measure in this process")
+    asked = parser.parse_args()
+    if asked.folder is not None:
+        print(json.dumps(of_folder(asked.folder)))
+    elif asked.here:
+        print(json.dumps(of_features(asked.images, asked.what)))
+    elif asked.what != "files":
+        show(apart(asked.what, "--images", str(asked.images), "--here"))
+    else:
+        files = 1000
+        while files <= asked.most:
+            with tempfile.TemporaryDirectory() as place:
+                linked(Path(place), files)
+                show(apart("files", "--folder", f"{place}/images"))
+            files *= 10
+
+
+def show(figures: dict[str, float]) -> None:
+    print(
+        "  ".join(f"{name} {value:,.4g}" if value < 1000 else f"{name} {value:,.0f}" for name, value in figures.items())
+    )
+
+
+if __name__ == "__main__":
+    main()
