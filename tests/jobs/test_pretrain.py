@@ -309,3 +309,6 @@ def test_loggers_need_no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list((tmp_path / "board" / "tensorboard").glob("events*"))
     pretrain("debug=smoke", "report=false", "logger=wandb", f"runs={tmp_path}", "name=wandb")
     assert list((tmp_path / "wandb" / "wandb").glob("offline-run-*"))
+    pretrain(f"resume={tmp_path / 'wandb'}", "extend=1")
+    ids = {folder.name.rpartition("-")[2] for folder in (tmp_path / "wandb" / "wandb").glob("offline-run-*")}
+    assert ids == {(tmp_path / "wandb" / "tracker_id.txt").read_text().strip()}, "one run there, too"

@@ -55,6 +55,9 @@ LOGGERS = {
 }
 
 
+WANDB = "lightning.pytorch.loggers.WandbLogger"
+
+
 @dataclass(frozen=True)
 class Description:
     """What a run is called by, for headings and for the files that go out into the world.
@@ -86,7 +89,7 @@ class Parts:
     Attributes:
         length: in steps, epochs and examples.
         online: evaluation while training. final: evaluators of the table at the end, by name.
-        callbacks: further ones, by their order. loggers: each is called with the folder it writes into.
+        callbacks: further ones, by their order. loggers: each is called with the run folder it writes into.
         untrained: a backbone like the one that is trained, with weights of its own.
         plan: the sizes by which a run is advised; None for tries of a few batches.
     """
@@ -101,7 +104,7 @@ class Parts:
     online: OnlineEvaluation
     final: Mapping[str, Evaluator]
     callbacks: list[Callback]
-    loggers: list[Callable[..., Logger]]
+    loggers: list[Callable[[RunFolder], Logger]]
     untrained: Callable[[], nn.Module]
     plan: Plan | None
 
@@ -210,8 +213,8 @@ def dataset(cfg: DictConfig, of: RunFolder | None = None) -> ImageData:
     return data if cfg.get("limit_images") is None else data.limited(cfg.limit_images)
 
 
-def logger(node: DictConfig) -> Callable[..., Logger]:
-    """A logger that is made once there is a folder for it.
+def logger(node: DictConfig) -> Callable[[RunFolder], Logger]:
+    """A logger that is made once there is a folder for it. In wandb a run keeps its id, however often it is resumed.
 
     Raises:
         UserError: it takes a package that is not installed.
@@ -219,7 +222,14 @@ def logger(node: DictConfig) -> Callable[..., Logger]:
     packages, name = LOGGERS.get(str(node.get("_target_")), ((), ""))
     if packages and not any(map(find_spec, packages)):
         raise UserError(f"logger={packages[0]} needs a package: pip install {name}.")
-    return partial(build, node)
+
+    def made(folder: RunFolder) -> Logger:
+        kept = (
+            {"id": folder.tracker_id(), "resume": "allow"} if str(node._target_) == WANDB and not node.get("id") else {}
+        )
+        return build(node, save_dir=str(folder.path), **kept)  # type: ignore[no-any-return]
+
+    return made
 
 
 #: values of a data set that do not say which images there are

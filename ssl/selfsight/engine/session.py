@@ -279,7 +279,7 @@ def make_trainer(parts: Parts, folder: RunFolder, callbacks: list[Callback]) -> 
             use_distributed_sampler=False,  # the datamodule splits the global batch itself
             enable_progress_bar=False,
             enable_model_summary=False,
-            logger=[make(save_dir=str(folder.path)) for make in parts.loggers],
+            logger=[make(folder) for make in parts.loggers],
             plugins=[AtomicCheckpoints(), *plugins],
             callbacks=[StepSeeds(parts.run.seed), *callbacks, *parts.callbacks, last],
         )

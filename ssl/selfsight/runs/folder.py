@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -120,6 +121,13 @@ class RunFolder:
         """Remove the folder of a run that was refused before its first epoch ended; the first process does it."""
         if on_first_process() and not any(p.exists() for p in (self.checkpoint, self.metrics, self.broken_step)):
             shutil.rmtree(self.path, ignore_errors=True)
+
+    def tracker_id(self) -> str:
+        """Under which the run stands in a service that follows runs: drawn once, and kept in the folder."""
+        path = self.path / "tracker_id.txt"
+        if not path.is_file():
+            write_text(path, secrets.token_hex(4) + "\n")
+        return path.read_text().strip()
 
     @property
     def job(self) -> str:
