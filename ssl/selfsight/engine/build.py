@@ -224,10 +224,9 @@ def logger(node: DictConfig) -> Callable[[RunFolder], Logger]:
         raise UserError(f"logger={packages[0]} needs a package: pip install {name}.")
 
     def made(folder: RunFolder) -> Logger:
-        kept = (
-            {"id": folder.tracker_id(), "resume": "allow"} if str(node._target_) == WANDB and not node.get("id") else {}
-        )
-        return build(node, save_dir=str(folder.path), **kept)  # type: ignore[no-any-return]
+        own_id = str(node._target_) == WANDB and node.get("id") is None
+        kept = {"id": folder.tracker_id(), "resume": "allow"} if own_id else {}
+        return build(node, save_dir=str(folder.path), **kept)
 
     return made
 

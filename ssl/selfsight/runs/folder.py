@@ -122,9 +122,15 @@ class RunFolder:
         if on_first_process() and not any(p.exists() for p in (self.checkpoint, self.metrics, self.broken_step)):
             shutil.rmtree(self.path, ignore_errors=True)
 
-    def tracker_id(self) -> str:
-        """Under which the run stands in a service that follows runs: drawn once, and kept in the folder."""
+    def tracker_id(self) -> str | None:
+        """Under which the run stands in a service that follows runs: drawn once, and kept in the folder.
+
+        Returns:
+            None on processes that do not speak to the service.
+        """
         path = self.path / "tracker_id.txt"
+        if not on_first_process():
+            return None
         if not path.is_file():
             write_text(path, secrets.token_hex(4) + "\n")
         return path.read_text().strip()
