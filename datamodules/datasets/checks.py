@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 from urllib.request import url2pathname
 
-from selfsight.errors import UserError
+from selfsight.errors import UserError, nearest
 from selfsight.validation import Kind, above, each, expect, number
+
+#: what ``dataset.labels`` may be, besides a path
+RULES = ("auto", "folders", "none")
 
 NUMBER = number("a number", lambda v: True)
 #: on the command line ``2024`` is a number even if a folder is called so
@@ -92,3 +95,7 @@ def read_text(file: Path) -> str:
     if "\0" in text:
         raise UserError(f"'{file}' is no text in UTF-8: save it again in this encoding.")
     return text
+
+
+def missing_table(root: Path, name: str) -> UserError:
+    return UserError(f"dataset.labels names the file '{root / name}', which does not exist.{nearest(name, RULES)}")

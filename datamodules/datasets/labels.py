@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from selfsight.contracts import REGRESSION, Targets
-from selfsight.datamodules.datasets.checks import composed
+from selfsight.datamodules.datasets.checks import RULES, composed, missing_table
 from selfsight.datamodules.datasets.search import TABLE
-from selfsight.datamodules.datasets.tables import RULE, RULES, TASKS, Table, missing_table
+from selfsight.datamodules.datasets.tables import RULE, TASKS, Table
 from selfsight.datamodules.images.prepared import TABLE as TABLE_OF_SHARDS
 from selfsight.datamodules.images.sets import known
 from selfsight.errors import UserError

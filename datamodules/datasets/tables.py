@@ -12,23 +12,17 @@ from pathlib import Path
 import torch
 
 from selfsight.contracts import MULTILABEL, REGRESSION, Targets
-from selfsight.datamodules.datasets.checks import composed, read_text, spellings
+from selfsight.datamodules.datasets.checks import RULES, composed, read_text, spellings
 from selfsight.datamodules.datasets.search import ending, looked_into
 from selfsight.datamodules.images.formats import EXTENSIONS
-from selfsight.errors import UserError, nearest
+from selfsight.errors import UserError
 from selfsight.validation import Kind
 
-#: what ``dataset.labels`` may be, besides a path
-RULES = ("auto", "folders", "none")
 RULE = Kind(f"{', '.join(RULES)} or the path of a CSV file", lambda v: isinstance(v, (str, Path)))
 
 
 #: what ``dataset.task`` may be
 TASKS = ("auto", "classes", MULTILABEL, REGRESSION)
-
-
-def missing_table(root: Path, name: str) -> UserError:
-    return UserError(f"dataset.labels names the file '{root / name}', which does not exist.{nearest(name, RULES)}")
 
 
 class Table:

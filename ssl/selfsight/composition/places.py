@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from selfsight.datamodules.datasets.tables import RULES, missing_table
+from selfsight.datamodules.datasets.checks import RULES, missing_table
 from selfsight.errors import UserError, nearest
 
 #: data sets that are a folder of the person's, by their target
