@@ -617,10 +617,11 @@ def test_sizes_of_replknet(name: str, width: int, millions: int) -> None:
 
 def test_the_large_kernel_sees_far() -> None:
     """In one block of RepLKNet a pixel moves the place fifteen cells away, and none sixteen away."""
-    block = LargeKernel(4, 31, 0.0).eval()
-    x = torch.zeros(1, 4, 40, 40)
+    torch.manual_seed(0)
+    block = LargeKernel(4, 31, 0.0).eval().double()
+    x = torch.rand(1, 4, 40, 40, dtype=torch.float64)
     moved = x.clone()
-    moved[0, :, 20, 20] = torch.tensor([1.0, -1.0, 2.0, -2.0])
+    moved[0, :, 20, 20] = torch.tensor([1.0, -1.0, 2.0, -2.0], dtype=torch.float64)
     changed = (block(moved) - block(x)).abs().sum(dim=1)[0] > 0
     assert bool(changed[20, 5:36].any())
     assert bool(changed[20, 5] | changed[20, 35] | changed[5, 20] | changed[35, 20])

@@ -130,7 +130,7 @@ def _resized(
 
     source = cast(Any, _network(spec, path))
     before, after = usual_size(source), usual_size(net)
-    if before == after or type(source) is not type(net) or _takes(source, after):
+    if before == after or type(source) is not type(net) or _indifferent(source, after):
         return weights
     try:
         source.load_state_dict(weights)
@@ -144,10 +144,12 @@ def _resized(
     return resized
 
 
-def _takes(net: nn.Module, size: int) -> bool:
-    """Whether a network takes images of a size as it is, so that its tensors do not depend on the size."""
+def _indifferent(net: nn.Module, size: int) -> bool:
+    """Whether a network takes images of a size as it is, so that none of its tensors depends on the size."""
     from selfsight.backbones.interface import check_sizes
 
+    if hasattr(net, "set_input_size"):  # positions are made for a size, and may be resized in each forward pass
+        return False
     try:
         check_sizes(net, [size])
     except UserError:
