@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
-import shlex
 import subprocess
 import sys
 import time
@@ -232,26 +230,6 @@ def test_what_a_run_tells_fits_into_eighty_columns() -> None:
     for label in measure.ROWS.values():
         (told,) = (line for line in lines if line.startswith(label))
         assert told.removeprefix(label).split() == ["100.0%", "100.0%", "512.0", *["65.7", "±", "12.3%"] * 3]
-
-
-def test_every_command_of_the_documents_is_right() -> None:
-    """Each word of each `selfsight …` in them exists; what stands for something of the reader's is left out."""
-    pages = set((ROOT / "docs").rglob("*.md")) - {ROOT / "docs" / "extending.md"}  # tests/plugin types that one
-    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(pages)]
-    jobs = "|".join(cli.JOBS)
-    commands = set()
-    for document in documents:
-        text = document.read_text().replace("\\\n", " ")
-        commands |= set(re.findall(rf"(?:^ +(?:\S*/)?|`)(selfsight (?:{jobs})\b[^`|\n#…(]*)", text, flags=re.M))
-    assert len(commands) > 60
-    for command in commands:
-        if "mymodule." in command:  # the reader's
-            continue
-        job, *words = shlex.split(command.split("   ")[0])[1:]
-        keys = [word for word in words if "=" in word]
-        overrides = cli.checked(job, keys, sweep="-m" in words)
-        if "-m" not in words:
-            cli.compose(job, overrides)
 
 
 @pytest.mark.parametrize("loggers", [["logger=[csv,tensorboard]"], ["logger=csv", "logger=tensorboard"]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections.abc import Iterator
@@ -11,11 +12,15 @@ import pytest
 
 from selfsight.cli import split_flags
 from selfsight.composition.catalogue import POSITIONAL, choices
-from selfsight.composition.overrides import checked
+from selfsight.composition.overrides import checked, load
 
 DOCS = Path(__file__).parents[2] / "docs"
 #: those of extending.md take a package, with which tests/plugin runs them
-PAGES = [DOCS.parent / "README.md", *(page for page in sorted(DOCS.rglob("*.md")) if page.name != "extending.md")]
+PAGES = [
+    DOCS.parent / "README.md",
+    DOCS.parent / "CONTRIBUTING.md",
+    *(page for page in sorted(DOCS.rglob("*.md")) if page.name != "extending.md"),
+]
 #: a line of its own, or a phrase of a sentence or a table; a line may go on after a backslash
 COMMAND = re.compile(r"^    (selfsight (?:\\\n|.)*)$|`(selfsight \w[^`]*=[^`…]*)`", re.M)
 
@@ -33,7 +38,15 @@ def test_commands_compose(page: Path) -> None:
         flags, (job, *words) = split_flags(shlex.split(command, comments=True)[1:] or ["pretrain"])
         words = [word for word in words if job not in POSITIONAL or "=" in word]  # folders stand by themselves
         if not any("_target_=my" in word for word in words):  # a module that the reader has
-            checked(job, words, sweep="multirun" in flags.switches)  # a wrong word is a UserError that names it
+            composes(job, *words, sweep="multirun" in flags.switches)
+
+
+@functools.cache
+def composes(job: str, *words: str, sweep: bool) -> None:
+    """A wrong word, or one that does not go with the others, is a UserError that names it."""
+    overrides = checked(job, words, sweep=sweep)
+    if not sweep:
+        load(job, overrides)
 
 
 def test_commands_are_found() -> None:
