@@ -235,3 +235,10 @@ def test_what_a_run_tells_fits_into_eighty_columns() -> None:
 @pytest.mark.parametrize("loggers", [["logger=[csv,tensorboard]"], ["logger=csv", "logger=tensorboard"]])
 def test_several_loggers_at_once_beside_other_values(loggers: list[str]) -> None:
     assert set(cli.compose("pretrain", [*loggers, "runs=x"]).logger) == {"tensorboard"}, "metrics.csv is always there"
+
+
+def test_auto_stands_for_a_number_where_the_trainer_takes_it() -> None:
+    """Beside `debug=smoke`, too, which has numbers there."""
+    assert cli.compose("pretrain", ["debug=smoke", "trainer.devices=auto"]).trainer.devices == "auto"
+    with pytest.raises(UserError, match=r"optimizer.lr is 'auto'; a number was expected"):
+        cli.compose("pretrain", ["optimizer.lr=auto"])

@@ -346,5 +346,7 @@ def check_kind(key: str, node: Any, new: object) -> None:
     if isinstance(old, bool) and not isinstance(new, bool) and new != "auto":
         raise UserError(f"{key} is '{new}'; true or false was expected.", status=USAGE)
     number = isinstance(old, (int, float)) and not isinstance(old, bool)
+    if new == "auto" and key.startswith("trainer."):  # whether it can be that one `TrainerOptions` knows
+        return
     if number and new is not None and (isinstance(new, bool) or not isinstance(new, (int, float))):
         raise UserError(f"{key} is '{new}'; a number was expected.", status=USAGE)
