@@ -394,6 +394,8 @@ def test_what_others_call_a_thing_leads_to_a_key(capsys: pytest.CaptureFixture[s
         "trainer.val_check_interval=1": "evaluator.online.every",
     }.items():  # fmt: skip
         assert f"Did you mean '{meant}'?" in fails(capsys, "pretrain", word)
+    for job, word, meant in [("compare", "gpus=2", "workers"), ("prepare", "image_size=64", "shortest")]:
+        assert f"Did you mean '{meant}'?" in fails(capsys, job, word)
 
 
 def test_help_on_a_choice_shows_every_key(capsys: pytest.CaptureFixture[str]) -> None:

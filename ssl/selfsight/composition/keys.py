@@ -41,6 +41,15 @@ CALLED_ELSEWHERE = {
     "trainer.gradient_clip_val": "trainer.clip_norm",
 }  # fmt: skip
 
+#: the same, where the job has no such part as training has
+CALLED_IN_OTHER_JOBS = {
+    "gpus": "workers", "devices": "workers", "num_workers": "workers", "jobs": "workers", "n_jobs": "workers",
+    "seed": "seeds", "methods": "approaches", "method": "approaches", "data": "source", "data_dir": "source",
+    "data_path": "source", "root": "source", "input": "source", "folder": "source", "output": "out",
+    "output_dir": "out", "out_dir": "out", "size": "shortest", "image_size": "shortest", "resize": "shortest",
+    "format": "encode",
+}  # fmt: skip
+
 #: the same, of a key inside a part
 LEAF_ELSEWHERE = {
     "learning_rate": "lr", "wd": "weight_decay", "epochs": "max_epochs", "gpus": "devices", "path": "root",
@@ -284,7 +293,11 @@ def did_you_mean(job: str, key: str, keys: Sequence[str], *, typed: bool = True)
 def called_here(job: str, key: str, keys: Sequence[str]) -> str | None:
     """The key or group for which another program has this name; None where it is no such name."""
     parent, _, leaf = key.rpartition(".")
-    called = [CALLED_ELSEWHERE.get(key), f"{parent}.{LEAF_ELSEWHERE[leaf]}" if leaf in LEAF_ELSEWHERE else None]
+    called = [
+        CALLED_ELSEWHERE.get(key),
+        CALLED_IN_OTHER_JOBS.get(key),
+        f"{parent}.{LEAF_ELSEWHERE[leaf]}" if leaf in LEAF_ELSEWHERE else None,
+    ]
     return next((meant for meant in called if meant is not None and meant in (*keys, *job_groups(job))), None)
 
 
