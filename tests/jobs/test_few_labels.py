@@ -103,7 +103,8 @@ def test_the_report_shows_classes_confusion_and_all_accuracies(runs: Path) -> No
     found = classification.section(RunFolder(runs / "tuned"))
     figures = read(runs / "tuned" / "classification.json")["classifiers"]["student"]
     for title, key in (
-        ("top-1 (last epoch)", "top1"), ("best epoch", "best_top1"), ("median of the last 20", "median_top1"),
+        ("top-1 (last epoch)", "top1"), ("top-1 (best epoch)", "best_top1"),
+        ("top-1 (median of the last 20)", "median_top1"),
         ("top-5", "top5"), ("calibration error", "ece"),
     ):  # fmt: skip
         assert f"{title} {figures[key]:.1%}" in found

@@ -49,6 +49,16 @@ TITLES = {
 }
 
 
+def in_full(key: str) -> str:
+    """A title for where there is no table around it: which epoch it is of."""
+    of, _, what = key.partition("_")
+    if of == "best":
+        return f"{TITLES[what]} (best epoch)"
+    if of == "median":
+        return f"{TITLES[what]} (median of the last {LAST})"
+    return f"{TITLES[key]} (last epoch)" if f"best_{key}" in TITLES else TITLES[key]
+
+
 def as_read(key: str, value: float | None) -> str:
     """A figure of a network as a person reads it."""
     return f"{value:.3f}" if value is not None and key.endswith("r2") else percent(value)
@@ -65,8 +75,8 @@ def section(folder: RunFolder) -> str:
     content = json.loads(folder.classification.read_text())
     parts = ["<h2>Classes</h2>"]
     for name, figures in content["classifiers"].items():
-        line = " · ".join(f"{title} {as_read(key, figures[key])}" for key, title in TITLES.items() if key in figures)
-        parts.append(f"<p>{html.escape(name)}, last epoch: {line}</p>")
+        line = " · ".join(f"{in_full(key)} {as_read(key, figures[key])}" for key in TITLES if key in figures)
+        parts.append(f"<p>{html.escape(name)}: {line}</p>")
         if "confusion" not in figures:  # several labels, or numbers
             parts.append(f"<p class='soft'>{html.escape(by_column(figures))}</p>")
             continue
