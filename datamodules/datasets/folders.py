@@ -34,7 +34,7 @@ from selfsight.datamodules.images import bands, dicom, rows
 from selfsight.datamodules.images.archives import ArchiveImages, Archives
 from selfsight.datamodules.images.bands import Kind
 from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, read_image
-from selfsight.datamodules.images.formats import Look, look, read_file
+from selfsight.datamodules.images.formats import ARRAYS, OF_MANY, TABLES, TARS, Look, look, read_file
 from selfsight.datamodules.images.prepared import ShardImages, Shards, record
 from selfsight.datamodules.images.remote import RemoteTars, cache_folder, is_url
 from selfsight.datamodules.images.sets import Decoder, FileImages, ImageSet, join, taken
@@ -54,9 +54,6 @@ TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: and further images without labels, beside class folders
 UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
-#: endings of files that hold many images each
-TARS = (".tar",)
-ARCHIVES = (*TARS, *rows.TABLES, *rows.ARRAYS)
 #: what decides which images are held out
 SPLITS = ("hash", "draw")
 
@@ -145,7 +142,7 @@ def folder(
         top = shards.root
     else:
         top = checks.path("dataset.root", root)
-        alone = top.is_file() and tars is True and top.suffix.lower() in ARCHIVES
+        alone = top.is_file() and tars is True and top.suffix.lower() in OF_MANY
         top, only = (top.parent, top.name) if alone else (_existing("dataset.root", top), None)
         shards = _shards(top, tars, cache_folder(cache), only)
     bad = UnreadableFiles(max_unreadable)
@@ -275,21 +272,19 @@ def _shards(top: Path, tars: bool | str, cache: Path, only: str | None) -> Shard
     if not wanted and (made or {}).get("encode") != "tar":
         return Shards.of(top)
     found = [only] if only else [
-        place.above + name for place in walk(top) for name in place.files if ending(name) in ARCHIVES
+        place.above + name for place in walk(top) for name in place.files if ending(name) in OF_MANY
     ]  # fmt: skip
-    by_kind = {
-        kind: sorted(name for name in found if ending(name) in kind) for kind in (TARS, rows.TABLES, rows.ARRAYS)
-    }
+    by_kind = {kind: sorted(name for name in found if ending(name) in kind) for kind in (TARS, TABLES, ARRAYS)}
     there = [kind for kind, names in by_kind.items() if names]
     if len(there) > 1:
         examples = " and ".join(f"'{by_kind[kind][0]}'" for kind in there)
         raise UserError(
             f"'{top}' holds archives of several kinds, such as {examples}: name one with dataset.root=FILE."
         )
-    if there == [rows.TABLES]:
-        return rows.TableShards(top, by_kind[rows.TABLES], cache)
-    if there == [rows.ARRAYS]:
-        return rows.ArrayShards(top, by_kind[rows.ARRAYS])
+    if there == [TABLES]:
+        return rows.TableShards(top, by_kind[TABLES], cache)
+    if there == [ARRAYS]:
+        return rows.ArrayShards(top, by_kind[ARRAYS])
     return TarShards(LocalTars(top, by_kind[TARS]))
 
 

@@ -23,6 +23,9 @@ EXTENSIONS = frozenset([
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
     ".jp2", ".avif",
 ])  # fmt: skip
+#: endings of files that hold many images: tars, tables, arrays
+TARS, TABLES, ARRAYS = (".tar",), (".parquet", ".arrow"), (".h5", ".hdf5")
+OF_MANY = (*TARS, *TABLES, *ARRAYS)
 #: endings of photographs as the sensor has them: they look like TIFF files, and hold no finished picture
 SENSOR_DATA = frozenset([
     ".3fr", ".arw", ".cr2", ".dcr", ".dng", ".erf", ".gpr", ".iiq", ".kdc", ".mef", ".mos", ".nef", ".nrw", ".orf",

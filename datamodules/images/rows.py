@@ -18,8 +18,6 @@ from selfsight.datamodules.images.formats import Unreadable
 from selfsight.errors import UserError
 from selfsight.files import replace
 
-#: endings of the files, and what reads them
-TABLES, ARRAYS = (".parquet", ".arrow"), (".h5", ".hdf5")
 #: names of columns, or arrays, of images and of their classes where nothing else tells
 IMAGES, LABELS = (
     ("image", "images", "img", "x", "data", "pixels"),

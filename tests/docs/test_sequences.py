@@ -9,11 +9,14 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import h5py
 import numpy as np
+import pyarrow
 import pytest
 import tifffile
 import torch
 from PIL import Image
+from pyarrow import parquet
 from torchvision.models.resnet import Bottleneck
 
 from selfsight.backbones.registry import create
@@ -32,8 +35,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/backbones.md", "docs/datasets.md", "docs/evaluation.md", "docs/few_labels.md",
          "docs/performance.md", "docs/reliability.md", "docs/results.md", "docs/weights.md")  # fmt: skip
 COMMAND = re.compile(r"^    (selfsight\b(?:\\\n|.)*)$", re.M)
-#: in a command that takes what a test has not: a download, a large set, a hub, a page left open in a browser
-ONLY_CHECKED = re.compile(r"download=true|imagenet|dataset=cifar|push=|explore|cifar10_90knn|umap")
+#: in a command that takes what a test has not: downloads, large sets, a hub, a server, a page left open, a failed run
+ONLY_CHECKED = re.compile(r"download=true|imagenet|dataset=cifar|push=|explore|replay|://|cifar10_90knn|umap")
 #: words that make a job short
 SHORT = {
     "pretrain": ["debug=smoke", "report=false"],
@@ -101,6 +104,12 @@ def make_what_pages_name(top: Path) -> None:
         Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(
             top / "flowers" / "ab"[i % 2] / f"{i}.png"
         )
+    (top / "downloads" / "data").mkdir(parents=True)
+    files = sorted((top / "photos").rglob("*.jpg"))
+    rows = {"image": [{"bytes": file.read_bytes(), "path": file.name} for file in files]}
+    parquet.write_table(pyarrow.table(rows), top / "downloads" / "data" / "train-00000-of-00001.parquet")
+    with h5py.File(top / "cells.h5", "w") as file:
+        file["images"] = rng.integers(0, 255, (24, 20, 20, 3), dtype=np.uint8)
     (top / "coco" / "annotations").mkdir(parents=True)
     for split, number in (("train2017", 4), ("val2017", 2)):
         content = content_of(number, top / "coco" / split)

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from selfsight.datamodules.datasets.checks import RULES, missing_table
+from selfsight.datamodules.images.formats import OF_MANY
 from selfsight.errors import UserError, nearest
 
 #: data sets that are a folder of the person's, by their target
@@ -61,8 +62,8 @@ def _check_images(cfg: DictConfig, root: Path) -> None:
     if not isinstance(batch, int) or "datamodule" not in cfg or _value(cfg, "dataset.unlabelled") is not None:
         return
     files = [path for path in itertools.islice(root.rglob("*"), MANY) if path.is_file()]
-    prepared = any(path.name == PREPARED for path in files)  # where a file holds many images
-    if 0 < len(files) < min(batch, MANY) and not prepared and not {"mu", "steps_per_epoch"} & {*cfg}:
+    of_many = any(path.name == PREPARED or path.suffix.lower() in OF_MANY for path in files)
+    if 0 < len(files) < min(batch, MANY) and not of_many and not {"mu", "steps_per_epoch"} & {*cfg}:
         there = f"{len(files)} file{'s' * (len(files) > 1)}"
         raise UserError(f"batch_size is {batch} and '{root}' has {there}; choose batch_size={len(files)} or less.")
 
