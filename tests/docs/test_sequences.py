@@ -87,8 +87,9 @@ def short(job: str, words: list[str]) -> list[str]:
     words = [word.partition(",")[0] if word.startswith("seed=") else word for word in words]
     words = [re.sub(r"^labels\.per_class=\d+", "labels.per_class=1", word) for word in words]
     words = [f"{word} debug=smoke" if word.startswith("pretrain=") else word for word in words]
+    small = ["dataset.image_size=32"] if job in ("pretrain", "profile") and "dataset=folder" in words else []
     said = {word.partition("=")[0] for word in words}
-    return [*words, *(word for word in SHORT.get(job, []) if word.partition("=")[0] not in said)]
+    return [*words, *(word for word in [*SHORT.get(job, []), *small] if word.partition("=")[0] not in said)]
 
 
 def make_what_pages_name(top: Path) -> None:
