@@ -67,6 +67,9 @@ class OnlineEvaluation(Callback):
         part = "" if self.limit is None else f"; at most {self.limit} images of each split, spread evenly"
         return {name: f"{protocol(evaluator)}{part}" for name, evaluator in self.evaluators.items()}
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._barrier.begin()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

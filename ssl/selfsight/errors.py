@@ -25,5 +25,7 @@ class UserError(Exception):
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the closest of ``choices``, or an empty string when none is close."""
-    match = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    choices = list(choices)
+    begun = [choice for choice in choices if choice.startswith(f"{word}_")]
+    match = begun or difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""

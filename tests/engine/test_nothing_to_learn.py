@@ -12,6 +12,8 @@ import torch
 from selfsight import cli
 from selfsight.engine import checks
 from selfsight.engine.monitor import Monitor
+from selfsight.engine.nan_guard import NanGuard
+from selfsight.engine.options import TrainerOptions
 from selfsight.errors import UserError
 from selfsight.methods.barlow import BarlowTwins
 from selfsight.methods.byol import BYOL
@@ -50,7 +52,7 @@ def test_settings_without_a_lesson(kind: Any, setting: dict[str, Any], sentence:
 
 def batches(size: int, labels: torch.Tensor | None = None, classes: tuple[str, ...] = ("cat", "dog")) -> Any:
     facts = {"labels": labels, "num_classes": len(classes)}
-    return SimpleNamespace(batch_size=size, facts=facts, dataset=SimpleNamespace(classes=classes))
+    return SimpleNamespace(batch_size=size, facts=facts, dataset=SimpleNamespace(classes=classes, targets=None))
 
 
 def test_a_batch_of_one_has_no_negatives() -> None:
@@ -101,7 +103,8 @@ def test_a_try_brings_labels_where_none_are_named(kept: list[str]) -> None:
 
 
 def test_an_epoch_without_loss_is_told_once(tmp_path: Path) -> None:
-    monitor = Monitor(RunFolder(tmp_path), make_console(), None)
+    folder, console = RunFolder(tmp_path), make_console()
+    monitor = Monitor(folder, console, None, NanGuard(folder, console, TrainerOptions(), seed=0))
     assert monitor.warnings({"loss": 0.1}, {}, None) == []
     (sentence,) = monitor.warnings({"loss": 0.0}, {}, None)
     assert "batch_size=" in sentence

@@ -60,9 +60,9 @@ def test_frozen_norms_stay_frozen_when_synchronised() -> None:
 
 def test_how_a_run_is_spread() -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    assert spread(options("trainer.devices=2"), cpu, 8)[:2] == (2, "ddp")
+    assert spread(options("trainer.devices=2"), cpu, 8)[:3] == (2, 1, "ddp")
     assert not spread(options("trainer.devices=2"), cpu, 8).plugins
-    assert spread(options("trainer.devices=1"), gpu, 8)[1:] == ("auto", [])
+    assert spread(options("trainer.devices=1"), gpu, 8)[1:] == (1, "auto", [])
     assert len(spread(options("trainer.devices=2"), gpu, 8).plugins) == 1
     assert not spread(options("trainer.devices=2", "trainer.sync_batchnorm=false"), gpu, 8).plugins
     with pytest.raises(UserError, match="8 devices were asked for and batch_size is 4"):
@@ -79,7 +79,7 @@ def test_gpus_by_number() -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     chosen = options("trainer.devices=[1,3]")
     assert processes(chosen, gpu) == 2
-    assert spread(chosen, gpu, 8)[:2] == ([1, 3], "ddp")
+    assert spread(chosen, gpu, 8)[:3] == ([1, 3], 1, "ddp")
     with pytest.raises(UserError, match="names GPUs and this run computes on the CPU"):
         spread(chosen, cpu, 8)
 

@@ -23,6 +23,8 @@ from selfsight.runs.folder import RunFolder
 
 #: batches between looks on an accelerator; each look waits for the device
 GUARD_EVERY = 50
+#: weights beyond this are those of a network that has diverged
+DIVERGED = 1e4
 GRADIENT = "a gradient became no number"
 
 
@@ -152,10 +154,10 @@ class NanGuard(Callback):
         Raises:
             UserError: always; naming place, cause and remedy.
         """
-        if not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
-            cause = (
-                "the weights are not finite either: lower optimizer.lr or give schedule.lr.warmup_epochs more epochs"
-            )
+        largest = max(float(p.detach().abs().max()) for p in module.parameters() if p.numel())
+        if not all(bool(torch.isfinite(p).all()) for p in module.parameters()) or largest > DIVERGED:
+            state = f"have grown to {largest:.1g}" if math.isfinite(largest) else "are not finite either"
+            cause = f"the weights {state}: lower optimizer.lr or give schedule.lr.warmup_epochs more epochs"
         elif what == GRADIENT:
             cause = (
                 "loss and weights are finite, so its derivative overflowed or is none at this place: use "

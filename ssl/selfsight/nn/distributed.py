@@ -30,13 +30,16 @@ class PatientBarrier:
     def __init__(self) -> None:
         self._group: dist.ProcessGroup | None = None
 
+    def begin(self) -> None:
+        """Connect the processes, all of which have to be here, so that one that ends while others wait is noticed."""
+        if world_size() > 1 and self._group is None:
+            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)  # type: ignore[assignment]
+
     def wait(self) -> None:
         """Come back when all processes are here."""
-        if world_size() == 1:
-            return
-        if self._group is None:
-            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)  # type: ignore[assignment]
-        dist.barrier(group=self._group)
+        self.begin()
+        if self._group is not None:
+            dist.barrier(group=self._group)
 
 
 class _Gather(torch.autograd.Function):
