@@ -43,7 +43,10 @@ class TableFiles:
     Rows of parquet lie compressed in groups: such a file is turned once into one of arrow, which is mapped.
 
     Args:
-        columns: of the images, file by file. cache: a folder for what parquet files are turned into.
+        cache: a folder for what parquet files are turned into.
+
+    Attributes:
+        columns: of the images, file by file.
     """
 
     def __init__(self, root: Path, files: Sequence[str], cache: Path) -> None:

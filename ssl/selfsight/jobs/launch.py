@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, TextIO
 
 from omegaconf import DictConfig, OmegaConf
@@ -54,10 +55,14 @@ def start(job: str, cfg: DictConfig) -> Outcome | None:
                 cfg = with_run_of_name(job, cfg, typed)
                 if cfg.resume is not None and (done := finished(cfg)) is not None:
                     return done
-            outcome: Outcome | None = importlib.import_module(f"selfsight.jobs.{JOBS[job][0]}").run(cfg)
+            outcome: Outcome | None = module_of(job).run(cfg)
             return outcome
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration is not complete: {' '.join(str(error).split())}.", status=USAGE) from error
+
+
+def module_of(job: str) -> ModuleType:
+    return importlib.import_module(f"selfsight.jobs.{JOBS[job][0]}")
 
 
 def check(job: str, cfg: DictConfig) -> DictConfig:
