@@ -295,7 +295,7 @@ def large_enough(images: Tensor) -> Iterator[None]:
             raise
         raise UserError(
             f"Images of {images.shape[3]} x {images.shape[2]} pixels are too small for this network, whose maps shrink "
-            "to nothing: raise dataset.image_size, or take a network with stem=cifar."
+            "to nothing: raise dataset.image_size, or take a network with backbone.stem=cifar."
         ) from None
 
 

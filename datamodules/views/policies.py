@@ -76,10 +76,12 @@ class Pool:
     def check(self, ops: int, magnitude: float) -> None:
         if self.level == "integer" and not (2 <= magnitude <= 10 and float(magnitude).is_integer()):
             raise UserError(
-                f"View: policy_magnitude={magnitude} has to be a whole number from 2 to 10 for this policy."
+                f"View: policy_magnitude is {magnitude}; it has to be a whole number from 2 to 10 for this policy."
             )
         if self.level == "fixed" and not 0 <= magnitude <= self.bins:
-            raise UserError(f"View: policy_magnitude={magnitude} has to lie between 0 and {self.bins} for this policy.")
+            raise UserError(
+                f"View: policy_magnitude is {magnitude}; it has to lie between 0 and {self.bins} for this policy."
+            )
 
     def sample(self, u: Array, ops: int, magnitude: float, size: int) -> tuple[Array, Array]:
         """Operations and values, both ``[N, ops]`` float, from uniform numbers ``[N, 4 ops]``."""

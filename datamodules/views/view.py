@@ -200,7 +200,7 @@ class View:
             not strong,
             "jitter",
             self.jitter,
-            f"makes contrast or saturation negative for colour={self.colour}; use at most 1",
+            f"makes contrast or saturation negative where colour is {self.colour}; use at most 1",
         )
         odd = self.blur_taps is None or (_whole(self.blur_taps) and self.blur_taps > 0 and self.blur_taps % 2 == 1)
         _require(odd, "blur_taps", self.blur_taps, "has to be an odd number of pixels")

@@ -21,7 +21,7 @@ def dilated(backbone: nn.Module, stages: int) -> nn.Module:
     network = copy.deepcopy(backbone)
     names = [info["module"] for info in getattr(backbone, "feature_info", [])]
     if not 0 <= stages < len(names):
-        raise UserError(f"dilate={stages}, and this backbone has {len(names)} stages, whose first keeps its stride.")
+        raise UserError(f"dilate is {stages}, and this backbone has {len(names)} stages, whose first keeps its stride.")
     factor = 1
     for name in names[len(names) - stages :]:
         factor = _dilate(network.get_submodule(name), factor)
@@ -35,11 +35,15 @@ def _dilate(stage: nn.Module, factor: int) -> int:
         if not isinstance(part, nn.Conv2d):
             is_layer = next(part.children(), None) is None
             if is_layer and getattr(part, "stride", 1) not in (1, (1, 1)):
-                raise UserError(f"{name} shrinks its map, and only convolutions can be dilated: take dilate=0.")
+                raise UserError(
+                    f"{name} shrinks its map, and only convolutions can be dilated: take evaluator.dilate=0."
+                )
             continue
         kernel, strided = part.kernel_size, max(part.stride) > 1
         if strided and (part.stride != (2, 2) or kernel[0] % 2 == 0):
-            raise UserError(f"{name} has a kernel of {kernel[0]} and a stride of {part.stride[0]}: take dilate=0.")
+            raise UserError(
+                f"{name} has a kernel of {kernel[0]} and a stride of {part.stride[0]}: take evaluator.dilate=0."
+            )
         if max(kernel) > 1:
             spread = factor if strided else after
             part.dilation = (spread * part.dilation[0], spread * part.dilation[1])

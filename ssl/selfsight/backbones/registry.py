@@ -83,7 +83,8 @@ def create(
     if stem != "imagenet" and not own_stem:
         if not isinstance(net, ResNet):
             raise UserError(
-                f"The backbone '{name}' has no stem for small images; stem={stem} is for ResNets, leave it out here."
+                f"The backbone '{name}' has no stem for small images; backbone.stem={stem} is for ResNets, leave it "
+                "out here."
             )
         _give_cifar_stem(net, in_chans, padding=2 if stem == "cifar_pad2" else 1)
     if getattr(net, "head_hidden_size", net.num_features) != net.num_features:
@@ -113,7 +114,7 @@ def _build(name: str, image_size: int | None, arguments: dict[str, Any]) -> Any:
                 raise
             elif arguments["pretrained"] and isinstance(error, (OSError, RuntimeError)):
                 raise UserError(
-                    f"The weights of '{name}' are not to be had ({one_line(error)}); use pretrained=false."
+                    f"The weights of '{name}' are not to be had ({one_line(error)}); use backbone.pretrained=false."
                 ) from error
             else:
                 at = f" for images of {image_size} x {image_size} pixels" if "img_size" in for_size else ""
@@ -166,7 +167,9 @@ def _register_ours() -> tuple[str, ...]:
 def _freeze_patch_embed(net: Any, name: str) -> None:
     patches = getattr(net, "patch_embed", None)
     if patches is None:
-        raise UserError(f"'{name}' has no patch projection that could stay as it is: leave freeze_patch_embed=false.")
+        raise UserError(
+            f"'{name}' has no patch projection that could stay as it is: leave backbone.freeze_patch_embed=false."
+        )
     getattr(patches, "proj", patches).requires_grad_(False)
 
 

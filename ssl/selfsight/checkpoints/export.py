@@ -221,7 +221,7 @@ def to_detectron2(backbone: nn.Module) -> dict[str, Tensor]:
     if size != (7, 7):
         raise UserError(
             f"detectron2's ResNets begin with a 7 x 7 convolution and this one with {size[0]} x {size[1]}: pretrain "
-            "with stem=imagenet to export for detectron2."
+            "with backbone.stem=imagenet to export for detectron2."
         )
     return {_detectron2_name(name): value for name, value in weights.items()}
 

@@ -315,8 +315,12 @@ SHOWN_CLASSES = 10
 EVEN = 1.5
 
 
-def show_classes(console: Console, data: ImageData) -> None:
-    """How many images each class has: a line where all have about as many, else a table with the rarest first."""
+def show_classes(console: Console, data: ImageData, evened: str = "") -> None:
+    """How many images each class has: a line where all have about as many, else a table with the rarest first.
+
+    Args:
+        evened: the words by which the method at hand evens the classes out, where it can.
+    """
     counts = data.class_counts("train")
     if not sum(counts):
         return
@@ -336,7 +340,8 @@ def show_classes(console: Console, data: ImageData) -> None:
     console.print(table)
     console.print(
         f"the rarest class, '{class_name(data, order[0])}', has {fewest:,} of {sum(counts):,} labelled images, "
-        f"the largest {most:,}: accuracy says little of the rare ones; method.logit_adjustment=1 evens them out.",
+        f"the largest {most:,}: accuracy says little of the rare ones; "
+        + (f"{evened} evens them out." if evened else "balanced accuracy stands beside it."),
         style="dim",
         markup=False,
     )

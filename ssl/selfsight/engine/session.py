@@ -186,7 +186,8 @@ class Session:
         about = (self.about_extension, names.presets, from_timm, parts.method.about, self.about_batches, facts)
         for line in filter(None, (*about, data.about_labels, *data.about)):
             self.console.print(line, style="dim", markup=False)
-        measure.show_classes(self.console, data)
+        adjusts = getattr(self.parts.method, "logit_adjustment", None) == 0
+        measure.show_classes(self.console, data, "method.logit_adjustment=1" if adjusts else "")
         if parts.plan is not None and self.job == "pretrain" and not self.resumed:
             for line in advice.lines(parts.plan, command()):
                 self.console.print(line, style="yellow", markup=False)

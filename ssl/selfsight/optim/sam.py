@@ -66,8 +66,8 @@ class SAM(Optimizer):
         self.base = base(params, lr=lr)
         if inspect.signature(self.base.step).parameters["closure"].default is inspect.Parameter.empty:
             raise UserError(
-                f"SAM computes the gradient itself, and {type(self.base).__name__} wants to do so too; choose another "
-                "optimizer, such as sgd or adamw, or optimizer.sam=null."
+                f"SAM computes the gradient itself, and {type(self.base).__name__} wants to do so too; put it "
+                "around another optimizer, such as SGD or AdamW."
             )
         super().__init__(self.base.param_groups, self.base.defaults)
         self._share()
