@@ -48,7 +48,7 @@ def recipe(path: Path, size: int) -> list[View]:
         ({"jitter": (0.4, 0.4, 0.4)}, "4 numbers"),
         ({"jitter": (0.4, 0.4, 0.4, 0.6)}, "hue"),
         ({"jitter": (0.4, -0.1, 0.4, 0.1)}, "at least 0"),
-        ({"jitter": (0.4, 1.2, 0.4, 0.1), "colour": "simclr"}, "colour=simclr"),
+        ({"jitter": (0.4, 1.2, 0.4, 0.1), "colour": "simclr"}, "colour is simclr"),
         ({"blur_taps": 4}, "odd"),
         ({"blur_sigma": (0, 1)}, "blur_sigma"),
         ({"mean": (0.5, 0.5, 0.5)}, "both or neither"),
