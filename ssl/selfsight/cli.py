@@ -138,7 +138,7 @@ def obey(flags: Flags, name: str, words: list[str], *, many: bool) -> None:
 
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    """While libraries are imported the garbage collector rests; what they leave stays to the end, and is passed over.
+    """While libraries are imported the garbage collector rests, since what they leave stays.
 
     It would take a seventh of the time to the first step otherwise.
     """
@@ -147,7 +147,6 @@ def no_collection() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
         if collecting:
             gc.enable()
 

@@ -242,3 +242,11 @@ def test_auto_stands_for_a_number_where_the_trainer_takes_it() -> None:
     assert cli.compose("pretrain", ["debug=smoke", "trainer.devices=auto"]).trainer.devices == "auto"
     with pytest.raises(UserError, match=r"optimizer.lr is 'auto'; a number was expected"):
         cli.compose("pretrain", ["optimizer.lr=auto"])
+
+
+def test_the_end_of_a_command_is_quiet(tmp_path: Path) -> None:
+    """Whatever the libraries have to say when the interpreter ends."""
+    command = [sys.executable, "-m", "selfsight", "pretrain", "debug=smoke", "report=false", f"runs={tmp_path}"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout.rstrip().endswith("backbone.safetensors")

@@ -25,7 +25,7 @@ FLOORS = {
     "composition": 8, "runs": 8,
     "engine": 9,
     "reporting": 10,
-    "jobs": 11, "cli": 11,
+    "jobs": 11, "cli": 11, "__main__": 12,
     "api": 12,
 }  # fmt: skip
 SOURCES = {

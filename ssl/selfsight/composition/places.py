@@ -19,6 +19,8 @@ from selfsight.errors import UserError, nearest
 #: data sets that are a folder of the person's, by their target
 OF_FOLDERS = ("selfsight.datamodules.folder",)
 
+#: jobs for which `recipe=small` is
+BY_RULE = ("pretrain", "profile")
 #: files that are looked at for whether a batch can be filled, and what lies in a folder made by `selfsight prepare`
 MANY, PREPARED = 100_000, "prepared.json"
 
@@ -33,7 +35,7 @@ def check_places(job: str, cfg: DictConfig) -> None:
             raise UserError("dataset=folder has to know where the images are: add dataset.root=DIR.")
         root = str(_value(cfg, "dataset.root"))
         if "://" not in root and not Path(root).expanduser().is_file():  # servers and archives are opened by who reads
-            _check_images(cfg, _expect_folder("dataset.root", _value(cfg, "dataset.root")))
+            _check_images(job, cfg, _expect_folder("dataset.root", _value(cfg, "dataset.root")))
     if job == "prepare" and not (source := Path(str(cfg.source)).expanduser()).is_dir():
         raise UserError(f"source is '{source}', which is no folder; name a folder of images.")
     for key in ("weights", "init_from"):
@@ -48,7 +50,7 @@ def check_places(job: str, cfg: DictConfig) -> None:
             raise UserError(f"the label split '{path}' cannot be read: {error.strerror}.") from None
 
 
-def _check_images(cfg: DictConfig, root: Path) -> None:
+def _check_images(job: str, cfg: DictConfig, root: Path) -> None:
     """Folders and tables inside the folder of images, and a batch that all its files would not fill."""
     for key in ("dataset.test", "dataset.unlabelled"):
         if (value := _value(cfg, key)) is not None:
@@ -65,7 +67,10 @@ def _check_images(cfg: DictConfig, root: Path) -> None:
     of_many = any(path.name == PREPARED or path.suffix.lower() in OF_MANY for path in files)
     if 0 < len(files) < min(batch, MANY) and not of_many and not {"mu", "steps_per_epoch"} & {*cfg}:
         there = f"{len(files)} file{'s' * (len(files) > 1)}"
-        raise UserError(f"batch_size is {batch} and '{root}' has {there}; choose batch_size={len(files)} or less.")
+        remedy = "recipe=small takes sizes that fit" if job in BY_RULE else "choose a smaller one"
+        raise UserError(
+            f"batch_size is {batch} and '{root}' has {there}, of which some may be held out to test; {remedy}."
+        )
 
 
 def _check_weights(path: str) -> None:

@@ -85,6 +85,8 @@ def figure(key: str, value: float) -> str:
     """A number of the table as a person reads it: shares of 1 in percent."""
     if key.endswith("_r2"):
         return f"{value:.3f}"
+    if key in ("alignment", "uniformity"):  # a squared distance, and a logarithm
+        return f"{value:.2f}"
     return f"{value:.1%}" if key != "rank" and abs(value) <= 1 else f"{value:.1f}"
 
 

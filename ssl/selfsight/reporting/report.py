@@ -32,7 +32,6 @@ def write(run: LoadedRun, train: Features, test: Features | None, projection: st
     """
     folder, data = run.folder, run.datamodule
     parts = [
-        heading(run),
         table(folder.read_summary()),
         evaluations(folder),
         classification.section(folder),
@@ -40,7 +39,7 @@ def write(run: LoadedRun, train: Features, test: Features | None, projection: st
         *images_of_the_run(run, train, test, projection),
         reproduce(folder, run.description.settings),
     ]
-    write_text(folder.report, page(folder.name, parts))
+    write_text(folder.report, page(folder.name, [heading(run, there="".join(parts)), *parts]))
     return folder.report
 
 
@@ -77,16 +76,27 @@ def map_section(data: DataModule, known: embedding.EmbeddingMap, projection: str
     return f"<h2 id='embedding'>Embedding map</h2><p class='soft'>{about}</p>{drawn}{card}"
 
 
-def heading(run: LoadedRun) -> str:
+#: titles of sections, by their anchors
+SECTIONS = {
+    "good": "How good it is", "training": "Training", "embedding": "Embedding map", "neighbours": "Neighbours",
+    "views": "Views", "again": "To do it again",
+}  # fmt: skip
+
+
+def heading(run: LoadedRun, there: str) -> str:
+    """What the run is, and links to the sections.
+
+    Args:
+        there: the sections; some runs do not have all of them.
+    """
     names = run.description
+    links = "".join(f"<a href='#{name}'>{title}</a>" for name, title in SECTIONS.items() if f"id='{name}'" in there)
     return (
         f"<h1>{html.escape(run.folder.name)}</h1><p class='soft'>{html.escape(names.method_class)} · "
         f"{html.escape(names.backbone)} · {html.escape(describe(run.datamodule.data))} · "
         f"{names.epochs} epochs · batch {names.batch_size} · seed {names.seed}</p>"
         + (f"<p class='soft'>{about}</p>" if (about := about_pictures(run.datamodule.data.bands)) else "")
-        + "<nav><a href='#good'>How good it is</a><a href='#training'>Training</a>"
-        "<a href='#embedding'>Embedding map</a><a href='#neighbours'>Neighbours</a>"
-        "<a href='#views'>Views</a><a href='#again'>To do it again</a></nav>"
+        + f"<nav>{links}</nav>"
     )
 
 
