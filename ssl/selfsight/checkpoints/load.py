@@ -105,14 +105,19 @@ def start_from(net: nn.Module, path: str | Path) -> nn.Module:
 
 def words_of(arguments: Mapping[str, object]) -> str:
     """``backbone=resnet18 backbone.stem=cifar``: how a network is chosen on the command line."""
-    from selfsight.backbones.registry import create
-
     if not is_ours(arguments):
         return f"backbone._target_={arguments['_target_']}"
-    usual = {name: parameter.default for name, parameter in inspect.signature(create).parameters.items()}
-    wanted = {k: v for k, v in arguments.items() if k not in ("name", "_target_", "pretrained", "image_size")}
-    changed = [f"backbone.{k}={v}" for k, v in wanted.items() if k not in usual or v != usual[k]]
+    beside = ("name", "pretrained", "image_size")
+    changed = [f"backbone.{k}={v}" for k, v in beyond_defaults(arguments).items() if k not in beside]
     return " ".join([f"backbone={arguments['name']}", *changed])
+
+
+def beyond_defaults(arguments: Mapping[str, object]) -> dict[str, object]:
+    """The arguments of `selfsight.backbones.registry.create` that are not its defaults."""
+    from selfsight.backbones.registry import create
+
+    usual = {name: parameter.default for name, parameter in inspect.signature(create).parameters.items()}
+    return {k: v for k, v in arguments.items() if k != "_target_" and (k not in usual or v != usual[k])}
 
 
 def _resized(

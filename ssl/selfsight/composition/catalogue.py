@@ -49,6 +49,9 @@ JOBS = {
     "doctor": ("doctor", "say what works on this machine and what to install for the rest"),
 }
 
+#: jobs whose sizes may follow from the number of images, and whose tries bring labels of their own
+ADVISED = ("pretrain", "profile")
+
 #: groups that help tells of, in its order
 GROUPS = {
     "method": "how it learns",

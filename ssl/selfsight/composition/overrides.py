@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from selfsight.composition import catalogue
 from selfsight.composition.catalogue import (
+    ADVISED,
     SEVERAL,
     WHOLE_EVALUATION,
     WITHOUT,
@@ -97,7 +98,7 @@ def load(job: str, overrides: Sequence[str]) -> Composed:
         hydra = cfg.pop("hydra")
         for key in WITHOUT.get(job_of(job), ()):
             cfg.pop(key, None)
-    if job_of(job) in ("pretrain", "profile"):  # what goes on from a run is told, or has the labels of that one
+    if job_of(job) in ADVISED:  # what goes on from a run is told, or has the labels of that one
         labels_of_a_try(cfg)
     made: Any = OmegaConf.to_container(hydra.runtime.choices)
     return Composed(cfg, hydra, made)

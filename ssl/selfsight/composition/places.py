@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from selfsight.composition.catalogue import ADVISED
 from selfsight.datamodules.datasets.checks import RULES, missing_table
 from selfsight.datamodules.images.formats import OF_MANY
 from selfsight.errors import UserError, nearest
@@ -19,8 +20,6 @@ from selfsight.errors import UserError, nearest
 #: data sets that are a folder of the person's, by their target
 OF_FOLDERS = ("selfsight.datamodules.folder",)
 
-#: jobs for which `recipe=small` is
-BY_RULE = ("pretrain", "profile")
 #: files that are looked at for whether a batch can be filled, and what lies in a folder made by `selfsight prepare`
 MANY, PREPARED = 100_000, "prepared.json"
 
@@ -67,7 +66,7 @@ def _check_images(job: str, cfg: DictConfig, root: Path) -> None:
     of_many = any(path.name == PREPARED or path.suffix.lower() in OF_MANY for path in files)
     if 0 < len(files) < min(batch, MANY) and not of_many and not {"mu", "steps_per_epoch"} & {*cfg}:
         there = f"{len(files)} file{'s' * (len(files) > 1)}"
-        remedy = "recipe=small takes sizes that fit" if job in BY_RULE else "choose a smaller one"
+        remedy = "recipe=small takes sizes that fit" if job in ADVISED else "choose a smaller one"
         raise UserError(
             f"batch_size is {batch} and '{root}' has {there}, of which some may be held out to test; {remedy}."
         )

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Self
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from selfsight.composition.catalogue import ADVISED
 from selfsight.datamodules.datasets.amounts import refuse_other_than_one
 from selfsight.errors import UserError, nearest
 from selfsight.validation import (
@@ -223,9 +224,8 @@ OF_NODES: Mapping[str, Kind] = {
 OF_JOB: Mapping[str, type[Options]] = {"profile": ProfileOptions, "compare": CompareOptions}
 
 
-#: sizes that may be ``auto``, in an order in which each follows from those before it, and the jobs that take it
+#: sizes that may be ``auto``, in an order in which each follows from those before it
 BY_RULE = ("batch_size", "trainer.max_epochs", "schedule.lr.warmup_epochs")
-ADVISED = ("pretrain", "profile")
 
 
 def settled(cfg: DictConfig) -> DictConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from selfsight.backbones.registry import create
 from selfsight.checkpoints import formats
 from selfsight.checkpoints.architecture import shown
 from selfsight.checkpoints.export import export_backbone, is_ours
 from selfsight.checkpoints.formats import Imported, listed
 from selfsight.checkpoints.importing import built, description, made
+from selfsight.checkpoints.load import beyond_defaults
 from selfsight.engine.imported_run import KEPT_ON, begin_with
 from selfsight.engine.options import resolved
 from selfsight.errors import USAGE, UserError
@@ -56,8 +55,7 @@ def network(node: DictConfig | None) -> dict[str, Any] | None:
             f"backbone._target_ is '{arguments['_target_']}', and import takes networks by name; begin a run of this "
             "one with the file: selfsight pretrain init_from=FILE backbone._target_=…"
         )
-    usual = {name: parameter.default for name, parameter in inspect.signature(create).parameters.items()}
-    return {k: v for k, v in arguments.items() if k != "_target_" and (k not in usual or v != usual[k])}
+    return beyond_defaults(arguments)
 
 
 def split(words: str | None) -> list[str]:
