@@ -7,10 +7,11 @@ STAMP  := $(VENV)/.ready
 
 setup: $(STAMP)
 
+# Modules are compiled as they are imported, the first time: of 7 GB of packages that is a small part.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("selfsight needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
 demo: setup
@@ -35,20 +36,16 @@ quick: setup
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-# Runs every notebook in a clean kernel and keeps the outputs in it.
+# Runs every notebook in a clean kernel, two at a time, and keeps the outputs in it.
 notebooks: setup
-	cd notebooks && PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=2 jupyter execute --inplace *.ipynb
+	cd notebooks && printf '%s\n' *.ipynb | PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 xargs -n 1 -P 2 jupyter execute --inplace
 
 # The documentation site, in build/docs/site; any warning and any link that leads nowhere is an error.
-docs: $(VENV)/.docs
+docs: setup
 	$(BIN)/python docs/site/make_site.py
 
-docs-serve: $(VENV)/.docs
+docs-serve: setup
 	$(BIN)/python docs/site/make_site.py --serve
-
-$(VENV)/.docs: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	touch $@
 
 # The peers have an environment of their own. It sees the project's packages, so only what they add is installed.
 BENCH := .venv-bench

@@ -186,10 +186,16 @@ def test_help_is_quick_and_loads_no_torch() -> None:
 
 
 def test_every_choice_composes() -> None:
-    """Each file of each group composes with the rest of the default run, a recipe with that of its job."""
-    for group in cli.GROUPS:
-        for choice in cli.choices(group) if group == "recipe" else cli.choices(group, "pretrain"):
-            cli.compose(str(catalogue.recipe_job(choice)) if group == "recipe" else "pretrain", [f"{group}={choice}"])
+    """Each method with its own values, each recipe with those of its job, and the choices of all other groups."""
+    for name in cli.choices("method", "pretrain"):
+        cli.compose("pretrain", [f"method={name}"])
+    for name in cli.choices("recipe"):
+        cli.compose(str(catalogue.recipe_job(name)), [f"recipe={name}"])
+    others = {group: cli.choices(group, "pretrain") for group in cli.GROUPS if group not in ("method", "recipe")}
+    for i in range(max(map(len, others.values()))):  # these say nothing of each other
+        words = {group: names[i] for group, names in others.items() if i < len(names)}
+        made = cli.compose("pretrain", [f"{group}={name}" for group, name in words.items()]).choices
+        assert {group: made[group] for group in words} == words
 
 
 def test_every_recipe_says_its_job() -> None:

@@ -24,7 +24,7 @@ def grid() -> Iterator[tuple[str, str, str]]:
             yield method, backbone, DATASETS[(i + j) % len(DATASETS)]
 
 
-@pytest.mark.parametrize(("method", "backbone", "dataset"), grid())
+@pytest.mark.parametrize(("method", "backbone", "dataset"), list(grid()))
 def test_grid(method: str, backbone: str, dataset: str, tmp_path: Path) -> None:
     words = [f"method={method}", f"backbone={backbone}", f"dataset={dataset}", "debug=smoke", "report=false"]
     if dataset == "folder":
