@@ -123,6 +123,7 @@ def test_neighbours_of_a_file_an_array_and_a_number_are_the_same(run: ss.Run, ph
     train = run.embed("train")
     assert [train.names[one.position] for one in by_file] == [one.name for one in by_file]
     (first, *_) = run.neighbours(photos / train.names[0])
+    assert run.neighbours(train.names[0])[0] == first  # as it calls its images itself
     assert first.name == train.names[0]
     assert first.similarity == pytest.approx(1, abs=1e-5)
 

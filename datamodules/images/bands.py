@@ -271,10 +271,11 @@ def decoder(
 
 
 class Measuring:
-    """Smallest and largest value, mean and standard deviation of each channel, image by image."""
+    """Smallest and largest value, mean and standard deviation of each channel, and the sizes, image by image."""
 
     def __init__(self) -> None:
         self.images, self.pixels = 0, 0
+        self.sizes: list[tuple[int, int]] = []  # width, height
         self.low, self.high = float("inf"), float("-inf")
         self._sum: Any = 0.0
         self._squares: Any = 0.0
@@ -282,6 +283,7 @@ class Measuring:
     def add(self, image: np.ndarray) -> None:
         flat = scaled(image).reshape(-1, image.shape[2]).astype(np.float64)
         self.images, self.pixels = self.images + 1, self.pixels + len(flat)
+        self.sizes.append((image.shape[1], image.shape[0]))
         self.low, self.high = min(self.low, float(image.min())), max(self.high, float(image.max()))
         self._sum, self._squares = self._sum + flat.sum(0), self._squares + np.square(flat).sum(0)
 
@@ -293,7 +295,12 @@ class Measuring:
 
 
 def measure(images: ImageSet, kind: Kind, most: int | None = MEASURED) -> Bands:
-    """Facts of a set from ``most`` of its images, evenly spread; None: from all.
+    """Facts of a set from ``most`` of its images, see `measuring`."""
+    return measuring(images, most).result(kind)
+
+
+def measuring(images: ImageSet, most: int | None = MEASURED) -> Measuring:
+    """What ``most`` images of a set are like, evenly spread; None: all.
 
     Raises:
         UserError: none of them can be read.
@@ -307,7 +314,7 @@ def measure(images: ImageSet, kind: Kind, most: int | None = MEASURED) -> Bands:
             reason = str(error)
     if not found.images:
         raise UserError(f"no image can be read ({reason}), so that mean and std cannot be computed.")
-    return found.result(kind)
+    return found
 
 
 # --- the kind of a file, from its header -----------------------------------------------------------------------------

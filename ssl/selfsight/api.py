@@ -291,8 +291,8 @@ class Run:
         """The ``k`` training images most like an image, the most like first.
 
         Args:
-            image: a file, an array ``[H, W, 3]`` uint8, or the position of a test image (without test images, of a
-                training image).
+            image: a file (from here, or from the root of the data set as `Neighbour.name` has it), an array
+                ``[H, W, 3]`` uint8, or the position of a test image (without test images, of a training image).
 
         Raises:
             UserError: a file that is no image, an array of another form, or a position where there is none.
@@ -355,8 +355,11 @@ class Run:
 
     def _feature_of(self, image: str | os.PathLike[str] | np.ndarray | Tensor) -> Tensor:
         if isinstance(image, (str, os.PathLike)):
+            path, root = Path(image).expanduser(), self.data.dataset.root
+            if root is not None and not path.exists():
+                path = root / path
             try:
-                pixels = self.data.dataset.decode(read_file(Path(image).expanduser()))
+                pixels = self.data.dataset.decode(read_file(path))
             except (Unreadable, OSError) as reason:
                 raise UserError(f"'{os.fspath(image)}' cannot be read as an image ({reason}).") from None
         else:

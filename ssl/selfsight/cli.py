@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from selfsight.composition.catalogue import GROUPS, JOBS, POSITIONAL, choices, conf_dir, job_of, searching
 from selfsight.composition.help import INFO
+from selfsight.composition.keys import CALLED_ELSEWHERE
 from selfsight.composition.overrides import checked, compose, group_choice, quoted
 from selfsight.errors import USAGE, UserError, nearest
 from selfsight.runs.processes import INTERRUPTED, TASK_VARIABLE, first_has_ended, on_first_process
@@ -193,6 +194,13 @@ def split_flags(words: Sequence[str]) -> tuple[Flags, list[str]]:
                 flags.values[option] = value
         else:
             known = [option for option in (*FLAGS, *VALUED) if option.startswith("--")]
+            key = name.strip("-").replace("-", "_")
+            if word.startswith("--") and not nearest(name, known):
+                raise UserError(
+                    f"'{word}' is no option; settings are words without dashes: {CALLED_ELSEWHERE.get(key, key)}="
+                    f"{value or 'VALUE'}.",
+                    status=USAGE,
+                )
             raise UserError(
                 f"'{word}' is no option; options are -m and {', '.join(known)}; everything else is key=value."
                 f"{nearest(name, known)}",

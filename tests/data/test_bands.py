@@ -20,6 +20,7 @@ from selfsight.datamodules.views import band_views
 from selfsight.datamodules.views.band_views import CpuBandViews, DeviceBandViews
 from selfsight.datamodules.views.view import View
 from selfsight.errors import UserError
+from selfsight.jobs.stats import told_sizes
 from selfsight.reporting.thumbnails import visible
 
 RNG = np.random.default_rng(0)
@@ -339,4 +340,10 @@ def test_stats_are_what_a_run_uses(four_bands: Path, capsys: pytest.CaptureFixtu
     np.testing.assert_allclose(given["mean"], data.mean, rtol=1e-5)
     np.testing.assert_allclose(given["std"], data.std, rtol=1e-5)
     cli.main(["stats", "dataset=digits"])
-    assert "3 channels of uint8, 0 to 255; of 1,437 images" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "3 channels of uint8, 0 to 255; of 1,437 images" in told
+    assert "width × height: 16 × 16" in told
+
+
+def test_sizes_that_differ_are_told_by_the_least_the_middle_and_the_most() -> None:
+    assert told_sizes([(8, 4), (100, 50), (10, 20)]) == "from 8 × 4 to 100 × 50, in the middle 10 × 20"

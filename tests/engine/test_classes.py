@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from rich.console import Console
 
 from selfsight.datamodules import ArrayImages, ImageData
-from selfsight.engine.measure import show_classes
+from selfsight.engine.measure import about_few_tests, show_classes
 
 
 def told(counts: list[int], test: list[int] | None = None) -> str:
@@ -42,3 +43,20 @@ def test_many_classes_are_shortened() -> None:
     text = told(list(range(1, 25)))
     assert "… 14 more" in text
     assert sum(line.startswith("class ") for line in text.splitlines()) == 11
+
+
+@pytest.mark.parametrize(
+    ("tests", "told"),
+    [
+        (4, "only 4 test images: one of them is 25 % of every accuracy"),
+        (1, "only 1 test image: it decides every accuracy"),
+        (0, ""),
+        (50, ""),
+    ],
+)
+def test_few_test_images_are_told(tests: int, told: str) -> None:
+    some = ArrayImages(torch.zeros(max(1, tests), 3, 2, 2, dtype=torch.uint8))
+    data = ImageData("x", some, some if tests else None, (), 2, (0.5,) * 3, (0.5,) * 3)
+    said = about_few_tests(data)
+    assert said.startswith(told)
+    assert bool(said) == bool(told)

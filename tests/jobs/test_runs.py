@@ -95,3 +95,16 @@ def test_a_run_of_ours(finished_run: Path) -> None:
     assert row.figures["knn_top1"] == summary["pretrained"]["knn_top1"]
     assert row.epochs == row.planned > 0
     assert float(RunFolder(finished_run).read_metrics()[-1]["grad_norm"]) > 0
+
+
+def test_a_long_name_stays_whole(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "simclrv2-photographs-of-flowers-" * 4
+    made(place / "long" / name, "simclrv2", 7, 0.5)
+    assert list(listed(capsys, "long")) == [name]
+
+
+def test_a_run_named_without_its_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(place / "runs" / "x", "swav", 7)
+    with pytest.raises(SystemExit):
+        cli.main(["report", "run=x"])
+    assert "'x' is no run folder (it has no config.yaml). Did you mean 'runs/x'?" in capsys.readouterr().err

@@ -55,7 +55,7 @@ def test_a_command_typed_again_begins_goes_on_and_is_finished(
     before = (Path("runs/one") / "summary.json").stat().st_mtime_ns
     capsys.readouterr()
     run(*AUTO)
-    assert capsys.readouterr().out == "'runs/one' is finished.\n"
+    assert capsys.readouterr().out == "'runs/one' is finished; resume=runs/one extend=10 gives it ten epochs more.\n"
     assert (Path("runs/one") / "summary.json").stat().st_mtime_ns == before
 
     for word, told in {

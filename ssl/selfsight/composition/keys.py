@@ -28,7 +28,9 @@ CALLED_ELSEWHERE = {
     "scheduler": "schedule", "lr_scheduler": "schedule", "callback": "callbacks", "loggers": "logger",
     "epochs": "trainer.max_epochs", "n_epochs": "trainer.max_epochs", "num_epochs": "trainer.max_epochs",
     "steps": "trainer.max_steps", "iterations": "trainer.max_steps",
-    "learning_rate": "optimizer.lr", "wd": "optimizer.weight_decay", "gpus": "trainer.devices",
+    "learning_rate": "optimizer.lr", "lr": "optimizer.lr", "base_lr": "optimizer.lr", "blr": "optimizer.lr",
+    "wd": "optimizer.weight_decay", "weight_decay": "optimizer.weight_decay", "momentum": "optimizer.momentum",
+    "max_epochs": "trainer.max_epochs", "max_steps": "trainer.max_steps", "gpus": "trainer.devices",
     "devices": "trainer.devices", "ngpus": "trainer.devices", "nodes": "trainer.num_nodes",
     "amp": "trainer.precision", "fp16": "trainer.precision", "bf16": "trainer.precision",
     "workers": "num_workers", "n_workers": "num_workers", "batchsize": "batch_size", "bs": "batch_size",
@@ -52,7 +54,8 @@ CALLED_IN_OTHER_JOBS = {
 
 #: the same, of a key inside a part
 LEAF_ELSEWHERE = {
-    "learning_rate": "lr", "wd": "weight_decay", "epochs": "max_epochs", "gpus": "devices", "path": "root",
+    "learning_rate": "lr", "base_lr": "lr", "blr": "lr", "wd": "weight_decay", "epochs": "max_epochs",
+    "gpus": "devices", "path": "root",
     "data_dir": "root", "directory": "root", "folder": "root", "workers": "num_workers",
 }  # fmt: skip
 

@@ -311,6 +311,19 @@ def describe(data: ImageData) -> str:
     return f"{data.name} ({images:,} images{classes})"
 
 
+#: test images below which one of them is too large a share of every figure
+FEW_TESTS = 50
+
+
+def about_few_tests(data: ImageData) -> str:
+    """What small figures of so few test images are; empty where they are many, or none."""
+    number = len(data.test or ())
+    if not 0 < number < FEW_TESTS:
+        return ""
+    each = f"one of them is {100 / number:.3g} % of every accuracy" if number > 1 else "it decides every accuracy"
+    return f"only {number} test image{'s' * (number > 1)}: {each}, and differences below a few of them are chance"
+
+
 #: classes of which the table at the start of a run shows at most so many
 SHOWN_CLASSES = 10
 #: sizes of the largest and the smallest class that are about the same

@@ -177,7 +177,7 @@ class Session:
             f"{names.method} · {names.backbone} ({millions:.2f} M parameters) · {measure.describe(data)}\n"
             f"batch {length.batch_size} ({processes} × {length.batch_size // processes}) · "
             f"{length.epochs:g} epoch{'s' * (length.epochs > 1)} of {length.steps_per_epoch} steps · "
-            f"lr {recipe.lr:g} → {recipe.peak_lr(length.batch_size):.4g} ({recipe.scaling} scaling)\n"
+            f"lr {recipe.told(length.batch_size)}\n"
             f"{self.folder.path}"
         )
         begun = names.backbone_arguments.get("pretrained")
@@ -188,6 +188,8 @@ class Session:
             self.console.print(line, style="dim", markup=False)
         adjusts = getattr(self.parts.method, "logit_adjustment", None) == 0
         measure.show_classes(self.console, data, "method.logit_adjustment=1" if adjusts else "")
+        if few := measure.about_few_tests(data):
+            self.console.print(few, style="yellow", markup=False)
         if parts.plan is not None and self.job == "pretrain" and not self.resumed:
             for line in advice.lines(parts.plan, command()):
                 self.console.print(line, style="yellow", markup=False)

@@ -26,7 +26,7 @@ from selfsight.runs.records import with_folder
 
 #: images that are listed as the nearest of each, in a table
 NEAREST = 10
-PARQUET = ".parquet"
+PARQUET, NUMPY = ".parquet", ".npz"
 #: of a table, by their names
 Columns = dict[str, list[object]]
 
@@ -62,9 +62,12 @@ def check(out: str | None, projection: str) -> None:
     """Refuse, before anything is computed, what cannot be written.
 
     Raises:
-        UserError: a table without the package that writes it, or see `embedding.check_projection`.
+        UserError: a file of another kind, a table without the package that writes it, or see
+            `embedding.check_projection`.
     """
     embedding.check_projection(projection)
+    if out is not None and Path(out).suffix not in (NUMPY, PARQUET) and not Path(out).expanduser().is_dir():
+        raise UserError(f"out is '{out}'; a file that ends in {NUMPY} (arrays) or {PARQUET} (a table) was expected.")
     if out is not None and str(out).endswith(PARQUET) and importlib.util.find_spec("pyarrow") is None:
         raise UserError("a table needs a package: pip install 'selfsight[parquet]'; out=features.npz does without.")
 

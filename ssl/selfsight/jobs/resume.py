@@ -99,5 +99,6 @@ def finished(cfg: DictConfig) -> Outcome | None:
     from selfsight.engine import measure
 
     if on_first_process():
-        print(f"'{folder.path}' is finished.")
+        further = f"; resume={folder.path} extend=10 gives it ten epochs more" if "extend" in cfg else ""
+        print(f"'{folder.path}' is finished{further}.")
     return measure.outcome(folder, folder.read_summary())

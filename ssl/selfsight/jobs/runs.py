@@ -58,6 +58,8 @@ NUMBERS: dict[str, Callable[[Row], float]] = {
     "changed": lambda row: row.changed,
 }
 FIGURES = (*measure.SINGLES, *CLASSIFIERS)
+#: columns of text that a line in a file may take
+WIDEST = 10_000
 
 
 def run(cfg: DictConfig) -> None:
@@ -80,6 +82,8 @@ def run(cfg: DictConfig) -> None:
     table.columns[0].overflow = "fold"  # a path is there to be copied
     for row in ordered(rows, str(cfg.sort)):
         table.add_row(*map(escape, cells(row, shown)))
+    if not console.is_terminal:  # a file is as wide as its lines
+        console.width = max(console.width, console.measure(table, options=console.options.update(width=WIDEST)).maximum)
     console.print(table)
 
 

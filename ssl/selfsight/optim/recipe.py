@@ -52,6 +52,11 @@ class OptimizationRecipe:
             return self.lr * math.sqrt(batch_size)
         return self.lr
 
+    def told(self, batch_size: int) -> str:
+        """The learning rate for a person: ``0.0047 (0.3 scaled to the batch: linear)``."""
+        scaled = "" if self.scaling == "none" else f" ({self.lr:g} scaled to the batch: {self.scaling})"
+        return f"{self.peak_lr(batch_size):.4g}{scaled}"
+
     def build(self, groups: list[ParamGroup], clock: Clock) -> Optimizer:
         options = {"fused": True} if self.fused and "fused" in inspect.signature(self.optimizer).parameters else {}
         optimizer = self.optimizer(groups, lr=self.peak_lr(clock.batch_size), **options)

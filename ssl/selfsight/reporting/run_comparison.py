@@ -119,11 +119,19 @@ def flattened(folder: RunFolder) -> dict[str, str]:
 
 
 def differences(folders: Sequence[RunFolder]) -> list[list[str]]:
-    """Keys whose values differ, each with the value in every run; a dash where a run has no such key."""
+    """Keys whose values differ, each with the value in every run; a dash where a run has no such key.
+
+    Of a choice and of the class that it stands for only the class: it may have been replaced.
+    """
     all_flat = [flattened(folder) for folder in folders]
     keys = list(dict.fromkeys(key for flat in all_flat for key in flat))
     rows = [[key, *(flat.get(key, "–") for flat in all_flat)] for key in keys if key not in PLACES]
-    return [row for row in rows if len(set(row[1:])) > 1]
+    differing = {row[0]: row for row in rows if len(set(row[1:])) > 1}
+    return [
+        row
+        for key, row in differing.items()
+        if not (key.startswith("choices.") and f"{key.removeprefix('choices.')}._target_" in differing)
+    ]
 
 
 def curves_of(folders: Sequence[RunFolder]) -> str:

@@ -88,7 +88,9 @@ class RunFolder:
         folder = Path(path).expanduser()
         if not (folder / "config.yaml").is_file():
             beside = [str(p.parent) for p in folder.parent.glob("*/config.yaml")] if folder.parent.is_dir() else []
-            raise UserError(f"'{folder}' is no run folder (it has no config.yaml).{nearest(str(folder), beside)}")
+            inside = Path(runs).expanduser() / folder
+            meant = f" Did you mean '{inside}'?" if (inside / "config.yaml").is_file() else nearest(str(folder), beside)
+            raise UserError(f"'{folder}' is no run folder (it has no config.yaml).{meant}")
         run = cls(folder)
         if not run.job:
             raise UserError(
