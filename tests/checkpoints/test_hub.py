@@ -143,7 +143,7 @@ def test_the_lines_of_a_model_card_load_it_where_selfsight_is_not(
             np.testing.assert_allclose(found, value, rtol=0, atol=1e-5, err_msg=out)
 
 
-def test_loading_from_the_hub(served: Hub, tmp_path: Path) -> None:
+def test_loading_from_the_hub(served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = exported(tmp_path / "net", NETWORKS["ours"]), images()
     cli.main(["export", f"weights={tmp_path / 'net'}", "format=hub", f"out={tmp_path / 'hub'}", "push=shapes"])
     with torch.no_grad():
@@ -151,6 +151,11 @@ def test_loading_from_the_hub(served: Hub, tmp_path: Path) -> None:
     served.asked.clear()
     selfsight.load("hf-hub:ada/shapes")
     assert not [asked for asked in served.asked if asked.startswith("GET") and "safetensors" in asked]  # the cache's
+    monkeypatch.setenv("HF_ENDPOINT", "http://nowhere.invalid")  # where names are not found nobody is waited for
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waited for {seconds} s"))
+    selfsight.load("hf-hub:ada/shapes")
+    with pytest.raises(UserError, match=r"cannot be reached \(its name is not known here\)"):
+        selfsight.load("hf-hub:ada/elsewhere")
 
 
 @pytest.mark.parametrize(

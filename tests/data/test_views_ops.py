@@ -223,3 +223,19 @@ def test_quarters_equal_the_general_jitter(colour: str) -> None:
         image_ops.colour_jitter_in_quarters(images, factors, order, colour),
         image_ops.colour_jitter(images, factors, order, slots, colour),
     )
+
+
+def test_enlarged_crops_are_pillows_to_one_level() -> None:
+    """Of any size and place, by both engines: Pillow rounds after each side, the device not at all."""
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        height, width, top, left = (int(n) for n in (*rng.integers(2, 60, 2), *rng.integers(0, 30, 2)))
+        image = rng.integers(0, 256, (90, 90, 3), dtype=np.uint8)
+        size = int(rng.integers(60, 100))
+        part = Image.fromarray(image).crop((left, top, left + width, top + height))
+        expected = np.asarray(part.resize((size, size), Image.Resampling.BILINEAR)).astype(float)
+        assert np.abs(cpu_ops.crop(image, (top, left, height, width), size) - expected).max() <= 1
+        place = Parameters(*(one(float(side)) for side in (top, left, height, width)), hflip=torch.tensor([False]))
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+        made = device_views.apply(pixels, place, View(size=size, crop="resized"), torch.float64)
+        assert np.abs(levels(made) - expected).max() <= 1.01

@@ -33,7 +33,9 @@ __all__ = ["place"]
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/backbones.md", "docs/datasets.md", "docs/evaluation.md", "docs/few_labels.md",
-         "docs/performance.md", "docs/reliability.md", "docs/results.md", "docs/weights.md")  # fmt: skip
+         "docs/performance.md", "docs/reliability.md", "docs/results.md", "docs/start.md", "docs/weights.md",
+         "docs/howto/channels.md", "docs/howto/export.md", "docs/howto/own_data.md", "docs/howto/own_network.md",
+         "docs/howto/spot.md")  # fmt: skip
 COMMAND = re.compile(r"^    (selfsight\b(?:\\\n|.)*)$", re.M)
 #: in a command that takes what a test has not: downloads, large sets, a hub, a server, a page left open, a failed run
 ONLY_CHECKED = re.compile(r"download=true|imagenet|dataset=cifar|push=|explore|replay|://|cifar10_90knn|umap")

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from selfsight import __version__
 from selfsight.checkpoints.export import SMALL_STEMS, name_of, state, timm_call
@@ -90,6 +93,19 @@ def endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT")
 
 
+def has_address() -> bool:
+    """Whether the Hub's name can be looked up: where it cannot, huggingface-hub tries for half a minute."""
+    from huggingface_hub.constants import ENDPOINT
+
+    if getproxies():  # which look names up themselves
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(endpoint() or ENDPOINT).hostname, None)
+    except OSError:
+        return False
+    return True
+
+
 def network_errors() -> tuple[type[Exception], ...]:
     """What is raised where the network fails, by whichever library huggingface-hub speaks HTTP with."""
     from huggingface_hub.errors import HfHubHTTPError
@@ -154,10 +170,12 @@ def fetch(name: str) -> Path:
     )
 
     repository, _, revision = name.partition("@")
-    found = ""
+    found, here_alone = "", not has_address()
     try:
         for file in (CONFIG, WEIGHTS):
-            found = hf_hub_download(repository, file, revision=revision or None, endpoint=endpoint())
+            found = hf_hub_download(
+                repository, file, revision=revision or None, endpoint=endpoint(), local_files_only=here_alone
+            )
     except HFValidationError:
         raise UserError(
             f"'{name}' is no name of a repository on the Hub; it is PERSON/MODEL, as in ada/swav-photos."
@@ -167,9 +185,10 @@ def fetch(name: str) -> Path:
             f"the Hub has no repository '{name}', or it is a private one: then log in, `hf auth login`."
         ) from None
     except LocalEntryNotFoundError as error:
+        reason = "its name is not known here" if here_alone else _one_line(error.__cause__ or error)
         raise UserError(
-            f"'{name}' is not on this machine and the Hub cannot be reached ({_one_line(error.__cause__ or error)}); "
-            "connect once, or load it from a folder."
+            f"'{name}' is not on this machine and the Hub cannot be reached ({reason}); connect once, or load it from "
+            "a folder."
         ) from None
     except EntryNotFoundError:
         raise UserError(f"'{name}' has no {CONFIG} and {WEIGHTS}, so it holds no backbone; name another.") from None
