@@ -13,6 +13,10 @@ from selfsight.errors import UserError
     ("words", "sentence"),
     [
         (["method=mae"], r"the backbone is a ResNet; choose backbone=vit_base_mae .* or method=spark"),
+        (
+            ["method=mae", "backbone=vit_tiny_r_s16_p8_224", "dataset.image_size=64"],
+            r"patches of the maps of a convolutional one; choose backbone=vit_base_mae .* without _r",
+        ),
         (["method=spark", "backbone=vit_digits"], r"MAEViT works on tokens, .*; choose method=mae"),
         (["recipe=digits/mae", "backbone.patch_size=3"], r"patches of 3 pixels .* choose a backbone\.patch_size"),
         (["method=simclrv2", "backbone=vit_digits", "backbone.patch_size=3"], r"16 x 16 .* backbone\.patch_size to a"),

@@ -138,8 +138,13 @@ def transformer(backbone: nn.Module) -> VisionTransformer:
     """The backbone, which is a vision transformer.
 
     Raises:
-        UserError: it is none.
+        UserError: it is none, or one that takes its patches from the maps of a convolutional network.
     """
+    if is_vit(backbone) and hasattr(backbone.patch_embed, "backbone"):
+        raise UserError(
+            "MAE hides patches of pixels, and this network makes its patches of the maps of a convolutional one; "
+            "choose backbone=vit_base_mae or another vit_* without _r in its name."
+        )
     if not is_vit(backbone):
         raise UserError(
             f"MAE hides patches of a vision transformer, and the backbone is a {type(backbone).__name__}; choose "
