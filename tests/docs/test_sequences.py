@@ -148,6 +148,8 @@ def test_a_page_from_top_to_bottom(
     if "import source=" in (text := (ROOT / page).read_text()) or "init_from=checkpoint" in text:
         make_checkpoints(place)
     (place / "mymodule.py").write_text(OWN_NETWORK)
+    for file, code in re.findall(r"`(\w+\.py)` in the working directory:\n\n```python\n(.+?)```", text, re.S):
+        (place / file).write_text(code)
     for name in ("simclrv2-digits-1", *("AB" if "runs/A" in text else ())):  # the README's first, and its likes
         shutil.copytree(finished_run, place / "runs" / name)
     for command in sequence(ROOT / page):
