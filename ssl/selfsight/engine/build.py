@@ -43,6 +43,7 @@ from selfsight.evaluation.base import Evaluator
 from selfsight.methods.base import Method
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Clock
+from selfsight.runs import records
 from selfsight.runs.folder import RunFolder
 
 #: how constructors refuse arguments
@@ -361,7 +362,7 @@ def describe(cfg: DictConfig, channels: int = 3) -> Description:
         method=method_class.lower() if "." in choice else choice,
         method_class=method_class,
         backbone=name_of(arguments),
-        dataset=str(cfg.dataset.name),
+        dataset=records.data_name(cfg.dataset),
         backbone_arguments=arguments,
         image_size=cfg.dataset.image_size,
         batch_size=cfg.batch_size,

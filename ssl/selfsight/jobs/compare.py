@@ -27,6 +27,7 @@ from selfsight.evaluation.probes.linear import FewShot
 from selfsight.files import write_text
 from selfsight.jobs.pipeline import SOURCE, composed, perform
 from selfsight.reporting.comparison import TABLE, Row, read, show, title, told, write
+from selfsight.runs import records
 from selfsight.runs.console import make_console, quiet
 from selfsight.runs.folder import RunFolder
 
@@ -196,7 +197,7 @@ def opened(cfg: DictConfig) -> RunFolder:
     Raises:
         UserError: it holds a comparison with other settings.
     """
-    path = Path(cfg.runs).expanduser() / str(cfg.name or f"compare-{cfg.dataset.name}")
+    path = Path(cfg.runs).expanduser() / str(cfg.name or f"compare-{records.data_name(cfg.dataset)}")
     folder = RunFolder(path)
     if (path / "config.yaml").is_file():
         old, new = folder.config(), OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True))

@@ -109,8 +109,9 @@ def own_images(evaluator: Evaluator) -> str:
 
 def dataset_name(dataset: DictConfig) -> str:
     """``cifar10``; folders of images by the name of the folder: ``folder-flowers``."""
-    own = dataset.name == "folder" and dataset.get("root") is not None
-    return f"folder-{Path(dataset.root).expanduser().resolve().name}" if own else str(dataset.name)
+    name, root = records.data_name(dataset), dataset.get("root")
+    own = name == "folder" and root is not None
+    return f"folder-{Path(root).expanduser().resolve().name}" if own else name
 
 
 def title(cfg: DictConfig, dataset: DictConfig | None, evaluator: Evaluator) -> str:

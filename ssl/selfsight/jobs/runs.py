@@ -14,6 +14,7 @@ from rich.markup import escape
 from selfsight.engine import measure
 from selfsight.errors import USAGE, UserError, nearest
 from selfsight.reporting.run_comparison import CLASSIFIERS, figures, heading
+from selfsight.runs import records
 from selfsight.runs.console import make_console, make_table, quiet
 from selfsight.runs.folder import RUNS, RunFolder
 from selfsight.trust import Trust, trusting
@@ -120,7 +121,7 @@ def read(folder: RunFolder) -> Row:
     state = FINISHED if summary or job not in RUNS else UNFINISHED if epochs or folder.began else EMPTY
     kind = str(OmegaConf.select(cfg, "method._target_") or "").rpartition(".")[2]
     method = str(OmegaConf.select(cfg, "choices.method") or kind)
-    data = str(OmegaConf.select(cfg, "dataset.name") or "")
+    data = records.data_name(cfg.dataset) if "dataset" in cfg else ""
     return Row(str(folder.path), job, method, data, state, epochs, planned, size, changed, values)
 
 

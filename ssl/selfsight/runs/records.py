@@ -131,3 +131,8 @@ def number(value: object) -> str:
     if isinstance(value, Mapping):
         return f"{value['mean']:.4f} ± {value.get('interval', value['std']):.4f}"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def data_name(dataset: DictConfig) -> str:
+    """What a data set is called in a configuration: by its ``name``, or by the function of a person's own."""
+    return str(dataset.get("name") or str(dataset.get("_target_", "")).rpartition(".")[2])
