@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from types import FrameType
+from typing import NoReturn
 
 from selfsight.composition.catalogue import GROUPS, JOBS, POSITIONAL, choices, conf_dir, job_of, searching
 from selfsight.composition.help import INFO
@@ -45,22 +48,43 @@ class Flags:
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script."""
     words = list(sys.argv[1:] if argv is None else argv)
+    pressed = noted_interrupts()
     try:
         run(words)
     except KeyboardInterrupt:
-        if on_first_process():
-            print("selfsight: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        tell_interrupt()
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
+        if pressed:
+            tell_interrupt()
         if not on_first_process() and first_has_ended():  # and has said why; here it is the same, or only the end of it
             sys.exit(1)
         if not isinstance(error, UserError):
             raise
         print(f"selfsight: {error}", file=sys.stderr)
         sys.exit(error.status)
+
+
+def noted_interrupts() -> list[int]:
+    """A list that grows by every Ctrl-C from now on: libraries turn the exception it raises into errors of theirs."""
+    pressed: list[int] = []
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        with contextlib.suppress(ValueError):  # not in the main thread, where no signal is heard
+            signal.signal(signal.SIGINT, interrupted)
+    return pressed
+
+
+def tell_interrupt() -> NoReturn:
+    if on_first_process():
+        print("selfsight: interrupted", file=sys.stderr)
+    sys.exit(INTERRUPTED)
 
 
 def run(words: list[str]) -> None:

@@ -23,6 +23,7 @@ from torch import nn
 
 from selfsight.errors import UserError
 from selfsight.files import replace
+from selfsight.runs.console import leave_closed_terminal
 
 #: what Lightning saves: tensors, numbers and text by name, nested
 Checkpoint = dict[str, Any]
@@ -186,16 +187,17 @@ def seed_step(words: Sequence[int], device: torch.device) -> None:
         torch.cuda.manual_seed(drawn)
 
 
-class Interrupted(Exception):
-    """The run was asked to stop, and its checkpoint is written.
+class Interrupted(BaseException):
+    """The run was asked to stop. No `Exception`: one may be raised anywhere, and whoever expects those lets it pass.
 
     Attributes:
         signal: number of the signal that asked.
+        saved: whether its checkpoint is of this moment; it is an earlier one where the run stopped at once.
     """
 
-    def __init__(self, number: int = signal.SIGINT) -> None:
+    def __init__(self, number: int = signal.SIGINT, *, saved: bool = True) -> None:
         super().__init__(number)
-        self.signal = number
+        self.signal, self.saved = number, saved
 
 
 class BetweenSteps(Callback):
@@ -220,10 +222,14 @@ class BetweenSteps(Callback):
         wanted = self.wanted()
         if trainer.world_size > 1:
             steps = batch_idx // trainer.accumulate_grad_batches
-            asking = steps % self.ASKED_EVERY == 0
-            wanted = asking and trainer.strategy.reduce_boolean_decision(wanted, all=False)
+            wanted = steps % self.ASKED_EVERY == 0 and any_process(trainer, wanted)
         if wanted:
             self.do(trainer, pl_module)
+
+
+def any_process(trainer: Trainer, wanted: bool) -> bool:
+    """Whether one of the processes wants something; all of them ask at once."""
+    return wanted if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(wanted, all=False)
 
 
 class TimedCheckpoints(BetweenSteps):
@@ -251,20 +257,33 @@ class TimedCheckpoints(BetweenSteps):
 class GracefulInterrupt(BetweenSteps):
     """Ctrl-C, or a signal by which systems end or move a run: finish the step, write the checkpoint, stop.
 
-    A second one stops at once, and the checkpoint before is kept.
+    A second one stops at once, and the checkpoint before is kept. So does the first one where an evaluation between two
+    epochs takes longer than those systems wait; Ctrl-C leaves that to the person.
     """
 
     SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+    PATIENCE = 8.0  # seconds that an evaluation has; what sends signals kills after 10 or more
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.asked: int | None = None
         self.before: dict[int, Callable | int | None] = {}
+        self.between_epochs = False
 
     def handler(self, number: int, frame: FrameType | None) -> None:
         if self.asked is not None:
-            raise KeyboardInterrupt
+            raise Interrupted(self.asked, saved=False)
         self.asked = number
+        if number == getattr(signal, "SIGHUP", None):
+            leave_closed_terminal()
+        self.hurry()
+
+    def hurry(self) -> None:
+        """From now on the evaluation under way has so much time, where a system has asked to stop."""
+        if self.between_epochs and self.asked not in (None, signal.SIGINT) and hasattr(signal, "setitimer"):
+            before = signal.signal(signal.SIGALRM, self.handler)  # heard as a second signal
+            self.before.setdefault(signal.SIGALRM, before)
+            signal.setitimer(signal.ITIMER_REAL, self.PATIENCE)
 
     def listen(self) -> None:
         """Hear the signals from now on. Lightning puts itself before us, and gives way when training starts."""
@@ -274,10 +293,16 @@ class GracefulInterrupt(BetweenSteps):
             self.before = self.before or found
 
     def restore(self) -> None:
-        """Leave the signals to whoever heard them before."""
+        """Leave the signals to whoever heard them before. Lightning gives them back to us when it is done."""
+        self.rest()
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        self.before = {}
+
+    def rest(self) -> None:
+        """An epoch's evaluation is over."""
+        self.between_epochs = False
+        if self.asked is not None and hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def wanted(self) -> bool:
         return self.asked is not None
@@ -289,8 +314,17 @@ class GracefulInterrupt(BetweenSteps):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.listen()
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.rest()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.between_epochs = True
+        self.hurry()
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.restore()
+        if any_process(trainer, self.wanted()):  # in the last epoch, whose checkpoint is written
+            raise Interrupted(self.asked or signal.SIGTERM)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.restore()

@@ -6,9 +6,11 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +30,7 @@ from selfsight.errors import USAGE, UserError
 from selfsight.files import write_text
 from selfsight.jobs.resume import OTHER_RUNS, check_job, finished, with_run_of_name
 from selfsight.runs.folder import RunFolder
-from selfsight.runs.processes import INTERRUPTED, RUN_VARIABLE, SPREAD_VARIABLES, TASK_VARIABLE, on_first_process
+from selfsight.runs.processes import RUN_VARIABLE, SPREAD_VARIABLES, STOPPED, TASK_VARIABLE, on_first_process
 from selfsight.trust import Trust, given, targets, trusting
 
 if TYPE_CHECKING:
@@ -197,15 +199,29 @@ def run_in_subprocess(job: str, cfg: DictConfig, words: Sequence[str]) -> Outcom
             stdout=written_to(sys.stdout),
             stderr=written_to(sys.stderr),
         )
-        try:
-            status = process.wait()
-        except KeyboardInterrupt:  # it has heard the same Ctrl-C, and saves
-            status = process.wait()
-        if status == INTERRUPTED:
-            sys.exit(INTERRUPTED)
+        with passed_on(process):
+            try:
+                status = process.wait()
+            except KeyboardInterrupt:  # it has heard the same Ctrl-C, and saves
+                status = process.wait()
+        if status > STOPPED:
+            sys.exit(status)
         if status:
             raise UserError(f"`selfsight {job}` on its devices ended with status {status} and has said why.")
         return _read_outcome(answer)
+
+
+@contextlib.contextmanager
+def passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Signals that ask this process to stop go on to the one that trains for it, which saves."""
+    names = ("SIGTERM", "SIGUSR1", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.signal(number, lambda heard, _: process.send_signal(heard)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def written_to(stream: TextIO) -> TextIO | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+STOPPED = 128  #: and the number of the signal make the exit status of a process that a signal has stopped
 INTERRUPTED = 130  #: exit status after Ctrl-C
 
 #: tells the other processes of a run which folder the first one made

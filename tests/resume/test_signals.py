@@ -1,0 +1,182 @@
+"""Signals at every moment of a run: what is saved, what is said, with which status it ends."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from selfsight import cli
+from selfsight.engine.checkpointing import GracefulInterrupt, epochs_done, read_checkpoint
+from selfsight.evaluation import OnlineEvaluation
+from selfsight.methods.simclrv2 import SimCLRv2
+from selfsight.runs.folder import RUN_VARIABLE, RunFolder
+
+WORDS = [
+    "pretrain", "debug=smoke", "report=false", "evaluator.final={}", "evaluator.online.evaluators={}",
+    "limit_images=16", "trainer.max_epochs=3", "trainer.limit_batches=2", "name=one", "resume=auto",
+]  # fmt: skip
+RUN = RunFolder(Path("runs/one"))
+
+
+@pytest.fixture(autouse=True)
+def a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    heard = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    yield
+    for number, handler in heard.items():
+        signal.signal(number, handler)
+    os.environ.pop(RUN_VARIABLE, None)
+
+
+def typed() -> int:
+    """The exit status of the command."""
+    os.environ.pop(RUN_VARIABLE, None)
+    with pytest.raises(SystemExit) as end:
+        cli.main(WORDS)
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+def at_call(number: int, then: Callable[[], object], of: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that does something else first when it is called for the ``number``-th time."""
+    calls = 0
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            then()
+        return of(*args, **kwargs)
+
+    return called
+
+
+def send(*numbers: signal.Signals) -> Callable[[], None]:
+    def sent() -> None:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+
+    return sent
+
+
+PLACES: dict[str, tuple[object, str, int]] = {  # whose function, which, and the call at which the signal comes
+    "step": (SimCLRv2, "training_step", 4),
+    "last step": (SimCLRv2, "training_step", 6),
+    "evaluation": (OnlineEvaluation, "_evaluate", 2),
+    "checkpoint": (torch, "save", 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "number", "epochs"),
+    [
+        ("step", signal.SIGUSR1, 2),
+        ("last step", signal.SIGTERM, 3),
+        ("evaluation", signal.SIGHUP, 2),
+        ("checkpoint", signal.SIGINT, 2),
+    ],
+)
+def test_a_signal_saves_and_leaves(
+    place: str,
+    number: signal.Signals,
+    epochs: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    owner, name, call = PLACES[place]
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, at_call(call, send(number), getattr(owner, name)))
+        assert typed() == 128 + number
+    assert "stopped, state saved; go on with: selfsight pretrain resume=runs/one" in capsys.readouterr().out
+    assert not RUN.summary.exists()
+    assert epochs_done(RUN.checkpoint) == epochs
+    if place != "last step":
+        return
+    cli.main(WORDS)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "what comes after the training is not waited for"
+    assert [row["epoch"] for row in RUN.read_metrics()] == ["1", "2", "3"]
+    assert RUN.summary.exists()
+
+
+def test_a_second_one_stops_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    twice = send(signal.SIGINT, signal.SIGINT)
+    with monkeypatch.context() as patched:
+        patched.setattr(SimCLRv2, "training_step", at_call(2, twice, SimCLRv2.training_step))
+        assert typed() == 130
+        said = capsys.readouterr().out
+        assert "stopped at once, before the first checkpoint; go on with: selfsight pretrain resume=runs/one" in said
+        patched.setattr(SimCLRv2, "training_step", at_call(4, twice, SimCLRv2.training_step))
+        assert typed() == 130
+    assert "stopped at once, the last checkpoint is kept; go on with" in capsys.readouterr().out
+    assert read_checkpoint(RUN.checkpoint)["epoch"] == 0
+
+
+def test_an_evaluation_that_takes_too_long_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def long() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(GracefulInterrupt, "PATIENCE", 0.1)
+    monkeypatch.setattr(OnlineEvaluation, "_evaluate", at_call(2, long, OnlineEvaluation._evaluate))
+    assert typed() == 143
+    assert "stopped at once, the last checkpoint is kept" in capsys.readouterr().out
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    cli.main(WORDS)
+    assert [row["epoch"] for row in RUN.read_metrics()] == ["1", "2", "3"]
+
+
+def test_an_interrupt_that_a_library_takes_for_an_error_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def composing(words: list[str]) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise AttributeError("half of an object") from None
+
+    monkeypatch.setattr(cli, "run", composing)
+    assert typed() == 130
+    assert capsys.readouterr().err == "selfsight: interrupted\n"
+
+
+#: writes to its terminal after that has been closed, and leaves its status in a file
+WRITER = """
+import pathlib, signal, sys, time
+from selfsight.runs.console import leave_closed_terminal, make_console
+signal.signal(signal.SIGHUP, lambda *_: None)
+console = make_console()
+console.print("ready")
+signal.pause()
+leave_closed_terminal()
+console.print("saved")
+sys.stderr.write("and said")
+sys.stdout.flush()
+pathlib.Path("written").touch()
+"""
+
+
+def test_a_closed_terminal_ends_no_run_before_it_has_saved() -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n{WRITER}"],
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    assert re.search(b"ready", os.read(ours, 1000))
+    time.sleep(0.2)  # until it waits
+    os.close(ours)
+    assert process.wait(60) == 0
+    assert Path("written").exists()
