@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, decode
+from selfsight.datamodules.images.formats import refusing
 from selfsight.datamodules.images.sets import Decoder, ImageSet, below
 from selfsight.errors import UserError
 
@@ -58,6 +59,7 @@ class ArchiveImages(ImageSet):
     def __len__(self) -> int:
         return len(self._places)
 
+    @refusing
     def content(self, index: int) -> bytes:
         """What the file holds that image ``index`` is."""
         place = self._places[index].tolist()

@@ -9,6 +9,8 @@ further channel; the pages of a TIFF file, as channels, where each has a single 
 from __future__ import annotations
 
 import io
+import math
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -17,6 +19,7 @@ from typing import IO, Any
 
 import cv2
 import numpy as np
+from numpy.lib import format as npy
 from torch import Tensor
 
 from selfsight.datamodules.images import decode, dicom, formats
@@ -98,9 +101,10 @@ def scaled(image: np.ndarray | Tensor) -> Any:
 
 def read_bands(path: Path | str, max_pixels: int = decode.MAX_PIXELS) -> np.ndarray:
     """The image in a file, ``[H, W, C]`` in its own type; raises `Unreadable`."""
-    return decode_bands(formats.read_file(path), max_pixels)
+    return decode_bands(formats.read_file(path, decode.most_bytes(max_pixels)), max_pixels)
 
 
+@formats.refusing
 def decode_bands(data: bytes, max_pixels: int = decode.MAX_PIXELS, window: Window = None) -> np.ndarray:
     """Encoded image to ``[H, W, C]`` in its own type.
 
@@ -117,7 +121,7 @@ def decode_bands(data: bytes, max_pixels: int = decode.MAX_PIXELS, window: Windo
     elif of == "tiff":
         image = _tiff(data, max_pixels)
     elif of in ("npy", "npz"):
-        image = _array(data, of)
+        image = _array(data, of, max_pixels)
     elif of == "dicom" and not formats.lacking_decoder(of):
         image = dicom.read(data, max_pixels, window)
     elif of == "pnm" and formats.largest_of_pnm(data) > 255:
@@ -176,16 +180,22 @@ def _tiff(data: bytes, max_pixels: int) -> np.ndarray:
     return image.astype(image.dtype.newbyteorder("="))
 
 
-def _array(data: bytes, of: str) -> np.ndarray:
+def _array(data: bytes, of: str, max_pixels: int) -> np.ndarray:
     """An array as an image: of three sides the channels are the shorter of the first and the last, the last of two."""
     try:
-        content = np.load(io.BytesIO(data), allow_pickle=False)
         if of == "npz":
-            names = content.files
-            name = names[0] if len(names) == 1 else next((n for n in ("image", "arr_0") if n in names), None)
-            if name is None:
-                raise Unreadable("an npz file of several arrays, none called image")
-            content = content[name]
+            with zipfile.ZipFile(io.BytesIO(data)) as file:
+                names = [name for name in file.namelist() if name.endswith(".npy")]
+                wanted = ("image.npy", "arr_0.npy") if len(names) > 1 else names
+                name = next((each for each in wanted if each in names), None)
+                if name is None:
+                    raise Unreadable("an npz file of several arrays, none called image")
+                if file.getinfo(name).file_size > decode.most_bytes(max_pixels):
+                    raise Unreadable(formats.TOO_LARGE)
+                data = file.read(name)
+        if claimed_bytes(data) > decode.most_bytes(max_pixels):
+            raise Unreadable(formats.TOO_LARGE)
+        content = np.load(io.BytesIO(data), allow_pickle=False)
     except Unreadable:
         raise
     except Exception as error:  # numpy raises whatever zip files and headers stumble over
@@ -196,6 +206,16 @@ def _array(data: bytes, of: str) -> np.ndarray:
         raise Unreadable(f"an array of {content.ndim} dimensions, where 2 or 3 were expected")
     image: np.ndarray = np.moveaxis(content, 0, -1) if content.shape[0] < content.shape[-1] else content
     return image.astype(image.dtype.newbyteorder("="))
+
+
+def claimed_bytes(data: bytes) -> int:
+    """How many bytes an npy file says that its values take."""
+    file = io.BytesIO(data)
+    read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(npy.read_magic(file))
+    if read is None:  # of names in other letters than ASCII, as structures have them
+        raise Unreadable("an array of structures")
+    shape, _, dtype = read(file)
+    return math.prod(shape) * dtype.itemsize
 
 
 # --- which channels --------------------------------------------------------------------------------------------------
@@ -341,7 +361,8 @@ def stored_kind(
     """
     of = formats.kind(start)
     if of == "png":
-        return Kind(_PNG_CHANNELS.get(start[25], 3), "uint16") if start[24] == 16 else None
+        depth, colours = start[24:25], start[25:26]
+        return Kind(_PNG_CHANNELS.get(ord(colours), 3), "uint16") if depth == b"\x10" and colours else None
     if of not in ("tiff", "npy", "npz", "pnm", "dicom") or (of == "pnm" and formats.largest_of_pnm(start) < 256):
         return None
     try:

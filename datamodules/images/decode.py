@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -58,13 +59,21 @@ ASSOCIATED_ALPHA = 1  # colours multiplied by it
 
 # Damaged files are reported by us, once and by name.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+for _name in ("tifffile", "pydicom"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The image in a file, ``[H, W, 3]`` uint8 RGB; raises `Unreadable`."""
-    return decode(read_file(path, MOST_BYTES * max_pixels + HEADERS), max_pixels)
+    return decode(read_file(path, most_bytes(max_pixels)), max_pixels)
 
 
+def most_bytes(max_pixels: int) -> int:
+    """Of a file, or of the values in it, of an image of so many pixels."""
+    return MOST_BYTES * max_pixels + HEADERS
+
+
+@formats.refusing
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Encoded image to ``[H, W, 3]`` uint8 RGB; see above.
 

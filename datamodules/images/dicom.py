@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from selfsight.datamodules.images.formats import Unreadable, check_size
+from selfsight.datamodules.images.formats import Unreadable, check_size, refusing
 from selfsight.validation import Kind, above
 
 #: centre and width in the units of the values; ``auto``: those that the file states; None: values as they are
@@ -65,6 +65,7 @@ def read_stored(data: bytes, max_pixels: int) -> tuple[np.ndarray, int, bool]:
     return pixels, int(about.BitsStored), bool(about.PixelRepresentation)
 
 
+@refusing
 def kind(file: IO[bytes], window: Window = None) -> tuple[int, str] | None:
     """Channels and type of what `read` gives, by the header; None for a colour or grey image of eight bits.
 

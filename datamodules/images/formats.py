@@ -14,9 +14,13 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, ParamSpec, TypeVar
+
+from selfsight.errors import UserError
+
+P, T = ParamSpec("P"), TypeVar("T")
 
 #: endings of names taken for images when a folder is searched; what has another one, or none, is looked into
 EXTENSIONS = frozenset([
@@ -49,6 +53,8 @@ _PNM = re.compile(rb"P[1-6](?:\s+\d|\s*#)")
 #: where a DICOM file says that it is one
 DICOM_AT, DICOM = 128, b"DICM"
 
+TOO_LARGE = "larger than any image of the size that is allowed"
+
 #: bytes that tell the format
 START = DICOM_AT + len(DICOM)
 #: bytes of a file's beginning, middle and end by which it is known again
@@ -59,6 +65,21 @@ TAIL = 1024
 
 class Unreadable(Exception):
     """A file that is no image, or a damaged one; the message is the reason in a few words."""
+
+
+def refusing(read: Callable[P, T]) -> Callable[P, T]:
+    """A reader of files out of which `Unreadable` comes, whatever it stumbles over in one that is damaged."""
+
+    @functools.wraps(read)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return read(*args, **kwargs)
+        except (Unreadable, UserError):
+            raise
+        except Exception as error:
+            raise Unreadable(f"damaged image: {type(error).__name__}") from error
+
+    return guarded
 
 
 def kind(start: bytes) -> str | None:
@@ -138,7 +159,7 @@ def read_file(path: Path | str, most: int | None = None) -> bytes:
     """
     with opened(path) as (file, length):
         if most is not None and length > most:
-            raise Unreadable("larger than any image of the size that is allowed")
+            raise Unreadable(TOO_LARGE)
         return file.read()
 
 
@@ -345,7 +366,7 @@ def tiff_pages(file: IO[bytes]) -> list[TiffPage]:
     """The pages of a TIFF file in their order, by their tags alone; none where it is damaged."""
     try:
         return list(_tiff_pages(file))
-    except (struct.error, ValueError, OverflowError):
+    except (struct.error, ValueError, OverflowError, IndexError):
         return []
 
 

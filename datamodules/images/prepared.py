@@ -133,10 +133,30 @@ def shard_name(number: int) -> str:
 
 
 def read_table(root: Path) -> list[tuple[str, int, int, int, int]]:
-    """Path, shard, offset, height, width of every image in the shards of ``root``, sorted by path."""
-    with (root / TABLE).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = [(row[0], int(row[1]), int(row[2]), int(row[3]), int(row[4])) for row in csv.reader(file)]
+    """Path, shard, offset, height, width of every image in the shards of ``root``, sorted by path.
+
+    Raises:
+        UserError: it cannot be read, or tells of pixels that are in no shard.
+    """
+    ends: dict[int, int] = {}
+    try:
+        with (root / TABLE).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = [(row[0], int(row[1]), int(row[2]), int(row[3]), int(row[4])) for row in csv.reader(file)]
+    except (OSError, ValueError, IndexError, csv.Error):
+        raise _not_as_prepared(root / TABLE) from None
+    for _, shard, offset, height, width in rows:
+        if min(offset, height - 1, width - 1) < 0:
+            raise _not_as_prepared(root / TABLE)
+        ends[shard] = max(ends.get(shard, 0), offset + 3 * height * width)
+    for shard, end in ends.items():
+        place = root / shard_name(shard)
+        if not place.is_file() or place.stat().st_size < end:
+            raise _not_as_prepared(place)
     return sorted(rows)
+
+
+def _not_as_prepared(place: Path) -> UserError:
+    return UserError(f"'{place}' is missing, cut short or damaged: copy the folder again, or prepare it again.")
 
 
 class Shards:
@@ -150,7 +170,7 @@ class Shards:
     def of(cls, root: Path) -> Shards | None:
         """Those of ``root``; None where it is no such folder."""
         made = record(root)
-        return cls(root, made["unreadable"]) if made is not None and made["encode"] == "raw" else None
+        return cls(root, made.get("unreadable", ())) if made is not None and made.get("encode") == "raw" else None
 
     def below(self, place: Path, aside: Sequence[Path] = ()) -> list[str]:
         """Paths of all images below ``place``, relative to it, sorted; the folders ``aside`` are left out."""

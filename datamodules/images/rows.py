@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ IMAGES, LABELS = (
 )
 _SPLIT = re.compile(r"(train|test|validation|valid|val)[-_.]")
 FEWEST_SIDES = 3
+#: bytes that one stored byte may stand for: deflate's limit
+MOST_COMPRESSED = 1032
 
 
 def split_of(file: str) -> str:
@@ -95,7 +98,8 @@ class TableShards(Archives):
         super().__init__(root, rows, "the tables")
         self.folders = sorted({split_of(file).split("/")[0] for file in files} - {""})
         for number, file in enumerate(files):
-            self._add(rows, number, file)
+            with _damage_told(root / file):
+                self._add(rows, number, file)
 
     def _add(self, rows: TableFiles, number: int, file: str) -> None:
         table = rows.table(number)
@@ -176,8 +180,20 @@ def _mapped(path: Path, cache: Path) -> Any:
             source.seek(0)
             return ipc.open_stream(source).read_all()
     except (pyarrow.ArrowException, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["damaged"])[0]
         raise UserError(f"'{path}' cannot be read as a table ({reason.rstrip('.')}): copy it again.") from None
+
+
+@contextlib.contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """Whatever a library stumbles over in a damaged file becomes a sentence."""
+    try:
+        yield
+    except (UserError, ImportError):
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"'{path}' cannot be read ({reason}): copy it again.") from error
 
 
 # --- HDF5 ------------------------------------------------------------------------------------------------------------
@@ -237,20 +253,34 @@ class ArrayShards(Archives):
         super().__init__(root, arrays, "the arrays")
         found: set[str] = set()
         for number, file in enumerate(files):
-            there = _arrays(arrays.file(number))
-            images = {name: shape for name, shape in there.items() if _is_of_images(name, shape, there)}
-            if not images:
-                told = ", ".join(f"{name} {list(shape)}" for name, shape in there.items()) or "none"
-                raise UserError(
-                    f"'{root / file}' has no array of images [N, H, W] or [N, H, W, C] called {', '.join(IMAGES)}; its "
-                    f"arrays are {told}."
-                )
-            for name, shape in images.items():
-                group = name.rpartition("/")[0]
-                before = f"{group}/" if group else split_of(file)
-                found.add(before.split("/")[0])
-                self._add(arrays, number, name, shape[0], f"{before}{Path(file).stem}")
+            with _damage_told(root / file):
+                found |= self._add_file(arrays, number, file)
         self.folders = sorted(found - {""})
+
+    def _add_file(self, arrays: ArrayFiles, number: int, file: str) -> set[str]:
+        """Add the images of a file; the folders that they are in."""
+        opened = arrays.file(number)
+        there = _arrays(opened)
+        images = {name: shape for name, shape in there.items() if _is_of_images(name, shape, there)}
+        if not images:
+            told = ", ".join(f"{name} {list(shape)}" for name, shape in there.items()) or "none"
+            raise UserError(
+                f"'{self.root / file}' has no array of images [N, H, W] or [N, H, W, C] called {', '.join(IMAGES)}; "
+                f"its arrays are {told}."
+            )
+        found = set()
+        for name, shape in images.items():
+            stored = opened[name].id.get_storage_size()
+            if shape[0] > MOST_COMPRESSED * stored:
+                raise UserError(
+                    f"'{name}' in '{self.root / file}' claims {shape[0]} images and holds {stored} bytes: it is "
+                    "damaged, or was never filled."
+                )
+            group = name.rpartition("/")[0]
+            before = f"{group}/" if group else split_of(file)
+            found.add(before.split("/")[0])
+            self._add(arrays, number, name, shape[0], f"{before}{Path(file).stem}")
+        return found
 
     def _add(self, arrays: ArrayFiles, number: int, name: str, count: int, before: str) -> None:
         file, group = arrays.file(number), name.rpartition("/")[0]
