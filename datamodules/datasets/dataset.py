@@ -43,7 +43,10 @@ log = logging.getLogger("selfsight")
 
 
 class UnreadableFiles:
-    """Files that turned out to be no images: counted by kind, named in a file, tolerated up to a share of all files."""
+    """Files that turned out to be no images: counted by kind, named in a file, tolerated up to a share of all files.
+
+    One is tolerated in any folder, however small, unless the share is 0.
+    """
 
     def __init__(self, share: float, files: int = 0) -> None:
         self.share, self.files = expect("dataset.max_unreadable", share, SHARE), files
@@ -64,9 +67,11 @@ class UnreadableFiles:
         return Counter(reason.partition(":")[0] for reason in self.reasons.values())
 
     def __str__(self) -> str:
-        """``12 unreadable files: 8 incomplete image, 4 empty file``; an empty string where there are none."""
+        """``12 unreadable files: 8 incomplete image, 4 empty file``; one by its name; nothing where there are none."""
+        if len(self) == 1:
+            return "1 unreadable file, '{}': {}".format(*map(shown, next(iter(self.reasons.items()))))
         told = ", ".join(f"{number:,} {kind}" for kind, number in self.kinds().most_common())
-        return f"{len(self):,} unreadable file{'s' * (len(self) > 1)}: {told}" if told else ""
+        return f"{len(self):,} unreadable files: {told}" if told else ""
 
     def expect(self, found: Iterable[tuple[str, str]]) -> None:
         """Note files that a run has known of from its start: they are named, and count for nothing."""
@@ -85,10 +90,9 @@ class UnreadableFiles:
             self._warned += 1
             name, reason = next(iter(new.items()))
             log.warning(
-                f"'{shown(name)}' cannot be read any more ({reason}) and is passed over; {self.report} names all such "
-                "files."
+                f"'{shown(name)}' cannot be read ({reason}) and is passed over; {self.report} names all such files."
             )
-        if len(self) > self.share * self.files or len(self) == self.files:
+        if too_many(len(self), self.share, self.files):
             raise self._refusal(f"{len(self)} of {self.files}", new)
 
     def add_sample(self, found: Mapping[str, str], looked_at: int) -> None:
@@ -122,6 +126,12 @@ class UnreadableFiles:
 
 #: files that go bad while a run reads them and are told one by one
 WARNED = 3
+
+
+def too_many(unreadable: int, share: float, files: int) -> bool:
+    """Whether more of the files cannot be read than this share of them, or all. A single one is no reason to stop."""
+    tolerated = max(1, share * files) if share else 0
+    return unreadable > tolerated or unreadable == files
 
 
 def _one_line(name: bytes) -> bytes:

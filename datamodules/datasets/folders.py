@@ -106,8 +106,8 @@ def folder(
             the folder, or in that of the images to learn from, and there is no ``labels.csv``.
         drop_copies: leave out of training what is a copy of a test image; otherwise they are counted and named alone.
         resident: keep the decoded images in memory: True, False, or ``auto`` (when they are small).
-        max_unreadable: share of the files that may be no readable images; they are skipped, and a run names them in
-            ``unreadable.txt``.
+        max_unreadable: share of the files that may be no readable images, one in any folder unless it is 0; they are
+            skipped, and a run names them in ``unreadable.txt``.
         max_pixels: of the largest image that is read: a file of a few bytes may claim any number.
         channels: ``auto``: RGB of eight bits where all files are colour or grey images of eight bits, else all channels
             that they have, in their own type (see `images.bands`). ``rgb``: RGB of eight bits whatever they are. A

@@ -207,7 +207,7 @@ def blur(image: Pixels, sigma: float, kernel: str, radius: int) -> Pixels:
     Pillow's differs from a true Gaussian by 0.5 / 2, and is five times as slow.
     """
     if kernel == "pillow":
-        return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)))
+        return np.array(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)))
     reach = min(radius, math.ceil(4 * sigma))
     taps = cv2.getGaussianKernel(2 * reach + 1, sigma)
     return cv2.sepFilter2D(image, -1, taps, taps, borderType=_BORDERS[kernel])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import cv2
@@ -67,3 +68,14 @@ def test_every_view_has_the_colour_of_its_image(tmp_path: Path, engine: str, bat
                 assert (pixels - expected).abs().max() < 0.02, name
         seen += batch.indices.tolist()
     assert len(seen) == len(set(seen)) == 10 // batch_size * batch_size
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_bad_in_every_way(tmp_path: Path) -> None:
+    """The short form of benchmarks/bad_data.py, with files that go bad while it is trained on."""
+    bad_data = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "bad_data.py"))
+    words = ["dataset.max_unreadable=0.4", "num_workers=1", "evaluator.online.every=3"]
+    outcome, wrong, _ = bad_data["check"](tmp_path, 150, 0.3, 0, words)
+    assert wrong == []
+    assert len(outcome.told) == 32  # two of each of 14 kinds that are no images, and the four that were spoiled
+    assert "passed over: 32 unreadable files" in outcome.said

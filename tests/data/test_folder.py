@@ -216,6 +216,17 @@ def test_too_many_unreadable_files(tmp_path: Path) -> None:
         make(tmp_path, max_unreadable=0.15)
 
 
+def test_a_single_unreadable_file_is_no_reason_to_stop(tmp_path: Path) -> None:
+    write_pictures(tmp_path, [f"{i}.jpg" for i in range(5)])
+    (tmp_path / "text.jpg").write_text("this is no image")
+    assert make(tmp_path, max_unreadable=0.01).about[-1] == "1 unreadable file, 'text.jpg': no image"
+    with pytest.raises(UserError, match="1 of 6 files cannot be read"):
+        make(tmp_path, max_unreadable=0.0)
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(UserError, match="2 of 7 files cannot be read"):
+        make(tmp_path, max_unreadable=0.01)
+
+
 def test_only_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("no image")
     (tmp_path / "b.jpg").write_text("no image")

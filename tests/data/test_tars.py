@@ -169,9 +169,9 @@ def test_a_member_that_is_no_image_is_passed_over(tmp_path: Path) -> None:
     _write(tmp_path / "0.tar", {f"{i}.jpg": picture(i) if i else b"no image" for i in range(4)})
     data = folder(tmp_path, test_fraction=0, labels="none", max_unreadable=0.5, resident=True)
     assert len(data.train) == 3
-    assert str(data.unreadable) == "1 unreadable file: 1 no image"
+    assert str(data.unreadable) == "1 unreadable file, '0.jpg': no image"
     with pytest.raises(UserError, match=r"1 of 4 files cannot be read as images, such as '0.jpg' \(no image\)"):
-        folder(tmp_path, test_fraction=0, labels="none", resident=True)
+        folder(tmp_path, test_fraction=0, labels="none", resident=True, max_unreadable=0)
 
 
 def test_the_dataset_by_name(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -236,7 +236,7 @@ def test_unreadable_files_are_left_out_up_to_a_share(
 ) -> None:
     (source / "train" / "a" / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(SystemExit):
-        prepare(source, tmp_path / "strict")
+        prepare(source, tmp_path / "strict", "max_unreadable=0")
     assert "broken.jpg" in capsys.readouterr().err
     for encode in ("jpeg", "raw"):
         out = tmp_path / encode

@@ -121,6 +121,7 @@ class Session:
             Whether this is the process that goes on to measure: the first one.
         """
         parts, folder, data = self.parts, self.folder, self.parts.datamodule
+        interrupt = GracefulInterrupt(folder.checkpoint)
         try:
             parts.method.configure(parts.recipe, parts.length)
             apply_performance_options(parts.method, parts.trainer, device(parts.trainer.accelerator))
@@ -129,8 +130,8 @@ class Session:
                 write_text(folder.path / "prepared.json", json.dumps(data.data.prepared, indent=2) + "\n")
             guard = NanGuard(folder, self.console, parts.trainer, parts.run.seed)
             monitor = Monitor(folder, self.console, parts.online, guard)
-            interrupt, bar = GracefulInterrupt(folder.checkpoint), ProgressBar(self.console)
             timed = TimedCheckpoints(folder.checkpoint, parts.trainer.checkpoint_minutes)
+            bar = ProgressBar(self.console)
             trainer = make_trainer(parts, folder, [interrupt, timed, guard, parts.online, monitor, bar])
             interrupt.listen()
             if trainer.is_global_zero:
@@ -141,13 +142,10 @@ class Session:
                 self.print_header(trainer.world_size)
             trainer.fit(parts.method, datamodule=data, ckpt_path=self.checkpoint_to_resume(), weights_only=True)
         except Interrupted as stop:
-            self.console.print(f"stopped, state saved; go on with: selfsight {self.job} resume={folder.path}")
+            self.tell_stop(saved=stop.saved)
             raise SystemExit(128 + stop.signal) from None
-        except KeyboardInterrupt:
-            if folder.checkpoint.is_file():
-                self.console.print(
-                    f"stopped at once; the last checkpoint is kept: selfsight {self.job} resume={folder.path}"
-                )
+        except KeyboardInterrupt:  # before training has begun
+            self.tell_stop(saved=False)
             raise
         except MisconfigurationException as error:  # how Lightning says what a part of one's own has to do
             folder.drop_unused()
@@ -155,8 +153,18 @@ class Session:
         except Exception:
             folder.drop_unused()
             raise
+        finally:
+            interrupt.restore()
         self.seconds = monitor.seconds
+        if trainer.is_global_zero and (passed_over := str(data.data.unreadable)):
+            self.console.print(f"passed over: {passed_over}", style="dim", markup=False)
         return trainer.is_global_zero
+
+    def tell_stop(self, *, saved: bool) -> None:
+        """Say what is kept of a training that was stopped, and how it goes on."""
+        kept = "the last checkpoint is kept" if self.folder.checkpoint.is_file() else "before the first checkpoint"
+        how = "stopped, state saved" if saved else f"stopped at once, {kept}"
+        self.console.print(f"{how}; go on with: selfsight {self.job} resume={self.folder.path}", highlight=False)
 
     def checkpoint_to_resume(self) -> str | None:
         """The file that the training goes on from: the last checkpoint, or the one before where that is damaged."""

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from selfsight.datamodules.datasets.checks import path
+from selfsight.datamodules.datasets.dataset import too_many
 from selfsight.datamodules.datasets.preparing import Preparation
 from selfsight.datamodules.loading.loader import cores
 from selfsight.errors import UserError
@@ -39,7 +40,7 @@ def run(cfg: DictConfig) -> None:
     try:
         unreadable = make(preparation, cores() if workers == "auto" else workers, console)
         images = len(preparation.paths)
-        if len(unreadable) > tolerated * images or len(unreadable) == images:
+        if too_many(len(unreadable), tolerated, images):
             name, reason = next(iter(unreadable.items()))
             raise UserError(
                 f"{len(unreadable)} of {images} files cannot be read as images, such as '{name}' ({reason}): "
