@@ -3,8 +3,9 @@
 python benchmarks/soak.py --methods swav pixpro --kills 4 --seed 1
 
 Every run is started by the same command with ``resume=auto`` and killed by SIGKILL: as soon as it has a folder, at a
-random moment between two checkpoints, or while a checkpoint is being written. In the end weights and metrics have to be
-those of the run that nothing happened to, bit for bit.
+random moment between two checkpoints, during an evaluation, or while a checkpoint is being written. Which engine makes
+the views and how many workers read is drawn for each method. In the end weights and metrics have to be those of the run
+that nothing happened to, bit for bit.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import torch
 from selfsight.composition.catalogue import choices, defaults, file
 from selfsight.runs.folder import RunFolder
 
-MOMENTS = ("beginning", "between checkpoints", "writing a checkpoint")
+MOMENTS = ("beginning", "between checkpoints", "evaluating", "writing a checkpoint")
+ENGINES, WORKERS = ("cpu", "device"), (0, 2)
 SETTINGS = (
     "debug=smoke",
     "report=false",
@@ -35,7 +37,17 @@ SETTINGS = (
 )
 #: columns of metrics.csv that tell of the clock, or of the views since the last start
 PASSING = {"seconds", "images_per_second", "alignment", "uniformity", "view_knn_top1"}
-PATIENCE = 300.0  # seconds until a process that should have ended or written something is given up
+#: the command, which leaves a mark beside its folder where an evaluation begins
+MARKING = """
+import pathlib, sys
+from selfsight import cli
+from selfsight.evaluation import OnlineEvaluation
+mark, sys.argv[:] = pathlib.Path(sys.argv[1]), ["selfsight", *sys.argv[2:]]
+evaluate = OnlineEvaluation._evaluate
+OnlineEvaluation._evaluate = lambda *given: (mark.touch(), evaluate(*given))
+cli.main()
+"""
+PATIENCE = 600.0  # seconds until a process that should have ended or written something is given up
 
 
 def command(runs: Path, name: str, method: str, words: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -43,8 +55,9 @@ def command(runs: Path, name: str, method: str, words: Sequence[str]) -> subproc
     typed = ["pretrain", f"method={method}", *SETTINGS, *words, f"runs={runs}", f"name={name}", "resume=auto"]
     threads = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # other sums would differ in the last bit
     return subprocess.Popen(
-        [sys.executable, "-m", "selfsight.cli", *typed], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=threads
-    )
+        [sys.executable, "-c", MARKING, runs / f"{name}.mark", *typed],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=threads,
+    )  # fmt: skip
 
 
 def ended(process: subprocess.Popen[bytes]) -> None:
@@ -60,10 +73,13 @@ def ended(process: subprocess.Popen[bytes]) -> None:
 
 def kill(process: subprocess.Popen[bytes], folder: RunFolder, moment: str, draw: random.Random) -> bool:
     """Kill a training at this moment; False where it has come to its end before."""
-    place, before = folder.checkpoint.parent, written(folder)
+    place, before, mark = folder.checkpoint.parent, written(folder), folder.path.with_suffix(".mark")
+    mark.unlink(missing_ok=True)
     deadline, wait = time.monotonic() + PATIENCE, 0.0
     while process.poll() is None and time.monotonic() < deadline:
         if moment == "beginning" and folder.has_config:
+            break
+        if moment == "evaluating" and mark.exists():
             break
         if moment == "writing a checkpoint" and any(place.glob(".last.ckpt.*")):
             break
@@ -128,11 +144,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         for method in options.methods or choices("method"):
             few = ["labels.per_class=1"] if learns_from_few_labels(method) else []
-            injected, wrong = soak(Path(place), method, options.kills, draw, [*few, *options.words])
+            how = f"views.engine={draw.choice(ENGINES)}", f"num_workers={draw.choice(WORKERS)}"
+            injected, wrong = soak(Path(place), method, options.kills, draw, [*few, *how, *options.words])
             total += injected
             lost += wrong > 0
             told = ", ".join(f"{count} {moment}" for moment, count in injected.items())
-            print(f"{method:16} killed {injected.total()} ({told}); {'lost' if wrong else 'bit-equal'}", flush=True)
+            end = "lost" if wrong else "bit-equal"
+            print(f"{method:16} {' '.join(how)}: killed {injected.total()} ({told}); {end}", flush=True)
     print(f"injected {total.total()} ({', '.join(f'{n} {moment}' for moment, n in total.items())}), lost {lost}")
     sys.exit(lost > 0)
 

@@ -20,7 +20,8 @@ from typing import IO, NamedTuple, ParamSpec, TypeVar
 
 from selfsight.errors import UserError
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: endings of names taken for images when a folder is searched; what has another one, or none, is looked into
 EXTENSIONS = frozenset([

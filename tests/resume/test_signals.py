@@ -109,6 +109,20 @@ def test_a_signal_saves_and_leaves(
     assert RUN.summary.exists()
 
 
+def test_a_launcher_has_its_signal_when_the_run_has_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As submitit does it: its handler puts the job in the queue again, and leaves."""
+
+    def requeue(number: int, frame: object) -> None:
+        assert epochs_done(RUN.checkpoint) == 1
+        sys.exit(99)
+
+    before = signal.signal(signal.SIGUSR2, requeue)
+    monkeypatch.setattr(SimCLRv2, "training_step", at_call(3, send(signal.SIGUSR2), SimCLRv2.training_step))
+    assert typed() == 99
+    assert read_checkpoint(RUN.checkpoint)["global_step"] == 3
+    assert signal.signal(signal.SIGUSR2, before) is requeue
+
+
 def test_a_second_one_stops_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     twice = send(signal.SIGINT, signal.SIGINT)
     with monkeypatch.context() as patched:

@@ -261,7 +261,7 @@ class GracefulInterrupt(BetweenSteps):
     epochs takes longer than those systems wait; Ctrl-C leaves that to the person.
     """
 
-    SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+    SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
     PATIENCE = 8.0  # seconds that an evaluation has; what sends signals kills after 10 or more
 
     def __init__(self, path: Path) -> None:
@@ -309,7 +309,15 @@ class GracefulInterrupt(BetweenSteps):
 
     def do(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.save_checkpoint(self.path)
+        self.hand_on()
         raise Interrupted(self.asked or signal.SIGTERM)
+
+    def hand_on(self) -> None:
+        """Let a launcher that had asked for SIGUSR2 before, as submitit does to requeue the job, have it now."""
+        before = self.before.get(self.asked) if self.asked == getattr(signal, "SIGUSR2", None) else None
+        if callable(before):
+            self.restore()
+            before(self.asked, None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.listen()
@@ -324,6 +332,7 @@ class GracefulInterrupt(BetweenSteps):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.restore()
         if any_process(trainer, self.wanted()):  # in the last epoch, whose checkpoint is written
+            self.hand_on()
             raise Interrupted(self.asked or signal.SIGTERM)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
