@@ -314,7 +314,9 @@ class GracefulInterrupt(BetweenSteps):
 
     def hand_on(self) -> None:
         """Let a launcher that had asked for SIGUSR2 before, as submitit does to requeue the job, have it now."""
-        before = self.before.get(self.asked) if self.asked == getattr(signal, "SIGUSR2", None) else None
+        if self.asked is None or self.asked != getattr(signal, "SIGUSR2", None):
+            return
+        before = self.before.get(self.asked)
         if callable(before):
             self.restore()
             before(self.asked, None)
