@@ -1,4 +1,4 @@
-"""How time and memory grow with a data set: python benchmarks/growth.py files | knn | linear [--images N]
+"""How time and memory grow: python benchmarks/growth.py files | knn | linear [--images N] | sinkhorn | … | draw
 
 ``files`` makes folders of 1,000, 10,000, … hard links to a few small JPEG files and measures, each in a process of its
 own, the seconds to list them and to open the data set, the bytes it keeps for each file, the seconds of an epoch of
@@ -19,16 +19,16 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 
+import laws
 import numpy as np
 from PIL import Image
+from watch import MIB, memory, workers
 
 #: files in a folder of a class, and different files that the links lead to
 IN_FOLDER, FILES = 1000, 16
 WIDTH, CLASSES, QUERIES = 256, 100, 10_000
-MIB = 2**20
 
 
 def linked(root: Path, files: int) -> None:
@@ -87,18 +87,6 @@ def of_folder(root: Path, epochs: int = 4) -> dict[str, float]:
     }
 
 
-def workers() -> Iterator[str]:
-    """The child processes of this one."""
-    for task in Path("/proc/self/task").iterdir():
-        yield from (task / "children").read_text().split()
-
-
-def memory(process: str) -> dict[str, int]:
-    """Bytes of a process by kind, from ``/proc``."""
-    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]
-    return {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines}
-
-
 def of_features(images: int, probe: str) -> dict[str, float]:
     """The figures of a probe on ``images`` features in a file, in this process."""
     import torch
@@ -148,25 +136,44 @@ def apart(*words: str) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["files", "knn", "linear"])
-    parser.add_argument("--images", type=int, default=200_000)
+    parser.add_argument("what", choices=["files", "knn", "linear", *laws.LAWS, "draw"])
+    parser.add_argument("--images", type=int, nargs="*", default=[200_000], help="of the bank; several make a curve")
     parser.add_argument("--most", type=int, default=100_000, help="files of the largest folder")
     parser.add_argument("--folder", type=Path, help="measure this one, in this process")
     parser.add_argument("--here", action="store_true", help="measure in this process")
     asked = parser.parse_args()
-    if asked.folder is not None:
+    if asked.what == "draw":
+        laws.draw()
+    elif asked.what in laws.LAWS:
+        import torch
+
+        torch.set_num_threads(1)
+        laws.measure(asked.what)
+    elif asked.folder is not None:
         print(json.dumps(of_folder(asked.folder)))
     elif asked.here:
-        print(json.dumps(of_features(asked.images, asked.what)))
+        print(json.dumps(of_features(asked.images[0], asked.what)))
     elif asked.what != "files":
-        show(apart(asked.what, "--images", str(asked.images), "--here"))
+        points = []
+        for images in asked.images:
+            points.append((images, apart(asked.what, "--images", str(images), "--here")))
+            show(points[-1][1])
+        if len(points) > 1:
+            banks = [
+                (size, {"seconds": of["seconds"], "mib": of["peak_mib"] - of["peak_before_mib"]}) for size, of in points
+            ]
+            laws.keep(asked.what, f"{asked.what} of {QUERIES:,} images", "images of the bank", banks)
     else:
+        points = []
         files = 1000
         while files <= asked.most:
             with tempfile.TemporaryDirectory() as place:
                 linked(Path(place), files)
-                show(apart("files", "--folder", f"{place}/images"))
+                points.append((files, apart("files", "--folder", f"{place}/images")))
+            show(points[-1][1])
             files *= 10
+        if len(points) > 1:
+            laws.keep("files", "an epoch of reading", "files of the folder", points)
 
 
 def show(figures: dict[str, float]) -> None:

@@ -38,6 +38,13 @@ HEADLINES = (
     "probe_sklearn",
     "spark_encoder",
     "spark_step",
+    "e2e_simclr32_lightly",
+    "e2e_simclr32_bf16_lightly",
+    "e2e_multicrop96_lightly",
+    "e2e_simclr32_loop",
+    "e2e_spark128_official",
+    "quality_simclr32_lightly",
+    "quality_multicrop96_lightly",
 )
 FIGURES = ("ours", "peer", "ratio", "unit")
 PACKAGES = (
@@ -59,6 +66,7 @@ def main() -> None:
     parser.add_argument("--images", default=None, help="folder of JPEG files; without it, images are made up")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=2, help="of end_to_end's trainings whose quality is measured")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     import torch
@@ -106,6 +114,14 @@ def run_views(options: argparse.Namespace) -> list[dict]:
     return rows(views.run(options.images, options.rounds))
 
 
+def run_decoding(options: argparse.Namespace) -> list[dict]:
+    import cv2
+    import decoding
+
+    cv2.setNumThreads(options.threads)
+    return rows(decoding.run(options.images, options.rounds))
+
+
 def run_evaluation(options: argparse.Namespace) -> list[dict]:
     import faiss
 
@@ -127,6 +143,12 @@ def run_step(options: argparse.Namespace) -> list[dict]:
     return rows([step.run(min(options.rounds, 3))])
 
 
+def run_end_to_end(options: argparse.Namespace) -> list[dict]:
+    import end_to_end
+
+    return end_to_end.run(options.images, min(options.rounds, 2), options.minutes)
+
+
 def run_gpu(options: argparse.Namespace) -> list[dict]:
     import gpu
     import torch
@@ -138,7 +160,8 @@ def run_gpu(options: argparse.Namespace) -> list[dict]:
 
 
 GROUPS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
-    "views": run_views, "evaluation": run_evaluation, "spark": run_spark, "step": run_step, "gpu": run_gpu,
+    "views": run_views, "decoding": run_decoding, "evaluation": run_evaluation, "spark": run_spark, "step": run_step,
+    "end_to_end": run_end_to_end, "gpu": run_gpu,
 }  # fmt: skip
 
 

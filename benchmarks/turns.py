@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import statistics
 import time
@@ -57,15 +58,15 @@ def compare(
     for turn in range(rounds + 1):
         for side, work in (("peer", peer), ("ours", ours)):
             if turn == 1:
-                _trim()
-                before = _memory("VmRSS")
+                trim()
+                before = memory_mib("VmRSS")
             start_cpu, start_wall = time.process_time(), time.perf_counter()
             work()
             if turn:
                 cpu[side].append(time.process_time() - start_cpu)
                 wall[side].append(time.perf_counter() - start_wall)
             if turn == 1:
-                memory[side] = max(0.0, _memory("VmHWM") - before)
+                memory[side] = max(0.0, memory_mib("VmHWM") - before)
     middle = {side: statistics.median(values) for side, values in cpu.items()}
     ratios = [b / a for a, b in zip(cpu["ours"], cpu["peer"], strict=True)]
     scale = 1e3 / items if unit.startswith("ms") else 1 / items
@@ -89,7 +90,7 @@ def _spread(values: list[float]) -> float:
     return (quarters[2] - quarters[0]) / 2
 
 
-def _trim() -> None:
+def trim() -> None:
     """Give freed memory back, and start the peak anew from what is left (Linux; elsewhere memory reads as zero)."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
@@ -98,7 +99,13 @@ def _trim() -> None:
         pass
 
 
-def _memory(field: str) -> float:
+def exact_heap() -> None:
+    """From here on give memory back at once when it is freed, so that peaks are of what is held (glibc)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(-3, 2**16)  # M_MMAP_THRESHOLD
+
+
+def memory_mib(field: str) -> float:
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

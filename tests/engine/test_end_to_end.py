@@ -1,0 +1,60 @@
+"""The benchmark of whole trainings, in its smallest form and where something is missing."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    return importlib.import_module("end_to_end")
+
+
+def photos(folder: Path, count: int) -> Path:
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        file = folder / f"class-{i % 2}" / f"{i}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file)
+    return folder
+
+
+@pytest.mark.slow
+def test_our_command_and_a_plain_loop(bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both train in processes of their own, so this takes as long as two starts."""
+    monkeypatch.setattr(bench, "THREADS", ())  # as many as the suite has told
+    monkeypatch.setattr(bench, "cores", lambda: 1)
+    case = replace(bench.small(bench.CASES["simclr32"]), peers={"loop": None}, bf16=None)
+    rows = {row["name"]: row for row in bench.run(str(photos(tmp_path, 24)), 1, 0, 2, [case])}
+    assert [*rows] == ["e2e_simclr32_loop", "e2e_simclr32_ready"]
+    for row in rows.values():
+        assert row["ratio"] == pytest.approx(row["ours"] / row["peer"], rel=0.05)
+        for figures in row["sides"].values():
+            assert figures["steps"] == 2
+            assert figures["first_step"] > 0.5  # torch alone takes longer to import
+            assert 0 <= figures["wait"] < 1
+            assert figures["cpu_image"] > 0
+
+
+def test_what_cannot_be_measured_is_said(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("has_lightly", "has_amx"):
+        monkeypatch.setattr(bench, name, lambda: False)
+    monkeypatch.setattr(bench, "cores", lambda: 1)
+    monkeypatch.setattr(bench, "train", lambda *args, **options: pytest.fail("nothing is to be trained"))
+    assert bench.run(str(photos(tmp_path, 24)), 1, 1, 2, [bench.CASES["simclr32"]]) == []
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said[:2]] == [
+        "lightly is not installed here", "this CPU has no AMX, where bfloat16 would be fast",
+    ]  # fmt: skip
+    assert "this machine has one core" in said[2]
+    assert "simclr32 is left out: the folder holds 20 JPEG files to train on" in said[3]
