@@ -366,16 +366,17 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", choices=list(CASES), default=USUAL)
     parser.add_argument("--images", default=None, help="folder of JPEG files; without it, fractals are drawn")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--minutes", type=float, default=3, help="of each training whose quality is measured; 0: none")
+    parser.add_argument("--minutes", type=float, default=None, help="of trainings whose quality is measured; 0: none")
     parser.add_argument("--steps", type=int, default=5, help="of each training that is only timed")
-    parser.add_argument("--small", action="store_true", help="a tiny network, two steps, one round, no quality")
+    parser.add_argument("--small", action="store_true", help="a tiny network, two steps, one round")
     parser.add_argument("--json", type=Path, default=None, help="file for the rows")
     asked = parser.parse_args()
     cases = [CASES[name] for name in asked.cases]
     if asked.small:
-        rows = run(asked.images, 1, 0, 2, [small(case) for case in cases])
+        rows = run(asked.images, 1, asked.minutes or 0, 2, [small(case) for case in cases])
     else:
-        rows = run(asked.images, asked.rounds, asked.minutes, max(2, asked.steps), cases)
+        minutes = 3 if asked.minutes is None else asked.minutes
+        rows = run(asked.images, asked.rounds, minutes, max(2, asked.steps), cases)
     for one in rows:
         pair = f"{one['ours']:9.4g} {one['peer']:9.4g} {one['unit']}"
         print(f"{one['name']:<28} {pair} {one['ratio']:6.2f} x   {one['check']}")

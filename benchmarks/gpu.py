@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from selfsight.backbones.registry import create
@@ -26,7 +25,8 @@ from selfsight.contracts import Batch
 from selfsight.datamodules.views.device_views import DeviceViews
 from selfsight.datamodules.views.view import View
 from selfsight.engine.build import build
-from selfsight.engine.performance import GraphSteps, quicken
+from selfsight.engine.options import TrainerOptions
+from selfsight.engine.performance import GraphSteps, apply_performance_options
 from selfsight.methods.base import Method
 
 COLOUR = {
@@ -116,7 +116,7 @@ def throughput(device: torch.device, name: str, case: Case, way: Way, steps: int
     make = DeviceViews([View(size=case.size, count=VIEWS[name], **COLOUR)], compile=compiled)
     module: nn.Module = (Lightly if way.lightly else ours)(name, case).to(device).train()
     if isinstance(module, Method):
-        quicken(module, switches(way, compiled), device)
+        apply_performance_options(module, switches(way, compiled), device)
     graphs = GraphSteps() if way.graphs and compiled else None
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, fused=(way.fused and compiled) or None)
     generator = torch.Generator(device).manual_seed(0)
@@ -156,15 +156,10 @@ def throughput(device: torch.device, name: str, case: Case, way: Way, steps: int
     return rate, torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else 0.0
 
 
-def switches(way: Way, compiled: bool) -> Any:
-    """The trainer's configuration that means the same."""
-    return OmegaConf.create(
-        {
-            "channels_last": way.channels_last,
-            "compile": compiled,
-            "cuda_graphs": way.graphs and compiled,
-            "accumulate": 1,
-        }
+def switches(way: Way, compiled: bool) -> TrainerOptions:
+    """The trainer's options that mean the same."""
+    return TrainerOptions(
+        channels_last=way.channels_last, compile=compiled, cuda_graphs=way.graphs and compiled, accumulate=1
     )
 
 

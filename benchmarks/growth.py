@@ -24,7 +24,7 @@ from pathlib import Path
 import laws
 import numpy as np
 from PIL import Image
-from watch import MIB, memory, workers
+from watch import MIB, cpu_seconds, memory, workers
 
 #: files in a folder of a class, and different files that the links lead to
 IN_FOLDER, FILES = 1000, 16
@@ -52,9 +52,9 @@ def of_folder(root: Path, epochs: int = 4) -> dict[str, float]:
     from selfsight.datamodules.datasets.search import find_images
     from selfsight.datamodules.views.view import View
 
-    began = time.perf_counter()
+    began, used = time.perf_counter(), cpu_seconds()
     files = len(find_images(root))
-    listed = time.perf_counter() - began
+    listed, listed_cpu = time.perf_counter() - began, cpu_seconds() - used
     began = time.perf_counter()
     data = folder(root, image_size=32, resident=False, test_fraction=0)
     opened = time.perf_counter() - began
@@ -64,25 +64,28 @@ def of_folder(root: Path, epochs: int = 4) -> dict[str, float]:
     kept = tracemalloc.get_traced_memory()[0] + (0 if again.train.labels is None else again.train.labels.nbytes)
     tracemalloc.stop()
     module = ImageDataModule(data, [View(size=32)], batch_size=min(256, len(data.train)), num_workers=1, engine="cpu")
-    seconds, private = [], []
+    seconds, cpu, private = [], [], []
     loader = module.train_dataloader()
     for _ in range(epochs):
-        began = time.perf_counter()
+        began, used = time.perf_counter(), cpu_seconds()
         steps = 0
         for _ in loader:
             steps += 1
             if steps == 400:  # of a large set as much as tells how memory grows
                 break
         seconds.append((time.perf_counter() - began) / steps * len(loader))
+        cpu.append((cpu_seconds() - used) / steps * len(loader))
         children = [memory(child)["Private_Dirty"] for child in workers()]
         private.append(max(children, default=0))
     module.close()
     return {
         "files": files,
         "list_seconds": listed,
+        "list_cpu_seconds": listed_cpu,
         "open_seconds": opened,
         "bytes_a_file": kept / files,
         "epoch_seconds": min(seconds),
+        "epoch_cpu_seconds": min(cpu),
         "worker_gain_mib": (private[-1] - private[1]) / MIB,
     }
 
@@ -112,9 +115,9 @@ def of_features(images: int, probe: str) -> dict[str, float]:
         gc.collect()
         before = memory("self")["Anonymous"]
         resident_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        began = time.perf_counter()
+        began, used = time.perf_counter(), time.process_time()
         found = evaluator(train, test)
-        seconds = time.perf_counter() - began
+        seconds, cpu = time.perf_counter() - began, time.process_time() - used
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "images": images,
@@ -123,6 +126,7 @@ def of_features(images: int, probe: str) -> dict[str, float]:
         "anonymous_before_mib": before / MIB,
         "peak_before_mib": resident_before / MIB,
         "seconds": seconds,
+        "cpu_seconds": cpu,
         "top1": float(found[f"{probe}_top1"]),
     }
 

@@ -118,11 +118,12 @@ def simmatch(labelled: int) -> Figures:
 LOCAL, PARAMETERS, PROTOTYPES = 64, 1_000_000, 3000
 
 
-def exchanged(processes: int) -> Figures:
-    """Bytes that a process sends in `gather` with its backward, in Sinkhorn, and in the mean of a gradient."""
+def exchanged(others: int) -> Figures:
+    """Bytes that a process sends in `gather` with its backward, in SimCLR's loss, in Sinkhorn, and for a gradient."""
     import multiprocessing
     import tempfile
 
+    processes = others + 1
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder, context.Pool(processes) as pool:
         found = pool.starmap(_exchange, [(rank, processes, folder) for rank in range(processes)], chunksize=1)
@@ -133,15 +134,23 @@ def _exchange(rank: int, processes: int, folder: str) -> Figures:
     import torch
     import torch.distributed as dist
 
+    from selfsight.losses.ntxent import cross_view_logits, ntxent
     from selfsight.losses.swav import sinkhorn
     from selfsight.nn.distributed import gather
 
+    def simclr() -> None:
+        """The loss of both views, and what `SimCLRv2` tells of it."""
+        ntxent(z, z2, temperature=0.5).backward()
+        cross_view_logits(z, z2, temperature=0.5)
+
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
-    z, scores = torch.randn(LOCAL, WIDTH, requires_grad=True), torch.rand(LOCAL, PROTOTYPES)
+    z, z2 = (torch.randn(LOCAL, WIDTH, requires_grad=True) for _ in range(2))
+    scores = torch.rand(LOCAL, PROTOTYPES)
     gradient = torch.randn(PARAMETERS)
     parts: dict[str, Callable[[], Any]] = {
         "gather_bytes": lambda: gather(z).sum().backward(),
+        "simclr_bytes": simclr,
         "sinkhorn_bytes": lambda: sinkhorn(scores, epsilon=0.05, iterations=3),
         "gradient_bytes": lambda: dist.all_reduce(gradient),
     }
@@ -180,7 +189,7 @@ LAWS = {
         "SimMatch's targets and instance loss of 64 images", "labelled images", (1000, 3000, 10_000, 30_000, 100_000),
         10_000, simmatch,
     ),
-    "exchanged": Law("what a process sends", "processes", (2, 4, 8), 2, exchanged),
+    "exchanged": Law("what a process sends", "other processes", (1, 3, 7), 1, exchanged),
 }  # fmt: skip
 
 
@@ -214,8 +223,16 @@ def measure(name: str) -> None:
 
 
 #: figure: its unit on an axis
-UNITS = {"seconds": "s", "mib": "MiB", "epoch_seconds": "s", "list_seconds": "s", "gather_bytes": "bytes"}
-SIDE, TALL, LEFT, RIGHT, TOP, BOTTOM = 250, 180, 46, 10, 40, 30
+UNITS = {
+    "seconds": "s of a core",
+    "mib": "MiB",
+    "epoch_cpu_seconds": "s of a core",
+    "list_cpu_seconds": "s of a core",
+    "gather_bytes": "bytes",
+    "sinkhorn_bytes": "bytes",
+    "gradient_bytes": "bytes",
+}
+SIDE, TALL, LEFT, RIGHT, TOP, BOTTOM = 300, 196, 46, 16, 48, 30
 
 
 def draw() -> None:
@@ -224,7 +241,8 @@ def draw() -> None:
     for name, kept in json.loads(RESULTS.read_text()).items():
         for key in (key for key in UNITS if key in kept):
             if min(kept[key]) > 0:
-                picture = panel(kept["what"], kept["size"], key, kept)
+                what = kept["what"] + (f", {key.removesuffix('_bytes')}" if key.endswith("_bytes") else "")
+                picture = panel(what, kept["size"], key, kept)
                 (PICTURES / f"{name}-{key}.svg").write_text(picture, encoding="utf-8")
 
 
