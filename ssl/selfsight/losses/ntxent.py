@@ -58,16 +58,16 @@ def ntxent(
         )
     if normalize:
         z1, z2 = unit(z1), unit(z2)
-    anchors, keys = torch.cat([z1, z2]), torch.cat([gather(z1), gather(z2)])  # [2B, D], [2N, D]
-    N, B = len(keys) // 2, len(z1)
-    own = torch.arange(B, device=z1.device) + rank() * B
-    itself, positive = torch.cat([own, own + N]), torch.cat([own + N, own])
+    anchors, B = torch.cat([z1, z2]), len(z1)  # [2B, D]
+    keys = gather(anchors)  # [2N, D], of one process after the other
+    itself = torch.arange(2 * B, device=z1.device) + rank() * 2 * B
+    positive = itself.roll(B)
     if memory is not None:
         keys = torch.cat([keys, memory])
 
     def total(h: Tensor, itself: Tensor, positive: Tensor) -> Tensor:
-        logits = h @ keys.T / temperature  # [b, 2N + K]
-        logits = logits.scatter(1, itself[:, None], -torch.inf)
+        logits = (h / temperature) @ keys.T  # [b, 2N + K], the large one: changed in place
+        logits = logits.scatter_(1, itself[:, None], -torch.inf)
         return F.cross_entropy(logits, positive, reduction="sum")
 
     if chunk_size is None or chunk_size >= 2 * B:
