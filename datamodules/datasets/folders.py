@@ -2,43 +2,46 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from selfsight.datamodules.datasets import checks, manifest
+from selfsight.datamodules.datasets.containers import finder, remote_shards, shards_in
 from selfsight.datamodules.datasets.dataset import ImageData, UnreadableFiles, check_classes, keep_in_memory
+from selfsight.datamodules.datasets.inspection import (
+    CHECKED,
+    damage,
+    kinds_in_archives,
+    kinds_of,
+    looks_at,
+    without_damaged,
+)
 from selfsight.datamodules.datasets.labels import Labeller, Labels
 from selfsight.datamodules.datasets.manifest import Manifest
+from selfsight.datamodules.datasets.parts import (
+    Part,
+    existing_folder,
+    find_parts,
+    path_above,
+)
 from selfsight.datamodules.datasets.search import (
-    OWN,
-    TABLE,
-    Found,
-    closed,
-    ending,
     find_images,
-    left_out,
-    search,
     told,
-    walk,
 )
 from selfsight.datamodules.datasets.splits import hold_out, hold_out_by_name
-from selfsight.datamodules.images import bands, dicom, rows
+from selfsight.datamodules.images import bands, dicom
 from selfsight.datamodules.images.archives import ArchiveImages, Archives
 from selfsight.datamodules.images.bands import Kind
-from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, read_image
-from selfsight.datamodules.images.formats import ARRAYS, OF_MANY, TABLES, TARS, Look, look, read_file
+from selfsight.datamodules.images.decode import MAX_PIXELS
+from selfsight.datamodules.images.formats import OF_MANY, Look
 from selfsight.datamodules.images.prepared import ShardImages, Shards, record
 from selfsight.datamodules.images.remote import RemoteTars, cache_folder, is_url
-from selfsight.datamodules.images.sets import Decoder, FileImages, ImageSet, join, taken
-from selfsight.datamodules.images.tars import INDEX, LocalTars, TarShards
+from selfsight.datamodules.images.sets import FileImages, ImageSet, join, taken
 from selfsight.errors import UserError
 from selfsight.validation import AUTO_SWITCH, SWITCH, expect, one_of, whole
 from selfsight.validation import above as positive
@@ -47,13 +50,8 @@ __all__ = ["find_images", "folder"]
 
 log = logging.getLogger("selfsight")
 
-#: names of folders, in any case, that hold the images to learn from and those held out
-TRAIN_FOLDERS = ("train", "training")
-TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 #: mean and std of ImageNet, images in [0, 1]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-#: and further images without labels, beside class folders
-UNLABELLED_FOLDERS = ("unlabelled", "unlabeled")
 #: what decides which images are held out
 SPLITS = ("hash", "draw")
 
@@ -86,10 +84,10 @@ def folder(
     """The images below a folder, in any depth.
 
     Args:
-        root: the folder. With a folder ``train`` in it (or one of `TRAIN_FOLDERS`) beside a ``test`` or ``val`` (or one
-            of `TEST_FOLDERS`), these two are what is learned from and what is held out. A ``train`` that holds all
-            images is taken as the root. Of tar files also an URL: ``http(s)://``, ``s3://`` or ``gs://`` of a folder
-            that its server lists, of a tar file, or of several (``…/train-{000..099}.tar``); see `images.remote`.
+        root: the folder. With a folder ``train`` in it (or one of `parts.TRAIN_FOLDERS`) beside a ``test`` or ``val``
+            (or one of `parts.TEST_FOLDERS`), these two are what is learned from and what is held out. A ``train`` that
+            holds all images is taken as the root. Of tar files also an URL: ``http(s)://``, ``s3://`` or ``gs://`` of a
+            folder that its server lists, of a tar file, or of several (``…/train-{000..099}.tar``), see `remote`.
         labels: ``folders``: the first folder below the root is the class. ``none``: no labels. A path, relative to the
             root: a CSV file of ``path,label``, with paths relative to the root, too; images it does not name, or gives
             an empty label or -1, have none. It may name the test images as well. ``auto``: ``labels.csv`` if there is
@@ -102,8 +100,8 @@ def folder(
         split: which images these are. ``hash``: each by its name alone (`splits.hold_out_by_name`), so that a folder
             that grows keeps its test images. ``draw``: drawn from the list of all (`splits.hold_out`), as many of every
             class in proportion, as version 0.1 did; one image more, and others are held out.
-        unlabelled: a folder of further images without labels; by default one of `UNLABELLED_FOLDERS`, where it lies in
-            the folder, or in that of the images to learn from, and there is no ``labels.csv``.
+        unlabelled: a folder of further images without labels; by default one of `parts.UNLABELLED_FOLDERS`, where it
+            lies in the folder, or in that of the images to learn from, and there is no ``labels.csv``.
         drop_copies: leave out of training what is a copy of a test image; otherwise they are counted and named alone.
         resident: keep the decoded images in memory: True, False, or ``auto`` (when they are small).
         max_unreadable: share of the files that may be no readable images, one in any folder unless it is 0; they are
@@ -138,13 +136,13 @@ def folder(
     expect("dataset.cache_gb", cache_gb, positive(0))
     shards: Shards | Archives | None
     if is_url(root):
-        shards = _remote_shards(str(root), tars, cache_folder(cache), int(cache_gb * 10**9))
+        shards = remote_shards(str(root), tars, cache_folder(cache), int(cache_gb * 10**9))
         top = shards.root
     else:
         top = checks.path("dataset.root", root)
         alone = top.is_file() and tars is True and top.suffix.lower() in OF_MANY
-        top, only = (top.parent, top.name) if alone else (_existing("dataset.root", top), None)
-        shards = _shards(top, tars, cache_folder(cache), only)
+        top, only = (top.parent, top.name) if alone else (existing_folder("dataset.root", top), None)
+        shards = shards_in(top, tars, cache_folder(cache), only)
     bad = UnreadableFiles(max_unreadable)
     labeller = Labeller(
         top,
@@ -155,20 +153,20 @@ def folder(
         shards.origin if isinstance(shards, Archives) else "",
     )
     virtual = shards.folders if isinstance(shards, Archives) else None
-    train, test_part, extra = _find_parts(top, test, unlabelled, _finder(shards), virtual)
+    train, test_part, extra = find_parts(top, test, unlabelled, finder(shards), virtual)
     parts = [part for part in (train, test_part, extra) if part is not None]
     bad.files = sum(len(part.paths) + len(part.found.broken) for part in parts)
     looks: dict[str, Look] = {}  # at every file, by its path seen from the top
     bad.add(item for part in parts for item in part.found.broken.items())
-    seen = [_looks(part) if shards is None and bad.files <= CHECKED else None for part in parts]
+    seen = [looks_at(part) if shards is None and bad.files <= CHECKED else None for part in parts]
     kinds: dict[Kind | None, list[str]] = {None: []}
     if channels != "rgb" and not isinstance(shards, Shards):
-        kinds = _kinds(parts, seen, window) if shards is None else _kinds_in_archives(parts, shards, window)
+        kinds = kinds_of(parts, seen, window) if shards is None else kinds_in_archives(parts, shards, window)
     decoder = bands.decoder(channels, kinds, window)
     for part, each in zip(parts, seen, strict=True):
         if each is not None:
-            part.paths = _without_damaged(part, bad, each, lambda place: _damage(place, max_pixels, decoder))
-            looks.update((_above(part, top) + path, one) for path, one in each.items())
+            part.paths = without_damaged(part, bad, each, lambda place: damage(place, max_pixels, decoder))
+            looks.update((path_above(part, top) + path, one) for path, one in each.items())
     if len(train.paths) < 2:
         raise UserError(f"'{train.place}' holds {len(train.paths)} image; there has to be more than one to learn from.")
 
@@ -246,82 +244,8 @@ def folder(
         data.warn_of_leaks("train", "unlabelled")
     rule = {"split": split, "test_fraction": test_fraction, "seed": seed, "drop_copies": drop_copies}
     fixed = test_part is not None or held is None or split == "hash"
-    above = {"train": _above(train, top), "test": _above(test_part or train, top), "unlabelled": ""}
+    above = {"train": path_above(train, top), "test": path_above(test_part or train, top), "unlabelled": ""}
     return replace(data, found=_found(data, looks, above, rule, fixed, copied))
-
-
-#: up to this many files are looked at before training: their first and last bytes tell most damaged ones
-CHECKED = 100_000
-#: files of a part that are decoded before training, to tell a folder of images that nothing here can read
-SAMPLE = 8
-
-
-@dataclass
-class Part:
-    """A folder and the paths of the images below it, and what a search of it came upon."""
-
-    place: Path
-    paths: list[str]
-    found: Found
-
-
-def _shards(top: Path, tars: bool | str, cache: Path, only: str | None) -> Shards | Archives | None:
-    """What holds the images where they are no files of their own: what `prepare` made, tables, arrays, or tar files."""
-    made = record(top)
-    wanted = tars if isinstance(tars, bool) else _holds_tars_alone(top)
-    if not wanted and (made or {}).get("encode") != "tar":
-        return Shards.of(top)
-    found = [only] if only else [
-        place.above + name for place in walk(top) for name in place.files if ending(name) in OF_MANY
-    ]  # fmt: skip
-    by_kind = {kind: sorted(name for name in found if ending(name) in kind) for kind in (TARS, TABLES, ARRAYS)}
-    there = [kind for kind, names in by_kind.items() if names]
-    if len(there) > 1:
-        examples = " and ".join(f"'{by_kind[kind][0]}'" for kind in there)
-        raise UserError(
-            f"'{top}' holds archives of several kinds, such as {examples}: name one with dataset.root=FILE."
-        )
-    if there == [TABLES]:
-        return rows.TableShards(top, by_kind[TABLES], cache)
-    if there == [ARRAYS]:
-        return rows.ArrayShards(top, by_kind[ARRAYS])
-    return TarShards(LocalTars(top, by_kind[TARS]))
-
-
-def _remote_shards(url: str, tars: bool | str, cache: Path, limit: int) -> TarShards:
-    if tars is not True:
-        raise UserError(
-            f"dataset.root is '{url}', and dataset=folder reads images that are files of this machine: dataset=shards "
-            "reads tar files from elsewhere (selfsight prepare encode=tar makes them)."
-        )
-    return TarShards(RemoteTars(url, cache, limit))
-
-
-def _holds_tars_alone(top: Path) -> bool:
-    """Whether what lies in a folder, and in the folders in it, is tar files with their indices, and nothing else."""
-    found = False
-    for place in walk(top):
-        files = (name for name in place.files if not name.endswith((INDEX, *OWN)))
-        for name in files:
-            if not name.endswith(".tar"):
-                return False
-            found = True
-        if place.above.count(os.sep) > 1:
-            return found
-    return found
-
-
-def _finder(shards: Shards | Archives | None) -> Callable[[Path, Sequence[Path]], Found]:
-    if shards is None:
-        return search
-    left_out = shards.left_out if isinstance(shards, Archives) else Counter[str]()
-    return lambda place, aside: Found(shards.below(place, aside), left_out=left_out)
-
-
-def _above(part: Part, top: Path) -> str:
-    """What stands before the paths of a part, seen from the top."""
-    inside = os.path.relpath(part.place, top)
-    return "" if inside == os.curdir else inside + os.sep
 
 
 # --- the record ------------------------------------------------------------------------------------------------------
@@ -370,91 +294,6 @@ def _found(
     )
 
 
-# --- the parts -------------------------------------------------------------------------------------------------------
-
-
-def _find_parts(
-    top: Path,
-    test: str | Path | None,
-    unlabelled: str | Path | None,
-    find: Callable[[Path, Sequence[Path]], Found],
-    virtual: Sequence[str] | None,
-) -> tuple[Part, Part | None, Part | None]:
-    """What is to be learned from, tested on, and learned from without labels (see `folder`).
-
-    Args:
-        virtual: names of folders that are in the files in ``top``; None: those on the disk are looked at.
-    """
-    given = {"dataset.test": test, "dataset.unlabelled": unlabelled}
-    named = {key: _existing(key, top / checks.path(key, value)) for key, value in given.items() if value is not None}
-    train_top, split = _split_folders(top, virtual)
-    test_top, extra_top = named.get("dataset.test", split), named.get("dataset.unlabelled")
-    if extra_top is None:
-        extra_top = _unlabelled_folder(top)
-    aside = [place for place in (test_top, extra_top) if place is not None]
-
-    def part(place: Path, aside: Sequence[Path] = ()) -> Part:
-        found = find(place, aside)
-        return Part(place, found.paths, found)
-
-    train = _without_train(part(train_top, aside))
-    for key, place in named.items():
-        if train.place.resolve().is_relative_to(place.resolve()):
-            raise UserError(f"{key} is '{place}', where the images to learn from are; name a folder of other images.")
-    parts = [train, *(None if place is None else part(place) for place in (test_top, extra_top))]
-    for each in parts:
-        if each is not None and not each.paths and not each.found.broken:
-            others = "".join(f"; '{place}' is left aside" for place in aside if each is train)
-            there = left_out([each.found])
-            none = f": none of its files is one ({there})" if there else ""
-            raise UserError(f"'{each.place}' holds no image{none}{others}.")
-    return train, parts[1], parts[2]
-
-
-def _existing(key: str, place: Path) -> Path:
-    if not place.is_dir():
-        what = "is a file" if place.exists() else "does not exist"
-        raise UserError(f"{key} is '{place}', which {what}; name a folder of images.")
-    return place
-
-
-def _folders_in(top: Path) -> dict[str, Path]:
-    """The folders in a folder by their names in small letters; where two have one name, the one in small letters."""
-    try:
-        with os.scandir(top) as entries:
-            return {name.lower(): top / name for name in sorted(each.name for each in entries if each.is_dir())}
-    except OSError as error:
-        closed(error)
-
-
-def _split_folders(top: Path, virtual: Sequence[str] | None) -> tuple[Path, Path | None]:
-    """The folders in ``top`` to learn from and to test on, by their names; ``top`` alone where one is missing."""
-    there = _folders_in(top) if virtual is None else {name.lower(): top / name for name in virtual}
-    train, test = (
-        next((there[name] for name in names if name in there), None) for names in (TRAIN_FOLDERS, TEST_FOLDERS)
-    )
-    return (top, None) if train is None or test is None else (train, test)
-
-
-def _unlabelled_folder(top: Path) -> Path | None:
-    """The folder of images without labels beside those of classes, in ``top`` or its ``train``; none with a table."""
-    there = _folders_in(top)
-    for place in (*(there[name] for name in TRAIN_FOLDERS if name in there), top):
-        folders = _folders_in(place)
-        found = next((folders[name] for name in UNLABELLED_FOLDERS if name in folders), None)
-        if found is not None and len(folders) > 1:
-            return None if any((each / TABLE).is_file() for each in (top, place)) else found
-    return None
-
-
-def _without_train(part: Part) -> Part:
-    """The folder ``train`` in a part, where it holds all images."""
-    first = part.paths[0].split(os.sep)[0] if part.paths else ""
-    if first.lower() in TRAIN_FOLDERS and all(path.startswith(first + os.sep) for path in part.paths):
-        return Part(part.place / first, [path.removeprefix(first + os.sep) for path in part.paths], part.found)
-    return part
-
-
 def _label_test(part: Part, labeller: Labeller, like: Labels) -> Labels | None:
     """Labels of held-out images; those without a label among others are taken out of ``part``."""
     found = labeller(part.place, part.paths, like)
@@ -470,63 +309,3 @@ def _label_test(part: Part, labeller: Labeller, like: Labels) -> Labels | None:
         part.paths = [part.paths[i] for i in known]
     rows = torch.tensor(known)
     return replace(found, labels=taken(found.labels, rows), targets=taken(found.targets, rows))
-
-
-def _looks(part: Part) -> dict[str, Look]:
-    return {path: look(part.place / path) for path in part.paths}
-
-
-#: files of a part whose kind is looked up where there are too many to look at all
-KINDS = 1000
-
-
-def _kinds(
-    parts: Sequence[Part], seen: Sequence[Mapping[str, Look] | None], window: dicom.Window
-) -> dict[Kind | None, list[str]]:
-    """The files of each kind (see `bands.stored_kind`): of all that were looked at, else of a sample."""
-    found: dict[Kind | None, list[str]] = {}
-    for part, looks in zip(parts, seen, strict=True):
-        for path in part.paths[:: 1 if looks is not None else max(1, len(part.paths) // KINDS)]:
-            start = None if looks is None else looks[path].start
-            found.setdefault(bands.kind_of_file(part.place / path, start, window), []).append(path)
-    found.pop(bands.UNTOLD, None)
-    return found or {None: []}
-
-
-def _kinds_in_archives(parts: Sequence[Part], shards: Archives, window: dicom.Window) -> dict[Kind | None, list[str]]:
-    """The same of a sample of images in archives."""
-    found: dict[Kind | None, list[str]] = {}
-    for part in parts:
-        images = shards.images(part.place, part.paths[:: max(1, len(part.paths) // KINDS)])
-        for index in range(len(images)):
-            with contextlib.suppress(Unreadable):  # whoever reads it will say so
-                found.setdefault(bands.kind_of_bytes(images.content(index), window), []).append(images.name(index))
-    found.pop(bands.UNTOLD, None)
-    return found or {None: []}
-
-
-def _without_damaged(
-    part: Part, bad: UnreadableFiles, seen: Mapping[str, Look], damage: Callable[[Path], str | None]
-) -> list[str]:
-    """The paths without the files that give themselves away or do so in a sample, which are noted in ``bad``."""
-
-    def damages(paths: Sequence[str]) -> dict[str, str]:
-        return {path: reason for path in paths if (reason := damage(part.place / path)) is not None}
-
-    sample = part.paths[:: len(part.paths) // SAMPLE] if len(part.paths) > SAMPLE else []
-    broken = damages(sample)
-    bad.add_sample(broken, len(sample))
-    broken |= damages([path for path, each in seen.items() if not each.whole])
-    bad.add(broken.items())
-    return [path for path in part.paths if path not in broken]
-
-
-def _damage(path: Path, max_pixels: int, decoder: Decoder | None) -> str | None:
-    try:
-        if decoder is None:
-            read_image(path, max_pixels)
-        else:
-            decoder(read_file(path), max_pixels)
-    except Unreadable as reason:
-        return str(reason)
-    return None

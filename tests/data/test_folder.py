@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from selfsight.datamodules import ArrayImages, FileImages, ImageData, folder, join
-from selfsight.datamodules.datasets import copies, dataset, folders
+from selfsight.datamodules.datasets import copies, dataset, inspection
 from selfsight.datamodules.datasets.copies import duplicates
 from selfsight.datamodules.datasets.dataset import UnreadableFiles
 from selfsight.datamodules.datasets.search import find_images
@@ -251,7 +251,7 @@ def test_a_start_decodes_a_sample_only(tmp_path: Path, monkeypatch: pytest.Monke
         decoded.append(path)
         return read_image(path, max_pixels)
 
-    monkeypatch.setattr(folders, "read_image", counted)
+    monkeypatch.setattr(inspection, "read_image", counted)
     trailing = encoded(picture(), quality=95) + b"trailing bytes"
     for i in range(40):
         (tmp_path / f"{i}.jpg").write_bytes(trailing)
@@ -259,7 +259,7 @@ def test_a_start_decodes_a_sample_only(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "cut.webp").write_bytes(encoded(picture(), "WEBP")[:-20])
     data = make(tmp_path, max_unreadable=0.1)
     assert list(data.unreadable.reasons) == ["cut.webp"]
-    assert len(decoded) <= folders.SAMPLE + 2
+    assert len(decoded) <= inspection.SAMPLE + 2
 
 
 def test_most_of_a_sample_unreadable(tmp_path: Path) -> None:
