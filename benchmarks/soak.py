@@ -133,6 +133,16 @@ def learns_from_few_labels(method: str) -> bool:
     return any(default == ("datamodule", "semi") for default in defaults(file("method", method)))
 
 
+def needed(method: str, runs: Path) -> list[str]:
+    """Words without which a method does not begin on the images of debug=smoke; a teacher is trained for distillation."""
+    if method == "distillation":
+        ended(command(runs, "teacher", "simsiam", ["trainer.max_epochs=1"]))
+        return [f"method.teacher={runs / 'teacher'}"]
+    if learns_from_few_labels(method):
+        return ["labels.per_class=1"]
+    return ["backbone=vit_digits"] if method == "mae" else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="*", help="choices of the group; none: all")
@@ -143,7 +153,7 @@ def main() -> None:
     draw, lost, total = random.Random(options.seed), 0, Counter[str]()
     with tempfile.TemporaryDirectory() as place:
         for method in options.methods or choices("method"):
-            few = ["labels.per_class=1"] if learns_from_few_labels(method) else []
+            few = needed(method, Path(place))
             how = f"views.engine={draw.choice(ENGINES)}", f"num_workers={draw.choice(WORKERS)}"
             injected, wrong = soak(Path(place), method, options.kills, draw, [*few, *how, *options.words])
             total += injected

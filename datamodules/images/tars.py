@@ -115,16 +115,28 @@ def members_of(tars: Tars, tar: str) -> list[Member]:
     try:
         content = json.loads(place.read_text())
         if content["tar"] == now:
-            return [Member(*each) for each in content["members"]]
+            return _stated(content["members"])
         log.warning(
             f"the index '{place}' is of another '{tars.index(tar).name}' than the one there, and is made again."
         )
     except (OSError, ValueError, KeyError, TypeError):
         pass
     published = tars.published_index(tar, INDEX) if isinstance(tars, RemoteTars) else {}
-    found = [Member(*each) for each in published.get("members", ())] or _listed(tars, tar)
+    try:
+        found = _stated(published.get("members", ())) or _listed(tars, tar)
+    except (ValueError, TypeError):
+        found = _listed(tars, tar)
     with contextlib.suppress(UserError):  # of a folder that may only be read: the next run lists them again
         write_text(place, json.dumps({"tar": now, "members": found}))
+    return found
+
+
+def _stated(members: Sequence[Sequence[Any]]) -> list[Member]:
+    """What an index says; raises ValueError or TypeError where that is no list of members."""
+    found = [Member(*each) for each in members]
+    for each in found:
+        if not isinstance(each.name, str) or not all(type(of) is int and of >= 0 for of in (each.offset, each.size)):
+            raise ValueError(each)
     return found
 
 
