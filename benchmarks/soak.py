@@ -134,7 +134,7 @@ def learns_from_few_labels(method: str) -> bool:
 
 
 def needed(method: str, runs: Path) -> list[str]:
-    """Words without which a method does not begin on the images of debug=smoke; a teacher is trained for distillation."""
+    """Words without which a method does not begin on the images of debug=smoke; distillation has a teacher trained."""
     if method == "distillation":
         ended(command(runs, "teacher", "simsiam", ["trainer.max_epochs=1"]))
         return [f"method.teacher={runs / 'teacher'}"]
