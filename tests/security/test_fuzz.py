@@ -320,7 +320,7 @@ WORD = st.one_of(
 )
 
 
-@examples(25)
+@examples(12)
 @given(words=st.lists(WORD, min_size=1, max_size=2))
 def test_words(words: list[str]) -> None:
     with contextlib.suppress(UserError):
