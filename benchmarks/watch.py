@@ -51,12 +51,14 @@ class Watch:
         Returns:
             ``images_s``; ``cpu_image``, seconds of all processes; ``wait``, the share of time between one step and the
             next: waiting for data, finishing views, the trainer's own work; ``first_step``, seconds from the start of
-            the process; ``peak_mib``, of the process and what its workers have for themselves; ``steps``.
+            the process; ``peak_mib``, of the process and what its workers have for themselves; ``steps``. The first
+            three are 0 where time was over before a step that counts.
         """
         images = batch * (self.steps - self.warmup)
         wall, cpu = (after - before for before, after in zip(self.began, self.ended, strict=True))
+        rates = (images / wall, cpu / images, self.waited / wall) if images > 0 else (0.0, 0.0, 0.0)
         return {
-            "images_s": images / wall, "cpu_image": cpu / images, "wait": self.waited / wall, "steps": self.steps,
+            **dict(zip(("images_s", "cpu_image", "wait"), rates, strict=True)), "steps": self.steps,
             "first_step": self.first_step or 0.0, "peak_mib": peak_mib() + self.workers_mib,
         }  # fmt: skip
 
