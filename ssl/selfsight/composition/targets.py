@@ -21,6 +21,9 @@ KINDS = {
     "datamodule": "lightning.LightningDataModule",
 }
 
+#: what may be put around a thing that descends from this class: a function whose keywords stand beside its arguments
+AROUND = {"torch.Optimizer": "selfsight.optim.sam.sharpness_aware"}
+
 
 def locate(target: object, key: str = "_target_") -> Callable[..., Any]:
     """The class or function with this dotted path; one that has moved, where it stands now.
@@ -54,6 +57,8 @@ def locate(target: object, key: str = "_target_") -> Callable[..., Any]:
 def parameters(target: object, key: str = "_target_") -> Mapping[str, inspect.Parameter]:
     """The arguments that a target takes by name, in their order. One called like ``**kwargs`` takes any further ones.
 
+    Those of what may be put around it come last, see `AROUND`.
+
     Raises:
         UserError: see `locate`.
     """
@@ -63,7 +68,8 @@ def parameters(target: object, key: str = "_target_") -> Mapping[str, inspect.Pa
     except (TypeError, ValueError):  # of C, without a signature: it may take anything
         return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}
     hidden = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
-    return {name: argument for name, argument in signature.parameters.items() if argument.kind not in hidden}
+    own = {name: argument for name, argument in signature.parameters.items() if argument.kind not in hidden}
+    return own | {name: argument for name, argument in _beside(found).items() if name not in own}
 
 
 def takes_any(arguments: Mapping[str, inspect.Parameter]) -> bool:
@@ -83,9 +89,8 @@ def check_kind_of(group: str, target: object, key: str) -> None:
     found = locate(target, f"{key}._target_")
     if not inspect.isclass(found):
         return
-    bases = {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in found.__mro__}
     expected = KINDS.get(group)
-    if expected is not None and key.count(".") <= 1 and expected not in bases:
+    if expected is not None and key.count(".") <= 1 and expected not in _bases(found):
         raise UserError(
             f"{key}._target_ is '{target}', which is no {expected.rpartition('.')[2]} of {expected.partition('.')[0]}.",
             status=USAGE,
@@ -94,6 +99,17 @@ def check_kind_of(group: str, target: object, key: str) -> None:
         "LightningModule."
     ):
         raise UserError(f"{key}._target_ is '{target}', which has no training_step: it cannot learn.", status=USAGE)
+
+
+def _bases(found: object) -> set[str]:
+    """What a class descends from, as `KINDS` has it; nothing where it is a function."""
+    return {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in getattr(found, "__mro__", ())}
+
+
+def _beside(found: object) -> dict[str, inspect.Parameter]:
+    bases = _bases(found)
+    around = [inspect.signature(locate(path)).parameters for kind, path in AROUND.items() if kind in bases]
+    return {name: p for parameters in around for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
 def _is_module(name: str) -> bool:

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
+from torch.optim import Optimizer
 
 from selfsight.backbones import interface
 from selfsight.backbones.registry import create
@@ -33,7 +34,7 @@ from selfsight.datamodules.datasets.manifest import Manifest
 from selfsight.datamodules.views.view import View
 from selfsight.engine import options
 from selfsight.engine.advice import Plan
-from selfsight.engine.checks import check_batch, check_classes, check_kind, check_sizes, check_views
+from selfsight.engine.checks import check_batch, check_classes, check_kind, check_sizes, check_twice, check_views
 from selfsight.engine.devices import device, processes, resolve_auto, spread
 from selfsight.engine.options import RunOptions, TrainerOptions, resolved
 from selfsight.engine.sizes import by_rule, length, plan
@@ -42,6 +43,7 @@ from selfsight.evaluation import OnlineEvaluation
 from selfsight.evaluation.base import Evaluator
 from selfsight.methods.base import Method
 from selfsight.optim.recipe import OptimizationRecipe
+from selfsight.optim.sam import sharpness_aware
 from selfsight.optim.schedule import Clock
 from selfsight.runs import records
 from selfsight.runs.folder import RunFolder
@@ -257,23 +259,37 @@ def as_of_run(data: ImageData, node: DictConfig, folder: RunFolder) -> ImageData
 def recipe(cfg: DictConfig) -> OptimizationRecipe:
     """Optimiser and schedules. The learning rate in the configuration is the one for the reference batch.
 
-    A null takes away an option that the optimiser does not have: one that stood there for another optimiser.
+    Raises:
+        UserError: values that the optimiser refuses, or SAM with what gives it no second gradient.
     """
     trainer = TrainerOptions.read(cfg.trainer)
-    known = inspect.signature(get_class(cfg.optimizer._target_)).parameters
-    chosen = {k: v for k, v in cfg.optimizer.items() if k != "lr" and (v is not None or k in known)}
     schedules = {str(k): build(v) for k, v in cfg.schedule.items() if isinstance(v, DictConfig) and "_target_" in v}
-    optimizer = build(OmegaConf.create({**chosen, "_partial_": True}))
+    made = optimizer(cfg.optimizer)
     with as_user_error(place(cfg.optimizer)):  # it refuses values as soon as it has something to optimise
-        optimizer([nn.Parameter(torch.zeros(1))], lr=float(cfg.optimizer.lr))
+        made([nn.Parameter(torch.zeros(1))], lr=float(cfg.optimizer.lr))
+    if (sam := cfg.optimizer.get("sam")) is not None:
+        check_twice(f"optimizer.sam={sam}", trainer)
     return OptimizationRecipe(
-        optimizer=optimizer,
+        optimizer=made,
         lr=float(cfg.optimizer.lr),
         schedules=schedules,
         scaling=cfg.schedule.scaling,
         reference_batch=cfg.schedule.reference_batch,
         # Lightning refuses to clip what a fused optimiser will scale back itself
         fused=device(trainer.accelerator, strict=False).type == "cuda" and not trainer.clip_norm,
+    )
+
+
+def optimizer(node: DictConfig) -> Callable[..., Optimizer]:
+    """What makes an optimiser of groups of parameters, with SAM around it where ``sam`` says so.
+
+    A null takes away an option that the optimiser does not have: one that stood there for another optimiser.
+    """
+    around = {name for name, p in inspect.signature(sharpness_aware).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    known = inspect.signature(get_class(node._target_)).parameters
+    own = {k: v for k, v in node.items() if k not in around - {*known} and (v is not None or k in known)}
+    return sharpness_aware(
+        build(OmegaConf.create({**own, "_partial_": True})), **{k: node[k] for k in around if k in node}
     )
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from selfsight.backbones import interface
 from selfsight.datamodules import DataModule, ImageData, SemiDataModule
+from selfsight.engine.options import TrainerOptions
 from selfsight.errors import UserError
 from selfsight.methods.base import Method
 
@@ -71,6 +72,26 @@ def check_batch(learner: Method, data: DataModule, processes: int) -> None:
         raise UserError(
             f"batch_size is {images} for {processes} process{'es' * (processes > 1)}, and the heads of {kind} "
             f"normalise over the images of a process, which are one; choose batch_size={2 * processes} or more."
+        )
+
+
+def check_twice(asked: str, options: TrainerOptions) -> None:
+    """Refuse steps that are taken twice with what computes a gradient once.
+
+    Args:
+        asked: the word that wants them.
+
+    Raises:
+        UserError: a precision whose gradients are scaled, or kernels that are replayed.
+    """
+    if str(options.precision) in ("16-mixed", "16"):
+        raise UserError(
+            f"{asked} computes every gradient twice, and trainer.precision={options.precision} scales it once; take "
+            "bf16-mixed or 32-true."
+        )
+    if options.cuda_graphs:
+        raise UserError(
+            f"{asked} computes every gradient twice, and trainer.cuda_graphs=true replays it once; leave it false."
         )
 
 

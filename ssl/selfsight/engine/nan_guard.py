@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -19,6 +18,7 @@ from selfsight.engine.checkpointing import Checkpoint, all_finite
 from selfsight.engine.options import TrainerOptions
 from selfsight.errors import UserError
 from selfsight.methods.base import SkippedStep
+from selfsight.nn.batchnorm import moved_by_layers
 from selfsight.runs.folder import RunFolder
 
 #: batches between looks on an accelerator; each look waits for the device
@@ -204,9 +204,3 @@ class NanGuard(Callback):
         except UserError as error:
             return f" The step could not be kept: {error}"
         return f" Which tensor went wrong first: selfsight replay run={self.folder.path}"
-
-
-def moved_by_layers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What PyTorch's layers move when they are called: running statistics and their counter."""
-    names = ("running_mean", "running_var", "num_batches_tracked")
-    return ((name, value) for name, value in module.named_buffers() if name.rpartition(".")[2] in names)

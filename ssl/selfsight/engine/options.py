@@ -218,6 +218,8 @@ class CompareOptions(Options):
 OF_NODES: Mapping[str, Kind] = {
     "optimizer.lr": at_least(0),
     "optimizer.weight_decay": NULL | at_least(0),
+    "optimizer.sam": one_of("sam", "asam", None),
+    "optimizer.sam_rho": NULL | at_least(0),
     "schedule.reference_batch": whole(1),
     "evaluator.online.every": whole(1),
 }

@@ -38,8 +38,10 @@ def run(cfg: DictConfig) -> None:
     source = Path(cfg.weights).expanduser() if cfg.run is None else RunFolder.open(cfg.run).path
     backbone = selfsight.load(source)
     mean, std = described(backbone, "mean"), described(backbone, "std")
+    if cfg.optimizer.sam is not None:
+        raise UserError("optimizer.sam is for methods, and a detector is none; leave it out.")
     data = build.build(cfg.dataset)
-    detection = build.build(cfg.detection, data=data, optimizer=build.build(cfg.optimizer))
+    detection = build.build(cfg.detection, data=data, optimizer=build.optimizer(cfg.optimizer))
     settings: dict[str, object] = {key: records.to_json(cfg[key]) for key in ("dataset", "detection", "optimizer")}
     settings["backbone"] = str(source.resolve())
     path = records.with_folder(records.free_path(out, NAME, settings))

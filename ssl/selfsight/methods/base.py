@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from lightning import LightningModule
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from selfsight.errors import UserError
+from selfsight.methods.second_pass import SecondPass
 from selfsight.nn.step_state import StepState
 from selfsight.optim.groups import ParamGroup, all_parameters, split_no_decay
 from selfsight.optim.recipe import OptimizationRecipe
+from selfsight.optim.sam import SAM
 from selfsight.optim.schedule import Clock
 
 
@@ -98,6 +101,7 @@ class Method(StepState, LightningModule):
         self.scheduled: dict[str, float] = {}
         self._optimizer: Optimizer | None = None
         self._within_step = False
+        self._second_pass = SecondPass()
 
     # --- what a method says of itself --------------------------------------------------------------------------------
 
@@ -165,7 +169,7 @@ class Method(StepState, LightningModule):
         first = not self._within_step or step != self.step
         self.set_clock(step)
         if first:
-            for part in self._states():
+            for part in self.states():
                 part.discard()  # of a step that was broken off
             self._within_step = True
             self.before_step()
@@ -186,18 +190,29 @@ class Method(StepState, LightningModule):
     def end_step(self) -> None:
         """Called after the optimiser's step: moves what moves once a step."""
         self.after_step()
-        for part in self._states():
+        for part in self.states():
             part.commit()
         self._within_step = False
 
     def skip_step(self) -> None:
         """Called in place of `end_step` where the optimiser has not stepped: what the batches brought is forgotten."""
-        for part in self._states():
+        for part in self.states():
             part.discard()
         self._within_step = False
 
-    def _states(self) -> Iterator[StepState]:
+    def states(self) -> Iterator[StepState]:
+        """What has state that moves once a step, the method itself among it."""
         return (part for part in self.modules() if isinstance(part, StepState))
+
+    @contextmanager
+    def collecting_aside(self) -> Iterator[None]:
+        """What is collected within is forgotten, and what was before stays: a step is gone over again."""
+        kept = [(part, part.put_aside()) for part in self.states()]
+        try:
+            yield
+        finally:
+            for part, rows in kept:
+                part.put_back(rows)
 
     def _refuse_without_schedules(self, known: Mapping[str, Any]) -> None:
         for name in self.schedules:
@@ -211,10 +226,17 @@ class Method(StepState, LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self.begin_step(self.global_step)
+        if isinstance(self._optimizer, SAM):
+            first = batch_idx % self.trainer.accumulate_grad_batches == 0
+            self._second_pass.note(batch, batch_idx, first=first)
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        if isinstance(self._optimizer, SAM) and optimizer_closure is not None:
+            optimizer_closure = self._second_pass.after(optimizer_closure, self)
         try:
-            super().optimizer_step(*args, **kwargs)
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         except SkippedStep:
             self.skip_step()
         else:

@@ -128,3 +128,21 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+
+
+def moved_by_layers(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What PyTorch's layers move when they are called: running statistics and their counter."""
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    return ((name, value) for name, value in network.named_buffers() if name.rpartition(".")[2] in names)
+
+
+@contextmanager
+def restored_statistics(network: nn.Module) -> Iterator[None]:
+    """Running statistics are afterwards what they were before, and so is their counter."""
+    before = [(value, value.clone()) for _, value in moved_by_layers(network)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for value, kept in before:
+                value.copy_(kept)

@@ -41,3 +41,12 @@ class StepState(nn.Module):
     def discard(self) -> None:
         """Forget what has been collected: the step it was for does not come to its end."""
         self._collected = {}
+
+    def put_aside(self) -> dict[str, list[Tensor]]:
+        """What has been collected, which is put aside for `put_back`; collecting begins anew."""
+        aside, self._collected = self._collected, {}
+        return aside
+
+    def put_back(self, aside: dict[str, list[Tensor]]) -> None:
+        """In place of what has been collected since."""
+        self._collected = aside

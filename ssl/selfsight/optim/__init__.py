@@ -4,12 +4,14 @@ from selfsight.optim.groups import all_parameters, l2_penalty, layer_decayed, ou
 from selfsight.optim.lamb import LAMB
 from selfsight.optim.lars import LARC, LARS
 from selfsight.optim.recipe import OptimizationRecipe
+from selfsight.optim.sam import SAM
 from selfsight.optim.schedule import Clock, Schedule
 
 __all__ = [
     "LAMB",
     "LARC",
     "LARS",
+    "SAM",
     "Clock",
     "OptimizationRecipe",
     "Schedule",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,6 +16,37 @@ from selfsight.errors import UserError, nearest
 from selfsight.optim.layerwise import norms
 
 Scale = Literal["none", "weights", "asam"]
+#: state of the generators of CPU and GPUs
+RandomState = tuple[Tensor, list[Tensor]]
+#: by name: (scale, size of the neighbourhood)
+NAMED: dict[str, tuple[Scale, float]] = {"sam": ("none", 0.05), "asam": ("asam", 0.5)}
+
+
+def sharpness_aware(
+    base: Callable[..., Optimizer], *, sam: Literal["sam", "asam"] | None = None, sam_rho: float | None = None
+) -> Callable[..., Optimizer]:
+    """``base``, or `SAM` around it.
+
+    Args:
+        base: called as ``base(groups, lr=...)``.
+        sam: ``sam`` (Foret et al. 2021), ``asam``, whose neighbourhood goes by the size of each weight (Kwon et al.
+            2021), or None.
+        sam_rho: size of the neighbourhood; None: 0.05 for ``sam``, 0.5 for ``asam``, the authors' for CIFAR-10.
+
+    Raises:
+        UserError: another name, or a size without a name.
+    """
+    if sam is None:
+        if sam_rho is not None:
+            raise UserError(
+                f"optimizer.sam_rho={sam_rho:g} is the size of a neighbourhood that nothing looks at; add "
+                "optimizer.sam=sam or asam."
+            )
+        return base
+    if sam not in NAMED:
+        raise UserError(f"optimizer.sam is '{sam}'; sam, asam or null was expected.{nearest(sam, NAMED)}")
+    scale, rho = NAMED[sam]
+    return partial(SAM, base=base, scale=scale, rho=rho if sam_rho is None else sam_rho)
 
 
 class SAM(Optimizer):
@@ -64,7 +96,8 @@ class SAM(Optimizer):
         if rho < 0:
             raise UserError(f"SAM's rho is {rho:g}; it is the size of a neighbourhood, 0 or more.")
         self.base = base(params, lr=lr)
-        if inspect.signature(self.base.step).parameters["closure"].default is inspect.Parameter.empty:
+        closure = inspect.signature(self.base.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
             raise UserError(
                 f"SAM computes the gradient itself, and {type(self.base).__name__} wants to do so too; put it "
                 "around another optimizer, such as SGD or AdamW."
@@ -95,22 +128,22 @@ class SAM(Optimizer):
         """
         if closure is None:
             raise UserError(
-                "SAM needs a closure that computes the gradient a second time, and its step was called without one; "
-                "trainer.precision=bf16-mixed or 32-true hands it one, 16-mixed does not."
+                "SAM needs a closure that computes the gradient a second time, and its step was called without one: "
+                "optimizer.step(closure)."
             )
         closure = torch.enable_grad()(closure)
-        random = _random_state()
+        random = random_state()
         loss = closure()
         weights = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         before = [p.detach().clone() for p in weights]
         self._climb(weights)
-        after = _random_state()
-        _set_random_state(random)
+        after = random_state()
+        set_random_state(random)
         try:
             with self.around_second_pass():
                 self.loss_nearby = closure()
         finally:  # a step that breaks off leaves the weights where they were
-            _set_random_state(after)
+            set_random_state(after)
             with torch.no_grad():
                 torch._foreach_copy_(weights, before)
         if self.max_norm is not None:
@@ -141,11 +174,13 @@ def _clip(weights: list[nn.Parameter], max_norm: float) -> None:
     torch._foreach_mul_(gradients, (max_norm / length).clamp(max=1.0))
 
 
-def _random_state() -> tuple[Tensor, list[Tensor]]:
+def random_state() -> RandomState:
+    """What the generators of CPU and GPUs draw from next."""
     return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
 
-def _set_random_state(state: tuple[Tensor, list[Tensor]]) -> None:
+def set_random_state(state: RandomState) -> None:
+    """Let them draw what they drew from there."""
     torch.set_rng_state(state[0])
     if state[1]:
         torch.cuda.set_rng_state_all(state[1])
