@@ -44,13 +44,14 @@ class OnlineEvaluation(Callback):
         self,
         evaluators: Mapping[str, FeatureEvaluator],
         every: int = 1,
-        part: str = "backbone",
+        part: str | None = None,
         limit: int | None = 50_000,
     ) -> None:
         """
         Args:
             evaluators: by name. `Diagnostics` always runs.
-            part: which part of the method is measured, by attribute name.
+            part: which part of the method is measured, by attribute name; None: the network that it carries away
+                (``measured``), or its ``backbone``.
             limit: most images of a split to look at, spread evenly; None is all. Numbers of a part of a large set guide
                 a run, and are not its result.
         """
@@ -90,7 +91,8 @@ class OnlineEvaluation(Callback):
         return epoch % self.every == 0 or epoch == trainer.max_epochs
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        backbone = pl_module.get_submodule(self.part)
+        usual: nn.Module = getattr(pl_module, "measured", None) or pl_module.get_submodule("backbone")
+        backbone = usual if self.part is None else pl_module.get_submodule(self.part)
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         held_out = datamodule.data.test is not None
         splits = ("train", "test") if held_out else ("train",)

@@ -22,7 +22,7 @@ from selfsight.datamodules.datasets.dataset import ImageData, UnreadableFiles, k
 from selfsight.datamodules.datasets.manifest import Manifest, Part
 from selfsight.datamodules.datasets.search import Found, search, told
 from selfsight.datamodules.datasets.splits import hold_out
-from selfsight.datamodules.datasets.synthetic_shapes import draw
+from selfsight.datamodules.datasets.synthetic_shapes import SHAPES, VOID, draw
 from selfsight.datamodules.images.sets import ArrayImages, FileImages, ImageSet, join
 from selfsight.errors import UserError
 from selfsight.validation import Kind, each, expect, one_of, whole
@@ -267,8 +267,9 @@ def shapes(
     seed: int = 1,
     name: str = "shapes",
 ) -> ImageData:
-    """Drawn images of discs, squares, triangles and rings, each kind with stripes of its own, without labels.
+    """Drawn images of discs, squares, triangles and rings, each kind with stripes of its own.
 
+    With one shape an image its kind is the label; with several there is none.
     Nothing has to be downloaded; see `synthetic_shapes.draw`. The dense probes measure segmentation on other images of
     the same kind, drawn with seed 0.
 
@@ -283,9 +284,16 @@ def shapes(
         expect(f"dataset.{key}", value, whole(low))
     expect("dataset.number", number, FEWEST_AND_MOST)
     rng = np.random.default_rng(seed)
-    images = np.stack([draw(drawn_size, rng, number)[0] for _ in range(train + test)])
-    parts = [ArrayImages(part) for part in torch.from_numpy(images).permute(0, 3, 1, 2).split([train, test])]
-    return ImageData(name, parts[0], parts[1] if test else None, (), image_size, mean, std)
+    images, masks = map(np.stack, zip(*(draw(drawn_size, rng, number) for _ in range(train + test)), strict=True))
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).split([train, test])
+    if tuple(number) == (1, 1):
+        kinds = torch.from_numpy(np.where(masks == VOID, 0, masks).max((1, 2))).long() - 1
+        labels: Sequence[Tensor | None] = kinds.split([train, test])
+    else:
+        labels = (None, None)
+    parts = [ArrayImages(part, of_part) for part, of_part in zip(pixels, labels, strict=True)]
+    classes = SHAPES[1:] if labels[0] is not None else ()
+    return ImageData(name, parts[0], parts[1] if test else None, classes, image_size, mean, std)
 
 
 def imagenet(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -166,3 +167,32 @@ def test_collapse_is_said(tmp_path: Path) -> None:
     )  # fmt: skip
     trainer.fit(method, datamodule=ToyData())
     assert evaluation.results[0]["warning"].startswith("Collapse")
+
+
+def test_what_the_authors_measure_is_measured(tmp_path: Path) -> None:
+    """An average, where a method carries one away; any part of it that is asked for by name."""
+
+    class Averaged(Toy):
+        def __init__(self, backbone: nn.Module) -> None:
+            super().__init__(backbone)
+            self.average = copy.deepcopy(backbone)
+
+        @property
+        def measured(self) -> nn.Module:
+            return self.average
+
+    def seen(part: str | None) -> list[str]:
+        method, calls = Averaged(TinyBackbone()), []
+        for name in ("backbone", "average"):
+            network = method.get_submodule(name)
+            network.register_forward_hook(lambda m, *_, n=name: None if m.training else calls.append(n))
+        trainer = Trainer(
+            max_epochs=1, callbacks=[OnlineEvaluation({"knn": KNN()}, part=part)], accelerator="cpu", logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )  # fmt: skip
+        trainer.fit(method, datamodule=ToyData())
+        return calls
+
+    assert set(seen(None)) == {"average"}
+    assert set(seen("backbone")) == {"backbone"}

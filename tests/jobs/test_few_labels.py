@@ -146,6 +146,10 @@ def test_the_labels_of_one_run_in_another(runs: Path) -> None:
     assert (runs / "fixmatch" / "labels.json").read_text() == split.read_text()
     row = list(csv.DictReader((runs / "fixmatch" / "metrics.csv").open()))[-1]
     assert {"student_top1", "teacher_top1"} <= row.keys()
+    carried, kept = load_file(runs / "fixmatch" / "backbone.safetensors"), weights(runs / "fixmatch")
+    averaged = {name: kept[f"teacher.module.backbone.{name}"] for name in carried}
+    assert all(torch.equal(carried[name], averaged[name]) for name in carried)
+    assert any(not torch.equal(carried[name], kept[f"backbone.{name}"]) for name in carried)
     summary = read(runs / "fixmatch" / "summary.json")
     assert summary["classifiers"].keys() == {"student", "teacher"}
     assert summary["classifiers"]["student"]["top1"] == pytest.approx(float(row["student_top1"]), abs=1e-6)

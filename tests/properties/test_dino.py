@@ -144,6 +144,12 @@ def test_one_view_and_too_many_global_ones_are_refused() -> None:
         prepared(n_global=3).training_step(batch, 0)
 
 
+def test_the_teacher_is_what_is_measured_and_carried_away() -> None:
+    method = prepared()
+    assert method.measured is method.teacher.get_submodule("module.backbone")
+    assert not [p for p in method.measured.parameters() if p.requires_grad]
+
+
 def test_the_last_layer_rests_and_then_moves() -> None:
     torch.manual_seed(0)
     method = prepared(freeze_last_layer_epochs=1)

@@ -93,7 +93,7 @@ def presets_line(cfg: DictConfig) -> str | None:
         return None
     now = dict(_flat(OmegaConf.to_container(cfg)))
     told = []
-    for _, path in files("presets", str(name)):
+    for path in _taken_in("presets", str(name)):
         values = dict(_flat(OmegaConf.to_container(OmegaConf.load(path))))
         kept = {key: value for key, value in values.items() if value is not None and now.get(key, NOTHING) == value}
         first = [key for key in kept if key.startswith("method.")]
@@ -182,10 +182,15 @@ def _files_of(cfg: DictConfig) -> Iterator[Path]:
     """The files of what was chosen, and those that they take in whole."""
     for group, choice in (cfg.get("choices") or {}).items():
         for name in choice if isinstance(choice, ListConfig) else [choice]:
-            for _, path in files(str(group), str(name)):
-                yield path
-                for inner in defaults(path):
-                    yield from (taken for _, taken in files(str(group), str(inner.choice)) if inner.group is None)
+            yield from _taken_in(str(group), str(name))
+
+
+def _taken_in(group: str, choice: str) -> Iterator[Path]:
+    """The files of a choice, and those that they take in whole."""
+    for _, path in files(group, choice):
+        yield path
+        for inner in defaults(path):
+            yield from (taken for _, taken in files(group, str(inner.choice)) if inner.group is None)
 
 
 def _is_ours(cfg: DictConfig, key: str) -> bool:

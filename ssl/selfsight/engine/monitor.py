@@ -93,7 +93,9 @@ class Monitor(Callback):
         self.images += len(batch)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Note the norm of the whole gradient, before it is clipped."""
+        """Note the norm of the whole gradient, before it is clipped; of a step that is taken twice the first one."""
+        if isinstance(pl_module, Method) and pl_module.goes_again:
+            return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self.add(GRADIENT, get_total_norm(gradients).float())
         self.updates += 1

@@ -201,16 +201,30 @@ class ProfileOptions(Options):
     warmup: Annotated[int, whole(0)] = 5
 
 
+#: figures of a run that may be columns of a comparison, and what they are called
+FIGURES: Mapping[str, str] = {
+    "knn_top1": "kNN",
+    "linear_top1": "linear probe",
+    "few_shot_1": "probe on 1 label a class",
+    "few_shot_5": "probe on 5 labels a class",
+    "few_shot_20": "probe on 20 labels a class",
+    "classifier_top1": "its own classifier",
+    "seconds": "training",
+}
+
+
 @dataclass(frozen=True)
 class CompareOptions(Options):
     """The size of a comparison.
 
     Attributes:
-        seeds: runs of every cell of the table. labels_per_class: the cells. workers: runs at a time.
+        seeds: runs of every cell of the table. labels_per_class: the cells. figures: of each run, which are the cells
+            then. workers: runs at a time.
     """
 
     seeds: Annotated[int, whole(1)] = 5
     labels_per_class: Annotated[Sequence[int], each(whole(1))] = (1, 4, 25)
+    figures: Annotated[Sequence[str] | None, NULL | each(one_of(*FIGURES))] = None
     workers: Annotated[int | str, AUTO | whole(1)] = "auto"
 
 

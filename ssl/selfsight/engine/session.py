@@ -234,7 +234,7 @@ class Session:
         """The backbone as a plain file, with what has to be known to use it."""
         names, view = self.parts.description, self.parts.datamodule.views[0]
         export_backbone(
-            self.parts.method.backbone,
+            self.parts.method.measured,
             {
                 "backbone": names.backbone_arguments,
                 "image_size": names.image_size,
@@ -250,7 +250,7 @@ class Session:
     def loaded(self) -> LoadedRun:
         """The run as it lies in memory, for those who look at finished runs."""
         parts = self.parts
-        return LoadedRun(self.folder, parts.description, parts.datamodule, parts.method.backbone, parts.method)
+        return LoadedRun(self.folder, parts.description, parts.datamodule, parts.method.measured, parts.method)
 
 
 def labels_used(data: DataModule) -> LabelSplit | None:

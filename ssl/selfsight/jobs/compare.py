@@ -1,4 +1,4 @@
-"""`selfsight compare`: approaches x labels per class x seeds on one data set, as a table, a picture and a CSV."""
+"""`selfsight compare`: approaches x labels a class, or figures, x seeds on one data set: a table, a picture, a CSV."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -26,7 +27,7 @@ from selfsight.evaluation.base import Figures
 from selfsight.evaluation.probes.linear import FewShot
 from selfsight.files import write_text
 from selfsight.jobs.pipeline import SOURCE, composed, perform
-from selfsight.reporting.comparison import TABLE, Row, read, show, title, told, write
+from selfsight.reporting.comparison import TABLE, Row, cell_text, columns, read, show, title, told, write
 from selfsight.runs import records
 from selfsight.runs.console import make_console, quiet
 from selfsight.runs.folder import RunFolder
@@ -39,6 +40,8 @@ PROBE = "linear"
 
 #: step, labels a class (0 where the step uses none), seed
 Task = tuple[str, int, int]
+#: of a task, by the column of the table
+Values = Mapping[int | str, float]
 
 
 def run(cfg: DictConfig) -> None:
@@ -64,19 +67,24 @@ def fill(console: Console, cfg: DictConfig, folder: RunFolder) -> list[Row]:
     table = folder.path / TABLE
     rows = read(table)
     wanted = {
-        (str(name), int(labels), seed)
-        for seed in range(cfg.seeds)
-        for labels in cfg.labels_per_class
-        for name in cfg.approaches
+        (str(name), column, seed) for seed in range(cfg.seeds) for column in columns(cfg) for name in cfg.approaches
     }
-    known = {row[:3] for row in rows}
-    for task, found in done(cfg, folder, plan(cfg, wanted - known)):
-        if task in wanted:
-            rows.append((*task, found))
+    lacking = wanted - {row[:3] for row in rows}
+    for (name, _, seed), found in done(cfg, folder, plan(cfg, {task_of(cfg, *place) for place in lacking})):
+        new: list[Row] = [(name, *place) for place in ((c, seed, v) for c, v in found.items())]
+        new = [row for row in new if row[:3] in lacking]
+        if new:
+            rows += new
             write(table, rows)
             number = sum(row[:3] in wanted for row in rows)
-            console.print(f"{number}/{len(wanted)}  {task[0]}, {title(task[1])}, seed {task[2]}: {found:.1%}")
+            said = ", ".join(f"{title(row[1])} {cell_text([row], *row[:2])}" for row in new)
+            console.print(f"{number}/{len(wanted)}  {name}, seed {seed}: {said}")
     return [row for row in rows if row[:3] in wanted]
+
+
+def task_of(cfg: DictConfig, name: str, column: int | str, seed: int) -> Task:
+    """What has to be done for a cell of the table. All figures of a run are those of one number of labels."""
+    return name, int(cfg.labels_per_class[0] if cfg.figures else column), seed
 
 
 def check(cfg: DictConfig) -> None:
@@ -118,7 +126,7 @@ def check_steps(cfg: DictConfig) -> None:
     for name, config in configs.items():
         build.check(steps[name].job, config)
     data = build.dataset(next(configs[name] for name, step in steps.items() if step.get("after") is None))
-    for labels in cfg.labels_per_class:
+    for labels in cfg.labels_per_class[:1] if cfg.figures else cfg.labels_per_class:
         select_labels(data.train, per_class=labels, seed=0, classes=data.classes)
 
 
@@ -142,21 +150,21 @@ def plan(cfg: DictConfig, wanted: Collection[Task]) -> dict[Task, Task | None]:
     return {task: found[task] for task in urgency}
 
 
-def done(cfg: DictConfig, folder: RunFolder, before: Mapping[Task, Task | None]) -> Iterator[tuple[Task, float]]:
-    """Each task with its accuracy as it comes to its end; several at a time, each on its share of the cores."""
+def done(cfg: DictConfig, folder: RunFolder, before: Mapping[Task, Task | None]) -> Iterator[tuple[Task, Values]]:
+    """Each task with its values as it comes to its end; several at a time, each on its share of the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = (1 if torch.cuda.is_available() else cores) if cfg.workers == "auto" else int(cfg.workers)
     todo = list(before)
     if workers == 1:
         while todo:
             task = next(task for task in todo if before[task] not in todo)
-            yield task, accuracy(cfg, folder, *task)
+            yield task, values(cfg, folder, *task)
             todo.remove(task)
         return
     plain = OmegaConf.to_yaml(cfg, resolve=True)
     begin = (os.getpid(), max(1, cores // workers))
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin_worker, begin) as pool:
-        running: dict[Future[float], Task] = {}
+        running: dict[Future[Values], Task] = {}
         try:
             while todo:
                 busy = running.values()
@@ -184,11 +192,11 @@ def begin_worker(parent: int, threads: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def in_worker(plain: str, folder: Path, task: Task) -> float:
+def in_worker(plain: str, folder: Path, task: Task) -> Values:
     quiet()
     cfg = OmegaConf.create(plain)
     assert isinstance(cfg, DictConfig)
-    return accuracy(cfg, RunFolder(folder), *task)
+    return values(cfg, RunFolder(folder), *task)
 
 
 def opened(cfg: DictConfig) -> RunFolder:
@@ -221,6 +229,36 @@ def drop_unused(folder: RunFolder) -> None:
         shutil.rmtree(folder.path, ignore_errors=True)
 
 
+def values(cfg: DictConfig, folder: RunFolder, name: str, labels: int, seed: int) -> Values:
+    """What a task gives the table: an accuracy for its number of labels, or the figures of its run."""
+    if not cfg.figures:
+        return {labels: accuracy(cfg, folder, name, labels, seed)}
+    step = cfg.steps[name]
+    if step.job == PROBE:  # of the run before it, another row than the trained network's
+        summary, trained = perform_step(cfg, folder, str(step.after), labels, seed)[0], False
+    else:
+        summary, trained = perform_step(cfg, folder, name, labels, seed)[0], True
+    return {str(figure): figure_of(summary, str(figure), step, trained) for figure in cfg.figures}
+
+
+def figure_of(summary: Figures, figure: str, step: DictConfig, trained: bool) -> float:
+    """A figure of a run's summary, not a number where it has none.
+
+    Args:
+        trained: it is of the trained network, and not of what stands beside that in the run's table.
+    """
+    kind, _, rest = figure.rpartition("_")
+    found: Any
+    if figure == "seconds":
+        found = summary.get("train_seconds") if trained else None
+    elif figure == "classifier_top1":
+        found = summary["classifiers"].get(step.get("measured", "student"), {}).get("top1") if trained else None
+    else:
+        row = summary.get(step.get("row", "pretrained"), {})
+        found = row.get("few_shot", {}).get(rest, {}).get("mean") if kind == "few_shot" else row.get(figure)
+    return math.nan if found is None else float(found)
+
+
 def accuracy(cfg: DictConfig, folder: RunFolder, name: str, labels: int, seed: int) -> float:
     """Test accuracy of a step after its last epoch, not a number where it learns no class."""
     step = cfg.steps[name]
@@ -251,7 +289,7 @@ def perform_step(cfg: DictConfig, folder: RunFolder, name: str, labels: int, see
     further = settings(cfg, step, labels, seed)
     if step.get("after") is not None:
         _, source = perform_step(cfg, folder, str(step.after), labels, seed)
-        further[SOURCE[step.job]] = str(source)
+        further[step.get("key", SOURCE[step.job])] = str(source)
     place = folder.path / "runs" / (f"{name}-{labels}-{seed}" if step.get("labelled", True) else f"{name}-{seed}")
     log = folder.path / "logs" / f"{place.name}.txt"
     log.parent.mkdir(exist_ok=True)
@@ -269,8 +307,9 @@ def settings(cfg: DictConfig, step: DictConfig, labels: int, seed: int) -> dict[
     found: dict[str, object] = {"dataset": cfg.dataset, "seed": seed, "report": False}
     if step.get("labelled", True):
         found["labels.per_class"] = labels
-    if step.get("after") is None or step.job == "pretrain":
+    own = any(str(word).startswith("backbone=") for word in step.words)
+    if not own and (step.get("after") is None or step.job == "pretrain"):
         found["backbone"] = cfg.backbone
-    if step.job == "pretrain":
+    if step.job == "pretrain" and not cfg.figures:
         found["evaluator.final"] = {}
     return found

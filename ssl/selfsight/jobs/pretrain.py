@@ -72,7 +72,7 @@ def beside_untrained(session: Session, trained: Pair | None) -> dict[str, Figure
     networks = {"pixels": measure.Pixels(), "untrained": parts.untrained().to(method.device)}
     pairs = {name: measure.features(network, data) for name, network in networks.items()}
     assert trained is not None, "there are evaluators, and features for them"
-    networks, pairs = networks | {"pretrained": method.backbone}, pairs | {"pretrained": trained}
+    networks, pairs = networks | {"pretrained": method.measured}, pairs | {"pretrained": trained}
     evaluators = measure.select_evaluators(parts.final, data)
     rows = {name: measure.run_evaluators(evaluators, networks[name], data, pair) for name, pair in pairs.items()}
     largest = measure.always_largest(*trained)

@@ -35,6 +35,7 @@ class Method(StepState, LightningModule):
     - `before_step` comes before its first batch: a target network moves, images are clustered;
     - `collect` notes what each batch adds to queues, banks and running means;
     - `on_before_optimizer_step`, Lightning's, meets the whole gradients: to clip them, or to keep a part from moving;
+      those of a step that is taken twice each time, see `goes_again`;
     - `after_step` comes after the optimiser: a teacher follows the new weights. `take_in` then gets all that was
       collected.
 
@@ -128,7 +129,17 @@ class Method(StepState, LightningModule):
         groups = all_parameters if self.decay == "all" else split_no_decay
         return groups(self, decay_places=self.decay_places)
 
+    @property
+    def measured(self) -> nn.Module:
+        """The network that is measured and carried away: the backbone, or the average that the authors take for it."""
+        return self.backbone
+
     # --- what a run calls --------------------------------------------------------------------------------------------
+
+    @property
+    def goes_again(self) -> bool:
+        """Whether the gradients at hand are the second ones of a step that is taken twice (`selfsight.optim.SAM`)."""
+        return self._second_pass.begun
 
     @property
     def epoch(self) -> int:

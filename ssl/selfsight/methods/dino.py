@@ -111,6 +111,11 @@ class DINO(Method):
         """Backbone and head."""
         return nn.ModuleDict({"backbone": self.backbone, "head": self.head})
 
+    @property
+    def measured(self) -> nn.Module:
+        """The teacher's backbone, as in the paper and in what its authors have released."""
+        return self.teacher.get_submodule("module.backbone")
+
     def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
         G = self.global_crops(batch)
         s = self.scores(self.student, batch.views)  # [M, B, K]

@@ -22,10 +22,14 @@ class SecondPass:
 
     Nothing but gradients comes of the second time: running statistics rest, and what goes into queues, banks and means
     is what the first one brought.
+
+    Attributes:
+        begun: the gradients at hand are those of the second time.
     """
 
     def __init__(self) -> None:
         self.batches: list[tuple[Any, int, RandomState]] = []
+        self.begun = False
 
     def note(self, batch: Any, batch_idx: int, *, first: bool) -> None:
         """Keep a batch that is about to be learned from.
@@ -33,6 +37,7 @@ class SecondPass:
         Args:
             first: of its step.
         """
+        self.begun = False
         self.batches = [*([] if first else self.batches), (batch, batch_idx, random_state())]
 
     def after(self, first: Callable[[], Any], method: Method) -> Callable[[], Any]:
@@ -46,6 +51,7 @@ class SecondPass:
         Raises:
             UserError: state of the method has moved, which is to move once a step.
         """
+        self.begun = True
         trainer, strategy = method.trainer, method.trainer.strategy
         method.zero_grad()
         with restored_statistics(method), method.collecting_aside():

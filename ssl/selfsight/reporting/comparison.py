@@ -5,22 +5,29 @@ from __future__ import annotations
 import csv
 import html
 import io
+import math
 import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from selfsight.engine.options import FIGURES
 from selfsight.files import write_text
 from selfsight.reporting.page import figure_html, html_table, page, stroke
 from selfsight.runs.console import make_table
 
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
 TABLE = "comparison.csv"
 COLUMNS = ("approach", "labels_per_class", "seed", "accuracy")
-
-Row = tuple[str, int, int, float]
+OF_FIGURES = ("approach", "figure", "seed", "value")
+#: approach, labels a class or the name of a figure, seed, value
+Row = tuple[str, int | str, int, float]
 
 
 def read(path: Path) -> list[Row]:
@@ -28,37 +35,50 @@ def read(path: Path) -> list[Row]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        found = csv.DictReader(file)
-        return [(r["approach"], int(r["labels_per_class"]), int(r["seed"]), float(r["accuracy"])) for r in found]
+        header, *rows = csv.reader(file)
+    kind = str if tuple(header) == OF_FIGURES else int
+    return [(name, kind(column), int(seed), float(value)) for name, column, seed, value in rows]
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator=os.linesep)
-    writer.writerow(COLUMNS)
+    writer.writerow(OF_FIGURES if any(isinstance(row[1], str) for row in rows) else COLUMNS)
     writer.writerows((*row[:3], f"{row[3]:.6f}") for row in rows)
     write_text(path, text.getvalue())
 
 
-def cells(rows: Sequence[Row], name: str, labels: int) -> tuple[float, float, int]:
-    """Mean and standard deviation over seeds of a cell of the table, and how many there are."""
-    found = [row[3] for row in rows if row[:2] == (name, labels)]
-    return statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0, len(found)
+def columns(cfg: DictConfig) -> list[int | str]:
+    """What a comparison has a column for: figures of its runs, or numbers of labels."""
+    return list(cfg.figures or cfg.labels_per_class)
 
 
-def cell_text(rows: Sequence[Row], name: str, labels: int) -> str:
-    mean, spread, count = cells(rows, name, labels)
+def cells(rows: Sequence[Row], name: str, column: int | str) -> tuple[float, float, int]:
+    """Mean and standard deviation over seeds of a cell of the table, and how many there are; not a number without."""
+    found = [row[3] for row in rows if row[:2] == (name, column) and not math.isnan(row[3])]
+    mean = statistics.fmean(found) if found else math.nan
+    return mean, statistics.stdev(found) if len(found) > 1 else 0.0, len(found)
+
+
+def cell_text(rows: Sequence[Row], name: str, column: int | str) -> str:
+    mean, spread, count = cells(rows, name, column)
+    if not count:
+        return "–"
+    if column == "seconds":
+        return f"{mean:.0f} ± {spread:.0f} s" if count > 1 else f"{mean:.0f} s"
     return f"{100 * mean:.1f} ± {100 * spread:.1f} %" if count > 1 else f"{100 * mean:.1f} %"
 
 
-def title(labels: int) -> str:
-    return f"{labels} label{'s' * (labels != 1)} a class"
+def title(column: int | str) -> str:
+    if isinstance(column, str):
+        return FIGURES[column]
+    return f"{column} label{'s' * (column != 1)} a class"
 
 
 def show(console: Console, rows: Sequence[Row], cfg: DictConfig) -> None:
-    table = make_table("", *[title(labels) for labels in cfg.labels_per_class])
+    table = make_table("", *[title(column) for column in columns(cfg)])
     for name in cfg.approaches:
-        table.add_row(str(name), *[cell_text(rows, name, labels) for labels in cfg.labels_per_class])
+        table.add_row(str(name), *[cell_text(rows, name, column) for column in columns(cfg)])
     console.print(table)
     console.print(about(cfg), style="dim")
 
@@ -66,11 +86,31 @@ def show(console: Console, rows: Sequence[Row], cfg: DictConfig) -> None:
 def about(cfg: DictConfig) -> str:
     """What the figures are."""
     of_seeds = f"mean and standard deviation of {cfg.seeds} seeds" if cfg.seeds > 1 else "one seed"
-    return f"Test accuracy after the last epoch, {of_seeds}"
+    what = "Test accuracy of frozen features" if cfg.figures else "Test accuracy"
+    return f"{what} after the last epoch, {of_seeds}"
 
 
 def told(rows: Sequence[Row], cfg: DictConfig) -> str:
     """The comparison as one self-contained page: picture with error bars, table, settings."""
+    name, few = html.escape(str(cfg.dataset.name)), not cfg.figures
+    titles = ["", *(title(column) for column in columns(cfg))]
+    cells_of = [[str(name), *(cell_text(rows, name, column) for column in columns(cfg))] for name in cfg.approaches]
+    settings = html.escape(OmegaConf.to_yaml(cfg, resolve=True))
+    labels = "; labels differ from seed to seed and are the same for all approaches" if few else ""
+    return page(
+        "few labels" if few else "methods",
+        [
+            f"<h1>{'Few labels' if few else 'Methods'} on {name}</h1>",
+            f"<p class='soft'>{about(cfg)}{labels}.</p>",
+            figure_html(against_labels(rows, cfg), 480) if few else figure_html(side_by_side(rows, cfg), 640),
+            html_table("", titles, cells_of),
+            f"<details><summary>configuration</summary><pre>{settings}</pre></details>",
+        ],
+    )
+
+
+def against_labels(rows: Sequence[Row], cfg: DictConfig) -> Figure:
+    """Accuracy against labels a class, a line an approach."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -89,18 +129,25 @@ def told(rows: Sequence[Row], cfg: DictConfig) -> str:
         )
     figure.update_xaxes(type="log", title="labels a class", tickvals=list(cfg.labels_per_class))
     figure.update_yaxes(title="test accuracy", tickformat=".0%")
-    titles = ["", *(title(labels) for labels in cfg.labels_per_class)]
-    cells_of = [
-        [str(name), *(cell_text(rows, name, labels) for labels in cfg.labels_per_class)] for name in cfg.approaches
-    ]
-    settings = html.escape(OmegaConf.to_yaml(cfg, resolve=True))
-    return page(
-        "few labels",
-        [
-            f"<h1>Few labels on {html.escape(str(cfg.dataset.name))}</h1>",
-            f"<p class='soft'>{about(cfg)}; labels differ from seed to seed and are the same for all approaches.</p>",
-            figure_html(figure, 480),
-            html_table("", titles, cells_of),
-            f"<details><summary>configuration</summary><pre>{settings}</pre></details>",
-        ],
-    )
+    return figure
+
+
+def side_by_side(rows: Sequence[Row], cfg: DictConfig) -> Figure:
+    """Approaches one below the other, a mark for each share among the figures."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    names = [str(name) for name in cfg.approaches]
+    for i, column in enumerate(column for column in columns(cfg) if column != "seconds"):
+        found = [cells(rows, name, column) for name in names]
+        figure.add_scatter(
+            x=[None if math.isnan(mean) else mean for mean, _, _ in found],
+            y=names,
+            error_x={"type": "data", "array": [s for _, s, _ in found], "visible": cfg.seeds > 1},
+            mode="markers",
+            name=title(column),
+            marker={"color": stroke(i)["color"], "size": 9},
+        )
+    figure.update_xaxes(title="test accuracy", tickformat=".0%")
+    figure.update_yaxes(autorange="reversed", dtick=1)
+    return figure

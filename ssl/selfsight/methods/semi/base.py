@@ -110,6 +110,11 @@ class SemiMethod(Method):
         """Backbone and heads as one network."""
         return nn.Sequential(OrderedDict(backbone=self.backbone, heads=self.heads))
 
+    @property
+    def measured(self) -> nn.Module:
+        """The average's backbone: published figures are of the average."""
+        return self.teacher.get_submodule("module.backbone")
+
     def classifiers(self) -> dict[str, nn.Module]:
         return {"student": Scores(self.student), "teacher": Scores(self.teacher)}
 

@@ -99,6 +99,11 @@ class MeanTeacher(SemiMethod):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if self.teacher_moves == "before":
+            if self.goes_again:  # the teacher has moved since the first time, and the weights are not those of the step
+                raise UserError(
+                    "method.teacher_moves=before moves the teacher between the two passes of optimizer.sam; take "
+                    "teacher_moves=after, the paper's."
+                )
             super().after_step()
 
     def after_step(self) -> None:
