@@ -1,4 +1,4 @@
-"""The linear evaluations the methods' authors published, by name: frozen backbone, augmented images, SGD.
+"""The linear evaluations the methods' authors published, by name: frozen backbone, augmented images, SGD or LARS.
 
 Their numbers compare with the papers'. The probes on cached features (`linear`) are faster and a few tenths away.
 """
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from selfsight.errors import UserError, nearest
 from selfsight.evaluation.features import FINAL, Device, frozen, home, missing_labels, staged
 from selfsight.evaluation.probes.linear import top_accuracies
-from selfsight.nn.probes import ConvClassifier, LinearClassifier, MultLayerClassifier
+from selfsight.nn.probes import ConvClassifier, LinearClassifier, MultLayerClassifier, NormalisedLinear
+from selfsight.optim.groups import split_no_decay
+from selfsight.optim.lars import LARS
 from selfsight.optim.schedule import Clock, Cosine, Milestones, Schedule, Table, Warmup
 from selfsight.validation import above, takes, whole
 
@@ -34,8 +36,9 @@ class Protocol:
         schedule: multiples of the peak rate. weight_decay: on weight and bias.
         weight_std: of the linear classifier's first weights, 0 for zeros, None for PyTorch's default; biases start at 0
             with a given std.
-        head: what is trained: ``linear`` on the pooled stage, or RotNet's classifiers on its map: ``map-linear``,
-            ``map-conv``, ``map-mlp``.
+        lars: LARS without decay in place of SGD; biases take steps of SGD.
+        head: what is trained: ``linear`` on the pooled stage, ``normalised-linear`` with a BatchNorm without scale and
+            shift before it, or RotNet's classifiers on its map: ``map-linear``, ``map-conv``, ``map-mlp``.
         views: what training sees, as arguments of a `View`; evaluation sees the plain view of the data set.
         differs: what is done otherwise here, and why.
     """
@@ -48,6 +51,7 @@ class Protocol:
     scaled: bool = True
     momentum: float = 0.9
     nesterov: bool = False
+    lars: bool = False
     weight_decay: float = 0.0
     weight_std: float | None = None
     head: str = "linear"
@@ -90,6 +94,28 @@ PROTOCOLS: Mapping[str, Protocol] = {
         "zdaxie/PixPro main_linear.py, its defaults",
         batch_size=256, epochs=100, lr=30.0, schedule=Warmup(5, 0.0, Cosine(1.0, 0.0)), scaled=False,
         differs="BatchNorm stays frozen, which the authors' script lets drift; all test images count",
+    ),
+    "mae": Protocol(
+        "facebookresearch/mae main_linprobe.py and README, ViT-B",
+        batch_size=16384, epochs=90, lr=6.4, schedule=Warmup(10, 0.0, Cosine(1.0, 0.0)), lars=True,
+        head="normalised-linear", views=CROP | {"interpolation": "bicubic"},
+        differs="crops are torchvision's, the authors' draw once and clip",
+    ),
+    "mocov3": Protocol(
+        "facebookresearch/moco-v3 main_lincls.py, ResNet-50",
+        batch_size=1024, epochs=90, lr=0.4, schedule=Cosine(1.0, 0.0, per="epoch"), weight_std=0.01,
+        differs="the last epoch is reported, the authors' script the best on the test set",
+    ),
+    "mocov3-vit": Protocol(
+        "facebookresearch/moco-v3 main_lincls.py and README, ViT",
+        batch_size=1024, epochs=90, lr=12.0, schedule=Cosine(1.0, 0.0, per="epoch"), weight_std=0.01,
+        differs="the last epoch is reported, the authors' script the best on the test set",
+    ),
+    "dino": Protocol(
+        "facebookresearch/dino eval_linear.py, its defaults",
+        batch_size=1024, epochs=100, lr=0.004, schedule=Cosine(1.0, 0.0, per="epoch"), weight_std=0.01,
+        differs="the last block's features, of ViT-S the authors put four blocks' side by side; the last epoch is "
+        "reported, the authors' script the best on the test set",
     ),
     "rotation": Protocol(
         "gidariss/FeatureLearningRotNet, ImageNet linear classifiers on one layer's map",
@@ -164,7 +190,8 @@ class PublishedProbe:
             [] if self.first_per_class is None else [f"labels of the first {self.first_per_class} of every class alone"]
         )
         notes = [published.source, *few, *changed, *([published.differs] if published.differs else [])]
-        return f"linear probe '{self.protocol_name}', augmented images, SGD, last epoch ({'; '.join(notes)})"
+        optimiser = "LARS" if rule.lars else "SGD"
+        return f"linear probe '{self.protocol_name}', augmented images, {optimiser}, last epoch ({'; '.join(notes)})"
 
     def on_images(self, backbone: nn.Module, datamodule: Any, device: Device = None) -> dict[str, float]:
         """``linear_top1`` (``linear_top5``) of the last stage asked for, and ``linear_<stage>_top1`` of every one.
@@ -209,13 +236,7 @@ class PublishedProbe:
                     if optimizer is None:
                         heads.update({_key(s): classifier(x[s], classes, rule, self.seed) for s in self.stages})
                         heads.to(device)
-                        optimizer = torch.optim.SGD(
-                            heads.parameters(),
-                            rule.lr,
-                            rule.momentum,
-                            nesterov=rule.nesterov,
-                            weight_decay=rule.weight_decay,
-                        )
+                        optimizer = optimizer_of(heads, rule)
                     for group in optimizer.param_groups:
                         group["lr"] = rule.lr * rule.schedule(step, clock)
                     with torch.enable_grad():
@@ -229,7 +250,7 @@ class PublishedProbe:
     @contextmanager
     def _inputs(self, backbone: nn.Module) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
         """From images to what each stage's classifier sees, the backbone frozen."""
-        with staged(backbone, self.stages, head=self.head, maps=self.rule.head != "linear") as outputs:
+        with staged(backbone, self.stages, head=self.head, maps=self.rule.head.startswith("map-")) as outputs:
             yield lambda images: {stage: x.float() for stage, x in outputs(images).items()}
 
     def _datamodule(self, datamodule: Any, rule: Protocol, device: torch.device) -> Any:
@@ -254,6 +275,16 @@ class PublishedProbe:
         )  # fmt: skip
 
 
+def optimizer_of(heads: nn.Module, rule: Protocol) -> torch.optim.Optimizer:
+    """What the protocol trains its classifiers by."""
+    if rule.lars:
+        groups = split_no_decay(heads)
+        return LARS(groups, rule.lr, momentum=rule.momentum, weight_decay=rule.weight_decay, variant="torch")
+    return torch.optim.SGD(
+        heads.parameters(), rule.lr, rule.momentum, nesterov=rule.nesterov, weight_decay=rule.weight_decay
+    )
+
+
 def classifier(x: Tensor, classes: int, rule: Protocol, seed: int) -> nn.Module:
     """A head for inputs like ``x``, started as the protocol says, on its own seed."""
     channels = x.shape[1]
@@ -265,6 +296,8 @@ def classifier(x: Tensor, classes: int, rule: Protocol, seed: int) -> nn.Module:
             return ConvClassifier(channels, classes)
         if rule.head == "map-mlp":
             return MultLayerClassifier(channels, classes, side=x.shape[-1])
+        if rule.head == "normalised-linear":
+            return NormalisedLinear(channels, classes)
         layer = nn.Linear(channels, classes)
         if rule.weight_std is not None:
             nn.init.normal_(layer.weight, std=rule.weight_std)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from selfsight.datamodules.views.view import View
 from selfsight.errors import UserError
 from selfsight.evaluation.features import extract
 from selfsight.evaluation.published import PROTOCOLS, PublishedProbe, classifier
+from selfsight.optim.lars import LARS
 from selfsight.optim.schedule import Clock
 
 from .conftest import TinyBackbone
@@ -32,23 +35,30 @@ def module() -> ImageDataModule:
     return ImageDataModule(data, [View(12, mean=MEAN, std=STD)], batch_size=8, num_workers=0, engine="cpu", seed=0)
 
 
-@pytest.mark.parametrize("name", ["swav", "simclr-cifar10", "supcon"])
-def test_training_is_torch_sgd_on_frozen_features_of_augmented_views(
+@pytest.mark.parametrize("name", ["swav", "simclr-cifar10", "supcon", "mae"])
+def test_training_is_the_authors_optimiser_on_frozen_features_of_augmented_views(
     name: str, backbone: TinyBackbone, module: ImageDataModule
 ) -> None:
     probe = PublishedProbe(name, epochs=3, batch_size=16, lr=0.5)
     found = probe.train(backbone, module, torch.device("cpu"))["final"]
     published = PROTOCOLS[name]
     layer = classifier(torch.zeros(1, 6), 3, published, seed=0)
-    optimizer = torch.optim.SGD(
-        layer.parameters(), 0.5, 0.9, nesterov=published.nesterov, weight_decay=published.weight_decay
-    )
+    unmoved = copy.deepcopy(layer)
+    if name == "mae":
+        weight, bias = layer[1].weight, layer[1].bias
+        groups: list[Any] = [{"params": [weight]}, {"params": [bias], "plain": True}]
+        optimizer: torch.optim.Optimizer = LARS(groups, 0.5, momentum=0.9, weight_decay=0.0, variant="torch")
+    else:
+        optimizer = torch.optim.SGD(
+            layer.parameters(), 0.5, 0.9, nesterov=published.nesterov, weight_decay=published.weight_decay
+        )
     backbone.eval()
     again, step = probe._datamodule(module, probe.rule, torch.device("cpu")), 0
     for _ in range(3):
         for batch in again.train_dataloader():
             rate = published.schedule(step, Clock(48, 16, 3, 3))
-            optimizer.param_groups[0]["lr"] = 0.5 * rate
+            for group in optimizer.param_groups:
+                group["lr"] = 0.5 * rate
             with torch.no_grad():
                 x = backbone(batch.views[0])
             optimizer.zero_grad()
@@ -56,8 +66,9 @@ def test_training_is_torch_sgd_on_frozen_features_of_augmented_views(
             optimizer.step()
             step += 1
     assert step == 9
-    torch.testing.assert_close(found.weight, layer.weight)
-    torch.testing.assert_close(found.bias, layer.bias)
+    assert any(not torch.equal(p, q) for p, q in zip(found.parameters(), unmoved.parameters(), strict=True))
+    for name, value in layer.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value)
 
 
 def test_schedules_are_the_published_ones() -> None:
@@ -73,6 +84,8 @@ def test_schedules_are_the_published_ones() -> None:
     assert rate("simclr", 50.5) == pytest.approx(1.6 * (1 + math.cos(math.pi * 0.505)) / 2)
     assert rate("pixpro", 2.5) == pytest.approx(15)
     assert rate("pixpro", 5) == pytest.approx(30)
+    assert rate("mae", 5) == pytest.approx(3.2)
+    assert rate("dino", 30.5) == rate("dino", 30) == pytest.approx(0.004 * (1 + math.cos(math.pi * 0.3)) / 2)
 
 
 def test_only_rates_that_scale_with_the_batch_are_scaled() -> None:
