@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra.utils import get_object
@@ -15,6 +16,7 @@ from omegaconf import OmegaConf
 
 import selfsight.datamodules as parts
 from selfsight.datamodules import ImageDataModule, SemiDataModule, cifar10, digits, folder, shapes
+from selfsight.datamodules.datasets.synthetic_shapes import VOID, draw
 from selfsight.datamodules.views.view import View
 from selfsight.datamodules.views.views import names, views
 from selfsight.errors import UserError
@@ -106,3 +108,19 @@ def test_facts_are_what_methods_ask_for() -> None:
 def test_the_checks_come_without_torch() -> None:
     code = "import sys, selfsight.datamodules.datasets.checks as c; assert 'torch' not in sys.modules; c.path('x', 'y')"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_shape_alone_is_its_class() -> None:
+    """Discs, squares, triangles and rings have stripes of 5, 6, 7 and 8 pixels; the labels are those of the masks."""
+    data = shapes(train=40, test=8, number=(1, 1), drawn_size=32)
+    labels = data.train.labels
+    assert data.classes == ("disc", "square", "triangle", "ring")
+    assert labels is not None
+    assert set(labels.tolist()) == {0, 1, 2, 3}
+    rng = np.random.default_rng(1)
+    drawn = [draw(32, rng, (1, 1)) for _ in range(40)]
+    for i, (image, mask) in enumerate(drawn):
+        assert set(np.unique(mask)) - {0, VOID} == {int(labels[i]) + 1}
+        assert np.array_equal(data.train.read(i), image)
+    assert shapes(train=4, test=2).train.labels is None
+    assert shapes(train=4, test=2).classes == ()

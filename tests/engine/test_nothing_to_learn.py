@@ -16,6 +16,7 @@ from selfsight.engine.nan_guard import NanGuard
 from selfsight.engine.options import TrainerOptions
 from selfsight.errors import UserError
 from selfsight.methods.barlow import BarlowTwins
+from selfsight.methods.base import Method
 from selfsight.methods.byol import BYOL
 from selfsight.methods.dino import DINO
 from selfsight.methods.mocov3 import MoCoV3
@@ -55,10 +56,18 @@ def batches(size: int, labels: torch.Tensor | None = None, classes: tuple[str, .
     return SimpleNamespace(batch_size=size, facts=facts, dataset=SimpleNamespace(classes=classes, targets=None))
 
 
-def test_a_batch_of_one_has_no_negatives() -> None:
-    with pytest.raises(UserError, match=r"batch_size is 1, and of SimCLRv2 the negatives .* batch_size=2 or more"):
-        checks.check_batch(SimCLRv2(SmallNet()), batches(1), processes=1)
-    checks.check_batch(SimCLRv2(SmallNet()), batches(2), processes=1)
+@pytest.mark.parametrize(
+    ("learner", "compared"),
+    [
+        (SimCLRv2(SmallNet()), "SimCLRv2 the negatives"),
+        (VICReg(SmallNet(), expander=(5,)), "VICReg variances and covariances"),
+        (BarlowTwins(SmallNet(), projector=(5,)), "BarlowTwins correlations"),
+    ],
+)
+def test_a_batch_of_one_has_nothing_to_be_compared_with(learner: Method, compared: str) -> None:
+    with pytest.raises(UserError, match=rf"batch_size is 1, and of {compared} .* batch_size=2 or more"):
+        checks.check_batch(learner, batches(1), processes=1)
+    checks.check_batch(learner, batches(2), processes=1)
 
 
 def test_an_image_a_process_cannot_be_normalised_over() -> None:

@@ -16,9 +16,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from selfsight import cli
+from selfsight.composition import catalogue
 from selfsight.engine.monitor import Monitor
 from selfsight.engine.session import Session
 from selfsight.errors import UserError
@@ -279,6 +281,37 @@ def test_comparison_goes_on_row_by_row(tmp_path: Path, monkeypatch: pytest.Monke
     assert "linear_simclrv2" in page
     with pytest.raises(UserError, match="another words; give this one a name"):
         go(*words[:-2], "words=['debug=smoke','batch_size=4']", words[-1])
+
+
+def test_comparison_of_figures(tmp_path: Path) -> None:
+    """Of each run what it has measured at its end, and of raw pixels what stands beside one of them."""
+    steps = "approaches=[pixels,simclrv2,fixmatch]"
+    words = ["compare", "recipe=all_methods", steps, "labels_per_class=[1]", "seeds=1", "workers=1"]
+    go(*words, "words=['debug=smoke']", f"runs={tmp_path}")
+    folder = tmp_path / "compare-digits"
+    rows = list(csv.DictReader((folder / "comparison.csv").open()))
+    assert list(rows[0]) == ["approach", "figure", "seed", "value"]
+    found = {(row["approach"], row["figure"]): float(row["value"]) for row in rows}
+    assert len(found) == 3 * 5
+    simclr, fixmatch = (read(folder / "runs" / name / "summary.json") for name in ("simclrv2-0", "fixmatch-1-0"))
+    for approach, row in (("simclrv2", "pretrained"), ("pixels", "pixels")):
+        assert found[approach, "knn_top1"] == pytest.approx(simclr[row]["knn_top1"], abs=1e-6)
+        assert np.isnan(found[approach, "classifier_top1"])
+    assert found["simclrv2", "seconds"] == pytest.approx(simclr["train_seconds"], abs=1e-6)
+    assert np.isnan(found["pixels", "seconds"])
+    teacher = fixmatch["classifiers"]["teacher"]["top1"]
+    assert found["fixmatch", "classifier_top1"] == pytest.approx(teacher, abs=1e-6)
+    assert "Methods on digits" in (folder / "comparison.html").read_text()
+    assert len(compare.read(folder / "comparison.csv")) == 15
+
+
+def test_every_method_of_the_table_has_its_presets() -> None:
+    recipe = OmegaConf.load(catalogue.file("recipe", "all_methods"))
+    assert set(recipe.approaches) == set(recipe.steps)
+    for name, step in recipe.steps.items():
+        words = dict(word.split("=") for word in step.get("words", ()))
+        assert step.job == "linear" or words["presets"] == f"digits/{words['method']}", name
+        assert step.job == "linear" or catalogue.files("presets", words["presets"]), name
 
 
 @pytest.fixture(scope="module")
