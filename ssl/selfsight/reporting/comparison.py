@@ -86,7 +86,7 @@ def show(console: Console, rows: Sequence[Row], cfg: DictConfig) -> None:
 def about(cfg: DictConfig) -> str:
     """What the figures are."""
     of_seeds = f"mean and standard deviation of {cfg.seeds} seeds" if cfg.seeds > 1 else "one seed"
-    what = "Test accuracy of frozen features" if cfg.figures else "Test accuracy"
+    what = "Test accuracies" if cfg.figures else "Test accuracy"
     return f"{what} after the last epoch, {of_seeds}"
 
 
