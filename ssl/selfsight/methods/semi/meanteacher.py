@@ -101,8 +101,8 @@ class MeanTeacher(SemiMethod):
         if self.teacher_moves == "before":
             if self.goes_again:  # the teacher has moved since the first time, and the weights are not those of the step
                 raise UserError(
-                    "method.teacher_moves=before moves the teacher between the two passes of optimizer.sam; take "
-                    "teacher_moves=after, the paper's."
+                    "method.teacher_moves=before moves the teacher between the two passes of optimizer.sam; take the "
+                    "paper's method.teacher_moves=after."
                 )
             super().after_step()
 
