@@ -18,6 +18,7 @@ from rich.console import Console
 from selfsight.engine.options import FIGURES
 from selfsight.files import write_text
 from selfsight.reporting.page import figure_html, html_table, page, stroke
+from selfsight.runs import records
 from selfsight.runs.console import make_table
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def about(cfg: DictConfig) -> str:
 
 def told(rows: Sequence[Row], cfg: DictConfig) -> str:
     """The comparison as one self-contained page: picture with error bars, table, settings."""
-    name, few = html.escape(str(cfg.dataset.name)), not cfg.figures
+    name, few = html.escape(records.data_name(cfg.dataset)), not cfg.figures
     titles = ["", *(title(column) for column in columns(cfg))]
     cells_of = [[str(name), *(cell_text(rows, name, column) for column in columns(cfg))] for name in cfg.approaches]
     settings = html.escape(OmegaConf.to_yaml(cfg, resolve=True))
