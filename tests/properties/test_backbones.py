@@ -214,6 +214,14 @@ def test_files_that_cannot_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not describe a backbone"):
         selfsight.load(tmp_path)
     export_backbone(trained(), SPEC, tmp_path)
+    content = bytearray(weights.read_bytes())
+    content[-9] ^= 1  # one bit of the last tensor
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"is not what was written there .* copy or export it again"):
+        selfsight.load(tmp_path)
+    description.write_text(json.dumps({k: v for k, v in json.loads(description.read_text()).items() if k != "sha256"}))
+    selfsight.load(tmp_path)  # as folders of before the checksum are
+    export_backbone(trained(), SPEC, tmp_path)
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be read as safetensors"):
         selfsight.load(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import logging
@@ -23,6 +24,7 @@ from selfsight.errors import UserError
 from selfsight.files import replace
 
 WEIGHTS, DESCRIPTION = "backbone.safetensors", "backbone.json"
+CHECKSUM = "sha256"  #: in the description, of the file of weights
 WRAPS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 TRACED = 96  #: pixels that leave a network's last map more than one place: of a single one tracing learns no size
 SMALL_STEMS = {"cifar": 1, "cifar_pad2": 2}  #: a ResNet's stem for small images: by how much its convolution pads
@@ -45,14 +47,15 @@ def export_backbone(backbone: nn.Module, spec: Mapping[str, Any], folder: str | 
     from safetensors.torch import save
 
     folder, net = Path(folder), unwrapped(backbone)
-    weights = state(net)
+    weights = save(state(net), {"format": "pt"})
     description = {
         **spec,
         "num_features": net.num_features,
         "parameters": sum(p.numel() for p in net.parameters()),
         "selfsight": __version__,
+        CHECKSUM: hashlib.sha256(weights).hexdigest(),
     }
-    replace(folder / WEIGHTS, lambda path: path.write_bytes(save(weights, {"format": "pt"})))
+    replace(folder / WEIGHTS, lambda path: path.write_bytes(weights))
     replace(folder / DESCRIPTION, lambda path: path.write_text(json.dumps(description, indent=2) + "\n"))
     return folder / WEIGHTS
 

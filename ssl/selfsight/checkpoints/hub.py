@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from selfsight import __version__
-from selfsight.checkpoints.export import SMALL_STEMS, name_of, state, timm_call
+from selfsight.checkpoints.export import CHECKSUM, SMALL_STEMS, name_of, state, timm_call
 from selfsight.contracts import Backbone
 from selfsight.errors import UserError
 from selfsight.files import replace
@@ -49,7 +49,7 @@ def write_folder(backbone: Backbone, folder: Path, card: str, licence: str | Non
 
 def configuration(backbone: Backbone, licence: str | None = None) -> dict[str, Any]:
     """``config.json``: timm's keys, and ours under ``selfsight``."""
-    spec = dict(backbone.spec)
+    spec = {key: value for key, value in backbone.spec.items() if key != CHECKSUM}  # of another file
     arguments: Mapping[str, Any] = spec["backbone"]
     name, options = timm_call(backbone, arguments) or (name_of(arguments), {})
     published: Any = getattr(backbone, "pretrained_cfg", None) or {}

@@ -6,6 +6,7 @@ backbone = selfsight.load("runs/simclrv2-digits-1")
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from selfsight.checkpoints import hub
 from selfsight.checkpoints.authors import refuse_what_is_no_file_of_weights
-from selfsight.checkpoints.export import DESCRIPTION, WEIGHTS, is_ours, name_of
+from selfsight.checkpoints.export import CHECKSUM, DESCRIPTION, WEIGHTS, is_ours, name_of
 from selfsight.contracts import Backbone
 from selfsight.errors import UserError, nearest
 from selfsight.trust import NOBODY, Trust, check, trusting
@@ -42,7 +43,7 @@ def load(path: str | Path, *, trust: bool = False) -> Backbone:
     weights_file, spec = describe(path)
     with trusting(Trust(everything=trust)), trusting(getattr(path, "trust", NOBODY)):  # of a `selfsight.Run`
         net = _network(spec, path)
-    weights = _read(weights_file)
+    weights = _read(weights_file, spec)
     _check(weights, net.state_dict(), weights_file, f"'{name_of(spec['backbone'])}' its description names")
     dtype = next((v.dtype for v in weights.values() if v.is_floating_point()), None)
     net.to(dtype).load_state_dict(weights)
@@ -94,7 +95,7 @@ def start_from(net: nn.Module, path: str | Path) -> nn.Module:
         net.load_state_dict(formats.read(file, net=net).backbone)
         return net
     file, spec = describe(path)
-    weights = _resized(_read(file), net, spec, path)
+    weights = _resized(_read(file, spec), net, spec, path)
     try:
         _check(weights, net.state_dict(), file, "backbone of this run")
     except UserError as error:
@@ -240,15 +241,29 @@ def described(net: nn.Module, key: str) -> Any:
     return spec[key]
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def _read(file: Path, spec: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors in a file of weights.
+
+    Raises:
+        UserError: it is not whole, is of another kind, or is not the one that its description was written with.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     refuse_what_is_no_file_of_weights(file, file.stat().st_size, file.open("rb").read(1024))
     try:
-        return load_file(file)
+        weights: dict[str, Tensor] = load_file(file)
     except (SafetensorError, OSError) as error:
         raise UserError(f"'{file}' cannot be read as safetensors ({error}); copy or export it again.") from None
+    if CHECKSUM in spec:
+        with file.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if found != spec[CHECKSUM]:
+            raise UserError(
+                f"'{file}' is not what was written there (its {CHECKSUM} is another one): copy or export it again, or "
+                f'take "{CHECKSUM}" out of {DESCRIPTION} if you have changed it yourself.'
+            )
+    return weights
 
 
 def _check(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], file: Path, name: str) -> None:
