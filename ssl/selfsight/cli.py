@@ -219,7 +219,7 @@ def split_flags(words: Sequence[str]) -> tuple[Flags, list[str]]:
         else:
             known = [option for option in (*FLAGS, *VALUED) if option.startswith("--")]
             key = name.strip("-").replace("-", "_")
-            if word.startswith("--") and not nearest(name, known):
+            if word.startswith("--") and (key in CALLED_ELSEWHERE or not nearest(name, known)):
                 raise UserError(
                     f"'{word}' is no option; settings are words without dashes: {CALLED_ELSEWHERE.get(key, key)}="
                     f"{value or 'VALUE'}.",

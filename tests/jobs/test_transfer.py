@@ -146,6 +146,9 @@ def no_number(run: Path) -> list[str]:
     weights = load_file(run / "backbone.safetensors")
     weights["bn1.weight"] = torch.full_like(weights["bn1.weight"], torch.nan)
     save_file(weights, run / "backbone.safetensors")
+    spec = json.loads((run / "backbone.json").read_text())
+    del spec["sha256"]
+    (run / "backbone.json").write_text(json.dumps(spec))
     return ["knn", f"run={run}"]
 
 
