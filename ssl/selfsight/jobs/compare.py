@@ -27,7 +27,7 @@ from selfsight.evaluation.base import Figures
 from selfsight.evaluation.probes.linear import FewShot
 from selfsight.files import write_text
 from selfsight.jobs.pipeline import SOURCE, composed, perform
-from selfsight.reporting.comparison import TABLE, Row, cell_text, columns, read, show, title, told, write
+from selfsight.reporting.comparison import TABLE, Row, cell_text, columns, figures, read, show, title, told, write
 from selfsight.runs import records
 from selfsight.runs.console import make_console, quiet
 from selfsight.runs.folder import RunFolder
@@ -84,7 +84,7 @@ def fill(console: Console, cfg: DictConfig, folder: RunFolder) -> list[Row]:
 
 def task_of(cfg: DictConfig, name: str, column: int | str, seed: int) -> Task:
     """What has to be done for a cell of the table. All figures of a run are those of one number of labels."""
-    return name, int(cfg.labels_per_class[0] if cfg.figures else column), seed
+    return name, int(cfg.labels_per_class[0] if figures(cfg) else column), seed
 
 
 def check(cfg: DictConfig) -> None:
@@ -126,7 +126,7 @@ def check_steps(cfg: DictConfig) -> None:
     for name, config in configs.items():
         build.check(steps[name].job, config)
     data = build.dataset(next(configs[name] for name, step in steps.items() if step.get("after") is None))
-    for labels in cfg.labels_per_class[:1] if cfg.figures else cfg.labels_per_class:
+    for labels in cfg.labels_per_class[:1] if figures(cfg) else cfg.labels_per_class:
         select_labels(data.train, per_class=labels, seed=0, classes=data.classes)
 
 
@@ -231,14 +231,14 @@ def drop_unused(folder: RunFolder) -> None:
 
 def values(cfg: DictConfig, folder: RunFolder, name: str, labels: int, seed: int) -> Values:
     """What a task gives the table: an accuracy for its number of labels, or the figures of its run."""
-    if not cfg.figures:
+    if not figures(cfg):
         return {labels: accuracy(cfg, folder, name, labels, seed)}
     step = cfg.steps[name]
     if step.job == PROBE:  # of the run before it, another row than the trained network's
         summary, trained = perform_step(cfg, folder, str(step.after), labels, seed)[0], False
     else:
         summary, trained = perform_step(cfg, folder, name, labels, seed)[0], True
-    return {str(figure): figure_of(summary, str(figure), step, trained) for figure in cfg.figures}
+    return {str(figure): figure_of(summary, str(figure), step, trained) for figure in figures(cfg)}
 
 
 def figure_of(summary: Figures, figure: str, step: DictConfig, trained: bool) -> float:
@@ -310,6 +310,6 @@ def settings(cfg: DictConfig, step: DictConfig, labels: int, seed: int) -> dict[
     own = any(str(word).startswith("backbone=") for word in step.words)
     if not own and (step.get("after") is None or step.job == "pretrain"):
         found["backbone"] = cfg.backbone
-    if step.job == "pretrain" and not cfg.figures:
+    if step.job == "pretrain" and not figures(cfg):
         found["evaluator.final"] = {}
     return found

@@ -49,9 +49,14 @@ def write(path: Path, rows: Sequence[Row]) -> None:
     write_text(path, text.getvalue())
 
 
+def figures(cfg: DictConfig) -> Sequence[str]:
+    """The figures of its runs that a comparison is about; none where it is about numbers of labels."""
+    return cfg.get("figures") or []  # comparisons of before have no such key
+
+
 def columns(cfg: DictConfig) -> list[int | str]:
     """What a comparison has a column for: figures of its runs, or numbers of labels."""
-    return list(cfg.figures or cfg.labels_per_class)
+    return list(figures(cfg) or cfg.labels_per_class)
 
 
 def cells(rows: Sequence[Row], name: str, column: int | str) -> tuple[float, float, int]:
@@ -87,13 +92,13 @@ def show(console: Console, rows: Sequence[Row], cfg: DictConfig) -> None:
 def about(cfg: DictConfig) -> str:
     """What the figures are."""
     of_seeds = f"mean and standard deviation of {cfg.seeds} seeds" if cfg.seeds > 1 else "one seed"
-    what = "Test accuracies" if cfg.figures else "Test accuracy"
+    what = "Test accuracies" if figures(cfg) else "Test accuracy"
     return f"{what} after the last epoch, {of_seeds}"
 
 
 def told(rows: Sequence[Row], cfg: DictConfig) -> str:
     """The comparison as one self-contained page: picture with error bars, table, settings."""
-    name, few = html.escape(records.data_name(cfg.dataset)), not cfg.figures
+    name, few = html.escape(records.data_name(cfg.dataset)), not figures(cfg)
     titles = ["", *(title(column) for column in columns(cfg))]
     cells_of = [[str(name), *(cell_text(rows, name, column) for column in columns(cfg))] for name in cfg.approaches]
     settings = html.escape(OmegaConf.to_yaml(cfg, resolve=True))
