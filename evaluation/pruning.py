@@ -11,6 +11,7 @@ share that each may not fall below.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfsight.errors import UserError
+
+BLOCK = 65536  # rows whose distances are computed at a time
+MOST = 1000  # prototypes without classes; the paper has as many for ImageNet
 
 
 class Prototypes(NamedTuple):
@@ -42,12 +46,22 @@ def prototype_scores(embeddings: Tensor, initial: Tensor, *, iterations: int, no
     x = F.normalize(embeddings, dim=1) if normalise else embeddings
     centroids = x[initial]
     for _ in range(iterations):
-        nearest = torch.cdist(x, centroids).argmin(1)
+        nearest = _nearest(x, centroids)
         counts = torch.bincount(nearest, minlength=len(centroids))[:, None].to(x.dtype)
         sums = torch.zeros_like(centroids).index_add(0, nearest, x)
         centroids = torch.where(counts > 0, sums / counts.clamp(min=1), centroids)
-    nearest = torch.cdist(x, centroids).argmin(1)
+    nearest = _nearest(x, centroids)
     return Prototypes(centroids, nearest, 1 - F.cosine_similarity(x, centroids[nearest], dim=1))
+
+
+def _nearest(x: Tensor, centroids: Tensor) -> Tensor:
+    """``[N]``, which of the centroids is nearest to each row, block by block."""
+    return torch.cat([torch.cdist(block, centroids).argmin(1) for block in x.split(BLOCK)])
+
+
+def default_prototypes(images: int, classes: int) -> int:
+    """How many prototypes: as many as classes, or without classes one for 50 images, at most `MOST`."""
+    return min(images, classes or min(MOST, max(1, images // 50)))
 
 
 @torch.no_grad()
@@ -73,6 +87,7 @@ def choose(
     labels: Tensor | None = None,
     classes: int = 0,
     balance: float = 0.0,
+    names: Sequence[str] = (),
 ) -> Tensor:
     """The images to keep, ascending: ``round(keep N)`` of the hardest, or of the easiest; of equals the first.
 
@@ -81,6 +96,7 @@ def choose(
 
     Args:
         score: ``[N]``, high is hard. labels: ``[N]`` int64 and classes: C, where classes are to be balanced.
+        names: of the classes, for the sentence about one that would be empty.
 
     Raises:
         UserError: nothing would be kept, or a class would be left empty.
@@ -99,18 +115,21 @@ def choose(
     rest = order[~chosen[order]]
     chosen[rest[: n - int(chosen.sum())]] = True
     if labels is not None and classes:
-        _refuse_empty_classes(labels, chosen, classes, keep)
+        _refuse_empty_classes(labels, chosen, classes, names)
     return chosen.nonzero()[:, 0]
 
 
-def _refuse_empty_classes(labels: Tensor, chosen: Tensor, classes: int, keep: float) -> None:
+def _refuse_empty_classes(labels: Tensor, chosen: Tensor, classes: int, names: Sequence[str]) -> None:
     present = torch.bincount(labels[labels >= 0], minlength=classes) > 0
     left = torch.bincount(labels[chosen & (labels >= 0)], minlength=classes) > 0
     empty = (present & ~left).nonzero()[:, 0].tolist()
     if empty:
+        n, named = int(chosen.sum()), f"'{names[empty[0]]}'" if names else f"number {empty[0]}"
+        balance = next((share for share in (0.5, 1) if math.floor(share * n / classes) > 0), None)
+        remedy = "keep more" if balance is None else f"keep more, or set balance={balance:g}"
         raise UserError(
-            f"Keeping {keep:g} of the images leaves {len(empty)} of {classes} classes without any (the first is number "
-            f"{empty[0]}); keep more, or set balance to 0.5."
+            f"Keeping {n:,} of {len(labels):,} images leaves {len(empty)} of {classes} classes without any, the first "
+            f"is {named}: {remedy}."
         )
 
 

@@ -18,7 +18,7 @@ import torch
 from selfsight.contracts import Targets
 from selfsight.datamodules.datasets.checks import channels, shown
 from selfsight.datamodules.datasets.copies import Tails, copies
-from selfsight.datamodules.datasets.manifest import PARTS, Changes, Manifest, Part
+from selfsight.datamodules.datasets.manifest import LIST, PARTS, Changes, Manifest, Part
 from selfsight.datamodules.images.archives import ArchiveImages
 from selfsight.datamodules.images.bands import Bands
 from selfsight.datamodules.images.decode import MAX_PIXELS, Unreadable, decode
@@ -400,9 +400,16 @@ class ImageData:
         tells what has changed.
 
         Raises:
-            UserError: images that are not known one by one have changed: test images may have been learned from.
+            UserError: images that are not known one by one have changed: test images may have been learned from. Or
+                the list of images to learn from is another one.
         """
         then = Manifest.of(manifest)
+        assert self.found is not None
+        if then.rule.get(LIST) != self.found.rule.get(LIST):
+            raise UserError(
+                f"the list of images to learn from '{self.name}' (dataset.only) is another one than when the run "
+                "began: put back the one of then, or begin a new run with this one."
+            )
         changes = replace(self.compare(then), colours=False)
         return self._of_then(then, changes) if changes else self._with_facts(then)
 

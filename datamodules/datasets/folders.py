@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +23,8 @@ from selfsight.datamodules.datasets.inspection import (
     without_damaged,
 )
 from selfsight.datamodules.datasets.labels import Labeller, Labels
-from selfsight.datamodules.datasets.manifest import Manifest
+from selfsight.datamodules.datasets.lists import named
+from selfsight.datamodules.datasets.manifest import LIST, Manifest
 from selfsight.datamodules.datasets.parts import (
     Part,
     existing_folder,
@@ -68,6 +70,7 @@ def folder(
     test_fraction: float = 0.1,
     split: str = "hash",
     unlabelled: str | Path | None = None,
+    only: str | Path | None = None,
     drop_copies: bool = False,
     resident: bool | str = "auto",
     max_unreadable: float = 0.01,
@@ -102,6 +105,8 @@ def folder(
             class in proportion, as version 0.1 did; one image more, and others are held out.
         unlabelled: a folder of further images without labels; by default one of `parts.UNLABELLED_FOLDERS`, where it
             lies in the folder, or in that of the images to learn from, and there is no ``labels.csv``.
+        only: a text file of the images to learn from, one path a line, seen from the root or with fewer folders above;
+            all others but those held out are left aside. What is held out does not depend on it.
         drop_copies: leave out of training what is a copy of a test image; otherwise they are counted and named alone.
         resident: keep the decoded images in memory: True, False, or ``auto`` (when they are small).
         max_unreadable: share of the files that may be no readable images, one in any folder unless it is 0; they are
@@ -122,8 +127,8 @@ def folder(
             others are given.
 
     Raises:
-        UserError: no such folder, no images in it, one image, too many unreadable files, a wrong list of labels, images
-            of several kinds.
+        UserError: no such folder, no images in it, one image, too many unreadable files, a wrong list of labels or of
+            images to learn from, images of several kinds.
     """
     if root is None or root == "":
         raise UserError("dataset=folder has to know where the images are: add dataset.root=DIR.")
@@ -141,8 +146,8 @@ def folder(
     else:
         top = checks.path("dataset.root", root)
         alone = top.is_file() and tars is True and top.suffix.lower() in OF_MANY
-        top, only = (top.parent, top.name) if alone else (existing_folder("dataset.root", top), None)
-        shards = shards_in(top, tars, cache_folder(cache), only)
+        top, archive = (top.parent, top.name) if alone else (existing_folder("dataset.root", top), None)
+        shards = shards_in(top, tars, cache_folder(cache), archive)
     bad = UnreadableFiles(max_unreadable)
     labeller = Labeller(
         top,
@@ -207,7 +212,11 @@ def folder(
         kept, chosen = hold_out_by_name(names, images.labels, test_fraction, seed)
         images, held = images.select(kept), images.select(chosen)
 
-    more = join(*further) if further else None
+    total = sum(map(len, (images, *further)))
+    rule = {"split": split, "test_fraction": test_fraction, "seed": seed, "drop_copies": drop_copies}
+    if only is not None:
+        (images, *further), rule[LIST] = _those_listed(checks.path("dataset.only", only), top, [images, *further])
+    more = join(*further) if any(map(len, further)) else None
     if more is not None:
         more.labels = more.targets = None
     facts = None if decoder is None else bands.measure(images, decoder.made)
@@ -237,15 +246,37 @@ def folder(
     remote = isinstance(shards, Archives) and isinstance(shards.store, RemoteTars)
     if remote:
         data = replace(data, about=(*data.about, "copies of test images are not looked for in what lies elsewhere"))
+    if only is not None:
+        line = f"{data.num_images:,} of {total:,} images to learn from, those in '{only}'"
+        data = replace(data, about=(*data.about, line))
     copied = {} if remote else _copies(data, looks)
     if drop_copies and not remote:
         data = data.without_copies()
     elif not remote:
         data.warn_of_leaks("train", "unlabelled")
-    rule = {"split": split, "test_fraction": test_fraction, "seed": seed, "drop_copies": drop_copies}
     fixed = test_part is not None or held is None or split == "hash"
     above = {"train": path_above(train, top), "test": path_above(test_part or train, top), "unlabelled": ""}
     return replace(data, found=_found(data, looks, above, rule, fixed, copied))
+
+
+def _those_listed(file: Path, top: Path, sets: Sequence[ImageSet]) -> tuple[list[ImageSet], str]:
+    """Of the images to learn from, and of those without labels, the ones that a file names; and a digest of the list.
+
+    The digest is of the paths that there are: the same list written in another way is the same.
+
+    Raises:
+        UserError: see `lists.named`; fewer than two of the first set are left.
+    """
+    every = [path for images in sets for path in images.addresses(top)]
+    among = "among the images to learn from (those held out are none)"
+    chosen = named(every, file, key="dataset.only", among=among)
+    ends = torch.tensor([0, *(len(images) for images in sets)]).cumsum(0).tolist()
+    kept = [chosen[(chosen >= low) & (chosen < high)] - low for low, high in itertools.pairwise(ends)]
+    if len(kept[0]) < 2:
+        what = "images with a label" if len(sets) > 1 else "images"
+        raise UserError(f"'{file}' (dataset.only) names {len(kept[0])} of the {what} to learn from; name two or more.")
+    digest = manifest.Part.of_files([every[i] for i in chosen.tolist()], None).digest
+    return [images.select(rows) for images, rows in zip(sets, kept, strict=True)], digest
 
 
 # --- the record ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from selfsight.datamodules.datasets.checks import composed, read_text
+from selfsight.datamodules.datasets.checks import composed, read_text, shown
 from selfsight.datamodules.images.sets import ImageSet
 from selfsight.errors import UserError
 
@@ -24,46 +24,78 @@ PUBLISHED_LISTS = {
 
 
 def listed(images: ImageSet, file: Path, sha256: str | None = None) -> Tensor:
-    """Positions of the images a file names, ascending: one name or path a line, a label after it is passed over.
+    """Positions of the images a file names, see `named`: those that keep their labels."""
+    return named([images.name(index) for index in range(len(images))], file, sha256=sha256)
+
+
+def named(
+    names: Sequence[str],
+    file: Path,
+    *,
+    sha256: str | None = None,
+    key: str = "labels.list",
+    among: str = "in the data set",
+) -> Tensor:
+    """Positions of the names that a file lists, ascending: one name or path a line, a label after it is passed over.
 
     A path may have more or fewer folders above than ours (``train/n01440764/x.JPEG``); those that both have are equal,
     however their accents are stored.
+
+    Args:
+        key: that has named the file. among: where names have to be, for the sentence about one that is not.
 
     Raises:
         UserError: no such file, a hash that differs, names that are not in the set, stand there twice, or fit several
             images.
     """
     if not file.is_file():
-        raise UserError(f"labels.list is '{file}', which does not exist.")
+        raise UserError(f"{key} is '{file}', which does not exist.")
     lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     if not lines:
         raise UserError(f"the list '{file}' names no image.")
     by_name: dict[str, list[int]] = {}
-    for index in range(len(images)):
-        by_name.setdefault(re.split(r"[\\/]", composed(images.name(index)))[-1], []).append(index)
+    for index, name in enumerate(names):
+        by_name.setdefault(re.split(r"[\\/]", composed(name))[-1], []).append(index)
 
     def find(line: str) -> list[int]:
         for entry in _without_label(line):
             path = _parts(entry)
-            fitting = [i for i in by_name.get(path[-1], []) if _same_place(path, _parts(images.name(i)))]
+            fitting = [i for i in by_name.get(path[-1], []) if _same_place(path, _parts(names[i]))]
             if fitting:
-                return [i for i in fitting if _parts(images.name(i)) == path] or fitting
+                return [i for i in fitting if _parts(names[i]) == path] or fitting
         return []
 
     found = [find(line) for line in lines]
     _verify(file, lines, sha256)
     missing = [line for line, each in zip(lines, found, strict=True) if not each]
     if missing:
-        raise UserError(f"{len(missing)} of {len(lines)} names in '{file}' are not in the data set: {_some(missing)}.")
+        raise UserError(f"{len(missing)} of {len(lines)} names in '{file}' are not {among}: {_some(missing)}.")
     unclear = [line for line, each in zip(lines, found, strict=True) if len(each) > 1]
     if unclear:
         raise UserError(
             f"{len(unclear)} names in '{file}' fit several images: {_some(unclear)}; write class/name instead."
         )
-    twice = [images.name(i) for i, n in Counter(each[0] for each in found).items() if n > 1]
+    twice = [names[i] for i, n in Counter(each[0] for each in found).items() if n > 1]
     if twice:
         raise UserError(f"{len(twice)} images stand in '{file}' twice: {_some(twice)}.")
     return torch.tensor([each[0] for each in found], dtype=torch.int64).sort().values
+
+
+def lines_of(names: Sequence[str]) -> str:
+    """A list as `named` reads it, a name a line.
+
+    Raises:
+        UserError: a name that is no line of text.
+    """
+    for name in names:
+        if name.splitlines() != [name.strip()] or not _is_text(name):
+            raise UserError(f"'{shown(name)}' is a name that no line of a list can hold: give the file another one.")
+    return "".join(f"{name}\n" for name in names)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be encoded: the bytes of some names are no text."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def list_digest(lines: Sequence[str]) -> str:

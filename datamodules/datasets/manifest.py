@@ -276,3 +276,5 @@ class Image:
 
 
 PARTS = ("train", "test", "unlabelled")
+#: in the rule of a folder whose images to learn from are listed: the digest of their paths
+LIST = "only"

@@ -424,6 +424,8 @@ AT_ONCE = [
     ["pretrain", "dataset=folder", "dataset.root=photos"],
     ["pretrain", "dataset=folder", "dataset.root=photos", "batch_size=1", "dataset.labels=nowhere.csv"],
     ["pretrain", "dataset=folder", "dataset.root=photos", "batch_size=1", "dataset.test=nowhere"],
+    ["pretrain", "dataset=folder", "dataset.root=photos", "batch_size=1", "dataset.only=nowhere"],
+    ["prune", "run=nowhere"],
     ["knn", "weights=nowhere", "dataset=digits"],
     ["prepare", "source=nowhere", "out=there"],
     ["compare-runs", "nowhere", "here"],

@@ -278,7 +278,9 @@ def test_a_sweep_leaves_nothing_in_the_working_directory(
     assert not list(Path().rglob(".hydra"))
 
 
-@pytest.mark.parametrize("job", ["embed", "detect", "export", "report", "explore", "compare-runs", "knn", "dense"])
+@pytest.mark.parametrize(
+    "job", ["embed", "prune", "detect", "export", "report", "explore", "compare-runs", "knn", "dense"]
+)
 def test_jobs_that_can_be_swept_keep_to_themselves(job: str) -> None:
     from hydra import compose, initialize_config_dir
 

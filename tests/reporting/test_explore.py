@@ -27,8 +27,8 @@ import selfsight
 from selfsight import cli
 from selfsight.datamodules import digits
 from selfsight.engine import build
+from selfsight.engine.measure import learnt_from
 from selfsight.engine.reload import eval_datamodule
-from selfsight.jobs.explore import learnt_from
 from selfsight.reporting import embedding
 from selfsight.reporting.explorer import Explorer
 from selfsight.reporting.explorer_server import is_own

@@ -89,7 +89,7 @@ def test_what_is_no_part_of_a_run_is_named_and_not_built(name: str, stranger: Ca
     "words",
     [
         ["knn", "run=RUN"], ["linear", "run=RUN"], ["embed", "run=RUN"], ["report", "run=RUN"], ["explore", "run=RUN"],
-        ["replay", "run=RUN"],
+        ["replay", "run=RUN"], ["prune", "run=RUN"],
         ["export", "run=RUN", "format=timm"], ["detect", "run=RUN", "dataset.root=x"], ["finetune", "run=RUN"],
         ["distill", "teacher=RUN"], ["compare-runs", "RUN"], ["pretrain", "resume=RUN"],
     ],

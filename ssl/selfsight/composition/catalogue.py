@@ -35,6 +35,7 @@ JOBS = {
     "diagnostics": ("evaluate", "collapse and quality without labels"),
     "evaluate": ("evaluate", "any evaluator on a run's frozen backbone, yours among them"),
     "embed": ("embed", "write the features of every image to a file"),
+    "prune": ("prune", "which images to keep: a list to learn from, and a page of what goes"),
     "import": ("import_weights", "anyone's checkpoint as a backbone folder, or as a run that goes on"),
     "export": ("export", "a run's backbone for detectron2, torchvision, timm or ONNX"),
     "replay": ("replay", "do the step again at which a run went wrong, and say which tensor did first"),

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 LITERAL = (
     "name", "runs", "resume", "init_from", "start", "run", "teacher", "weights", "out", "source", "pretrain",
     "where", "labels.list", "labels.split", "dataset.root", "dataset.test", "dataset.unlabelled", "dataset.labels",
-    "dataset.annotations",
+    "dataset.only", "dataset.annotations",
     "evaluator.data.root",
 )  # fmt: skip
 

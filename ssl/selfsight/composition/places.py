@@ -40,8 +40,9 @@ def check_places(job: str, cfg: DictConfig) -> None:
     for key in ("weights", "init_from"):
         if (path := _value(cfg, key)) is not None:
             _check_weights(str(path))
-    if (path := _value(cfg, "labels.list")) is not None and not Path(str(path)).expanduser().exists():
-        raise UserError(f"labels.list is '{Path(str(path)).expanduser()}', which does not exist.")
+    for key in ("labels.list", "dataset.only"):
+        if (path := _value(cfg, key)) is not None and not Path(str(path)).expanduser().exists():
+            raise UserError(f"{key} is '{Path(str(path)).expanduser()}', which does not exist.")
     if (path := _value(cfg, "labels.split")) is not None:
         try:
             os.stat(Path(str(path)).expanduser())

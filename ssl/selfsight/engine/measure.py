@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 from torch import Tensor, nn
 
-from selfsight.datamodules import ArrayImages, DataModule, ImageData, ImageDataModule
+from selfsight.datamodules import ArrayImages, DataModule, ImageData, ImageDataModule, ImageSet
+from selfsight.datamodules.images.sets import JoinedImages
 from selfsight.errors import UserError
 from selfsight.evaluation.base import (
     Evaluator,
@@ -29,7 +30,7 @@ from selfsight.evaluation.base import (
     takes_targets,
 )
 from selfsight.evaluation.cache import FeatureCache
-from selfsight.evaluation.features import Features, extract, missing_labels
+from selfsight.evaluation.features import FINAL, Features, extract, missing_labels
 from selfsight.evaluation.probes import balance, classification
 from selfsight.evaluation.probes.targets import MAIN
 from selfsight.evaluation.views import plain_view
@@ -131,6 +132,29 @@ def part_features(
         kept = FeatureCache(cache)
         found = kept.extract(backbone, data, split, stages=stages, head=head)
     return found
+
+
+def learnt_from(
+    backbone: nn.Module,
+    data: DataModule,
+    stage: str = FINAL,
+    *,
+    head: nn.Module | None = None,
+    cache: Path | None = None,
+) -> tuple[Features, ImageSet]:
+    """Features of all images one may learn from, labelled or not, and these images, in which ``indices`` count."""
+    splits = [split for split in available_splits(data) if split != "test"]
+    found = [part_features(backbone, data, split, [stage], head=head, cache=cache)[stage] for split in splits]
+    if len(found) == 1:
+        return found[0], data.data.split(splits[0])
+    first, further = found
+    features = replace(
+        first,
+        x=torch.cat([first.x, further.x]),
+        labels=None if first.labels is None else torch.cat([first.labels, torch.full((len(further),), -1)]),
+        indices=torch.cat([first.indices, further.indices + len(data.data.train)]),
+    )
+    return features, JoinedImages([data.data.split(split) for split in splits])
 
 
 def feature_of_image(backbone: nn.Module, data: DataModule, image: np.ndarray) -> Tensor:

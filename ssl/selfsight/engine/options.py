@@ -20,6 +20,7 @@ from selfsight.validation import (
     AUTO,
     AUTO_SWITCH,
     NULL,
+    SHARE,
     SWITCH,
     Kind,
     above,
@@ -27,6 +28,7 @@ from selfsight.validation import (
     check_fields,
     each,
     expect,
+    number,
     one_of,
     whole,
 )
@@ -228,6 +230,24 @@ class CompareOptions(Options):
     workers: Annotated[int | str, AUTO | whole(1)] = "auto"
 
 
+@dataclass(frozen=True)
+class PruneOptions(Options):
+    """Which images of a data set are kept.
+
+    Attributes:
+        keep: share of the images. rule: those far from the prototypes, or those near them. balance: share of what is
+            kept that is divided among the classes first. prototypes: clusters; None: see `pruning.default_prototypes`.
+        iterations: of k-means. seed: of its first centres.
+    """
+
+    keep: Annotated[float, number("a share above 0 and at most 1", lambda v: 0 < v <= 1)] = 0.5
+    rule: Annotated[str, one_of("hard", "easy")] = "hard"
+    balance: Annotated[float, SHARE] = 0.0
+    prototypes: Annotated[int | None, NULL | whole(1)] = None
+    iterations: Annotated[int, whole(1)] = 50
+    seed: Annotated[int, whole(0, 2**32 - 1)] = 0
+
+
 #: values inside nodes that become objects of their own, which would refuse them later or not at all
 OF_NODES: Mapping[str, Kind] = {
     "optimizer.lr": at_least(0),
@@ -237,7 +257,11 @@ OF_NODES: Mapping[str, Kind] = {
     "schedule.reference_batch": whole(1),
     "evaluator.online.every": whole(1),
 }
-OF_JOB: Mapping[str, type[Options]] = {"profile": ProfileOptions, "compare": CompareOptions}
+OF_JOB: Mapping[str, type[Options]] = {
+    "profile": ProfileOptions,
+    "compare": CompareOptions,
+    "prune": PruneOptions,
+}
 
 
 #: sizes that may be ``auto``, in an order in which each follows from those before it

@@ -6,22 +6,15 @@ address that it prints, see `reporting.explorer_server`.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from omegaconf import DictConfig
-from torch import nn
 
-from selfsight.datamodules import DataModule, ImageSet
-from selfsight.datamodules.images.sets import JoinedImages
 from selfsight.engine import build, measure
 from selfsight.engine.devices import device
 from selfsight.engine.reload import eval_datamodule
 from selfsight.errors import UserError
-from selfsight.evaluation import Features
 from selfsight.evaluation.features import FINAL
 from selfsight.reporting import embedding
 from selfsight.reporting.explorer import Explorer
@@ -52,7 +45,7 @@ def run(cfg: DictConfig) -> None:
     if cfg.split not in measure.available_splits(data):
         raise UserError(f"data set '{data.data.name}' has no {cfg.split} images; leave out split={cfg.split}.")
     cache = folder.path / "features"
-    train, images = learnt_from(backbone, data, cache)
+    train, images = measure.learnt_from(backbone, data, cache=cache)
     shown = train
     if cfg.split == "test":
         shown = measure.part_features(backbone, data, "test", [FINAL], cache=cache)[FINAL]
@@ -83,19 +76,3 @@ def check(cfg: DictConfig) -> None:
     expect("split", cfg.split, one_of(*SPLITS))
     expect("port", cfg.port, whole(0, PORTS - 1))
     embedding.check_projection(cfg.projection)
-
-
-def learnt_from(backbone: nn.Module, data: DataModule, cache: Path | None = None) -> tuple[Features, ImageSet]:
-    """Features of all images one may learn from, labelled or not, and these images, in which ``indices`` count."""
-    splits = [split for split in measure.available_splits(data) if split != "test"]
-    found = [measure.part_features(backbone, data, split, [FINAL], cache=cache)[FINAL] for split in splits]
-    if len(found) == 1:
-        return found[0], data.data.train
-    first, further = found
-    features = replace(
-        first,
-        x=torch.cat([first.x, further.x]),
-        labels=None if first.labels is None else torch.cat([first.labels, torch.full((len(further),), -1)]),
-        indices=torch.cat([first.indices, further.indices + len(data.data.train)]),
-    )
-    return features, JoinedImages([data.data.split(split) for split in splits])

@@ -69,13 +69,13 @@ def _with_neighbours(data: DataModule, train: Features, shown: Features, known: 
         similarity[row] = -torch.inf
     best = similarity.topk(min(NEIGHBOURS, len(train) - (shown is train))).indices.tolist()
     label = None if known.labels is None else int(known.labels[i])
-    query = _image(known.images.read(int(known.indices[i])), _class(data, label), "query")
+    query = captioned(known.images.read(int(known.indices[i])), _class(data, label), "query")
     found = []
     for other in best:
         theirs = None if train.labels is None else int(train.labels[other])
         wrong = label is not None and theirs is not None and theirs != label and min(label, theirs) >= 0
         picture = data.data.split("train").read(int(train.indices[other]))
-        found.append(_image(picture, _class(data, theirs) if wrong else "", "wrong" if wrong else ""))
+        found.append(captioned(picture, _class(data, theirs) if wrong else "", "wrong" if wrong else ""))
     return f"<div class='row'>{query}{''.join(found)}</div>"
 
 
@@ -83,7 +83,8 @@ def _class(data: DataModule, label: int | None) -> str:
     return "" if label is None else class_name(data.data, label)
 
 
-def _image(image: np.ndarray, caption: str, kind: str = "") -> str:
+def captioned(image: np.ndarray, caption: str, kind: str = "") -> str:
+    """A small picture with a line below it; ``kind``: ``wrong`` (a red frame), ``query`` or ``large``, or several."""
     text = html.escape(caption)
     below = f"<figcaption>{text}</figcaption>" if caption else ""
     source = thumbnail(image, 192) if "large" in kind else thumbnail(image)
@@ -187,7 +188,7 @@ def _gallery(gallery: Gallery, data: DataModule) -> str:
         if gallery.right is not None:
             kinds = [kind if ok else f"{kind} wrong" for kind, ok in zip(kinds, gallery.right[r].tolist(), strict=True)]
         captions = gallery.captions[r] if gallery.captions else [""] * len(shown)
-        cells = [_image(image, c, kind) for image, c, kind in zip(shown, captions, kinds, strict=True)]
+        cells = [captioned(image, c, kind) for image, c, kind in zip(shown, captions, kinds, strict=True)]
         rows.append(f"<div class='row'>{''.join(cells)}</div>")
     note = html.escape(gallery.note) + (" Mistakes have a red frame." if gallery.right is not None else "")
     return f"<h2>{html.escape(gallery.title)}</h2><p class='soft'>{note}</p><div class='columns'>{''.join(rows)}</div>"
