@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from selfsight.contracts import Targets
+from selfsight.datamodules.images.decode import Unreadable
 from selfsight.evaluation.features import FINAL, PROJECTION, Device, Features, extract
 
 #: of features in a file, that are looked at in one piece
@@ -106,7 +107,10 @@ def data_digest(images: Any) -> str:
 def _of_image(images: Any, index: int) -> bytes:
     file = images.file(index)
     if file is None:
-        digest: bytes = images.digest(index)
+        try:
+            digest: bytes = images.digest(index)
+        except Unreadable as error:  # gone since the run began: it gives no feature
+            return os.fsencode(f"{images.name(index)} {error}")
         return digest
     stat = file.stat()
     return os.fsencode(images.name(index)) + f" {stat.st_size} {stat.st_mtime_ns}".encode()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from selfsight.contracts import Batch
-from selfsight.datamodules.images.sets import ArrayImages
+from selfsight.datamodules.images.sets import ArrayImages, GoneImages
 from selfsight.evaluation.cache import FeatureCache, data_digest, weights_digest
 
 from .conftest import TinyBackbone
@@ -149,3 +149,8 @@ def test_weights_digest_sees_dtype_names_and_head() -> None:
     assert weights_digest(layer) != weights_digest(layer, layer)
     assert weights_digest(layer) == weights_digest(layer, None)
     assert weights_digest(nn.Sequential(layer)) != weights_digest(layer)
+
+
+def test_images_that_are_gone_are_told_by_their_names() -> None:
+    first, other = (data_digest(GoneImages(names)) for names in (["a.png", "b.png"], ["a.png", "c.png"]))
+    assert first == data_digest(GoneImages(["a.png", "b.png"])) != other
