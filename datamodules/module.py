@@ -25,9 +25,11 @@ from selfsight.datamodules.views import band_views
 from selfsight.datamodules.views.band_views import CpuBandViews, DeviceBandViews
 from selfsight.datamodules.views.cpu_views import CpuViews
 from selfsight.datamodules.views.device_views import DeviceViews
+from selfsight.datamodules.views.frequency import low_frequencies
 from selfsight.datamodules.views.image_ops import normalize
 from selfsight.datamodules.views.view import View
 from selfsight.nn.distributed import rank, world_size
+from selfsight.optim.curriculum import Curriculum
 from selfsight.validation import AUTO, expect, one_of, whole
 
 log = logging.getLogger("selfsight")
@@ -71,6 +73,7 @@ class ImageDataModule(LightningDataModule):
 
     Attributes:
         dataset: the `ImageData`. images: those learned from. views: their `View` descriptions.
+        curriculum: what views are in each epoch; None: as they are described, see `follow`.
 
     Raises:
         UserError: a batch larger than the set, no view, an unknown engine, or a number that cannot be one.
@@ -96,7 +99,7 @@ class ImageDataModule(LightningDataModule):
         worker_share: Fraction = ALL,
     ) -> None:
         super().__init__()
-        self.dataset, self.channels_last = data, channels_last
+        self.dataset, self.channels_last, self._compile = data, channels_last, compile
         self.seed = expect("seed", seed, whole(0))
         self._bands = data.bands
         self.views = list(views.values()) if isinstance(views, Mapping) else list(views)
@@ -113,6 +116,8 @@ class ImageDataModule(LightningDataModule):
         self._loader: weakref.ref[Loader] | None = None
         self._pixels: Tensor | None = None
         self._fits = True
+        self.curriculum: Curriculum | None = None
+        self._weaker: dict[float, DeviceViews] = {}
         if self._bands is None and any(view.of_channels for view in self.views):
             self._bands = Bands(Kind(3, "uint8"), 0, 255, tuple(data.mean), tuple(data.std), 0)
         self.device_views: DeviceViews | DeviceBandViews
@@ -172,6 +177,14 @@ class ImageDataModule(LightningDataModule):
             return "device"
         pixels = self.images.pixels
         return "device" if pixels is not None and max(pixels.shape[-2:]) <= TINY else "cpu"
+
+    def follow(self, curriculum: Curriculum | None) -> None:
+        """From the next `train_dataloader` on, training views are as large and as strong as it has them in each epoch.
+
+        They are made as described, with that share of their magnitude, normalised, and cut to their low frequencies.
+        Views of evaluation stay as they are. None: so do those of training.
+        """
+        self.curriculum = curriculum
 
     def train_dataloader(self) -> Loader:
         """Shuffled `Batch` es of views for this process; with a trainer, what `on_after_batch_transfer` finishes."""
@@ -237,19 +250,31 @@ class ImageDataModule(LightningDataModule):
     def finish(self, raw: RawBatch) -> Batch:
         """Views of a batch that has come from the workers, on `device`."""
         raw = raw.to(self.device, non_blocking=True)
-        boxes = raw.boxes
+        boxes, on_device = raw.boxes, self._views_in(raw.epoch)
         if self.engine == "cpu":
-            views = self.device_views.normalize(raw.views)
+            views = on_device.normalize(raw.views)
         else:
             generator = torch.Generator(self.device).manual_seed(self._step_seed(raw))
             if boxes:
-                views = self.device_views.photometric(raw.views, generator)
+                views = on_device.photometric(raw.views, generator)
             else:
                 pixels = None if raw.views else self._resident()
-                views, boxes = self.device_views(raw.views[0] if pixels is None else pixels[raw.indices], generator)
+                views, boxes = on_device(raw.views[0] if pixels is None else pixels[raw.indices], generator)
+        if self.curriculum is not None:
+            views = [low_frequencies(view, self.curriculum.side(view.shape[-1], raw.epoch)) for view in views]
         if self.channels_last:
             views = [view.contiguous(memory_format=torch.channels_last) for view in views]
         return Batch(views, raw.indices, raw.labels, boxes, self._targets(raw, self.images))
+
+    def _views_in(self, epoch: int) -> DeviceViews | DeviceBandViews:
+        """The views of the device, as strong as they are in an epoch."""
+        strength = 1.0 if self.curriculum is None else self.curriculum.strength(epoch)
+        if strength == 1 or not any(view.graded for view in self.views):
+            return self.device_views
+        if strength not in self._weaker:
+            weaker = [view.weakened(strength) for view in self.views]
+            self._weaker[strength] = DeviceViews(weaker, compile=self._compile)
+        return self._weaker[strength]
 
     def _targets(self, raw: RawBatch, images: ImageSet) -> Targets | None:
         """Those of the images of a batch, on `device`: they are too small to travel with them."""
@@ -263,7 +288,8 @@ class ImageDataModule(LightningDataModule):
             whole = self.engine == "cpu"
             if self._bands is not None:
                 return TrainingReader(self.images, CpuBandViews(self.views, self._bands, self.seed, photometric=whole))
-            return TrainingReader(self.images, CpuViews(self.views, self.seed, photometric=whole))
+            made = CpuViews(self.views, self.seed, photometric=whole)
+            return TrainingReader(self.images, made, self.curriculum)
         return PixelReader(self.images, None if self._resident() is not None else self.images.pixels)
 
     def _resident(self) -> Tensor | None:

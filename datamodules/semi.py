@@ -18,6 +18,7 @@ from selfsight.datamodules.loading.reader import RawBatch
 from selfsight.datamodules.module import ImageDataModule
 from selfsight.datamodules.views.view import View
 from selfsight.errors import UserError
+from selfsight.optim.curriculum import Curriculum
 from selfsight.validation import NULL, expect, whole
 
 
@@ -131,6 +132,11 @@ class SemiDataModule(LightningDataModule):
         """
         counts = {"labels": self.few.train.labels, "num_unlabelled": len(self.unlabelled.images)}
         return {**self.dataset.facts, **counts}
+
+    def follow(self, curriculum: Curriculum | None) -> None:
+        """Views of both streams as it has them in each epoch, see `ImageDataModule.follow`."""
+        self.labelled.follow(curriculum)
+        self.unlabelled.follow(curriculum)
 
     def train_dataloader(self) -> SemiLoader:
         """`SemiBatch` es for this process; with a trainer, what `on_after_batch_transfer` finishes."""

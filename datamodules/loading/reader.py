@@ -20,6 +20,7 @@ from selfsight.datamodules.views.cpu_ops import mostly_cut_away, square_of_resiz
 from selfsight.datamodules.views.cpu_views import CpuViews
 from selfsight.datamodules.views.image_ops import resample
 from selfsight.datamodules.views.kernels import resize_matrix
+from selfsight.optim.curriculum import Curriculum
 
 
 @dataclass
@@ -81,13 +82,15 @@ class RawBatch:
 class TrainingReader:
     """Request -> `RawBatch`: every image is decoded once, and all its views are cut from it.
 
-    An unreadable file gives its place to the next readable image of the set, whatever process meets it.
+    An unreadable file gives its place to the next readable image of the set, whatever process meets it. With a
+    curriculum the views are as strong as it has them in the epoch.
     """
 
-    def __init__(self, images: ImageSet, views: CpuViews | CpuBandViews) -> None:
-        self.images, self.views = images, views
+    def __init__(self, images: ImageSet, views: CpuViews | CpuBandViews, curriculum: Curriculum | None = None) -> None:
+        self.images, self.views, self.curriculum = images, views, curriculum
 
     def __getitem__(self, request: Request) -> RawBatch:
+        maker = self._views_in(request.epoch)
         images, indices, skipped = [], [], []
         for index in request.indices:
             image, index, missed = self._readable(index)
@@ -96,14 +99,19 @@ class TrainingReader:
             skipped += missed
         # The number of the draw stands for image and epoch: an image drawn twice is never cut twice alike.
         if len({image.shape for image in images}) == 1:
-            views, boxes = self.views.batch(images, request.draws, epoch=0)
+            views, boxes = maker.batch(images, request.draws, epoch=0)
         else:
-            each = [self.views(image, draw, epoch=0) for image, draw in zip(images, request.draws, strict=True)]
+            each = [maker(image, draw, epoch=0) for image, draw in zip(images, request.draws, strict=True)]
             views = [torch.stack(view) for view in zip(*(made for made, _ in each), strict=True)]
             boxes = list(torch.stack([box for _, box in each]).unbind(1))
         chosen = torch.tensor(indices)
         labels = None if self.images.labels is None else self.images.labels[chosen]
         return RawBatch(request.epoch, request.step, chosen, labels, views, boxes, skipped)
+
+    def _views_in(self, epoch: int) -> CpuViews | CpuBandViews:
+        if self.curriculum is None or isinstance(self.views, CpuBandViews):  # these have no policy
+            return self.views
+        return self.views.weakened(self.curriculum.strength(epoch))
 
     def _readable(self, index: int) -> tuple[np.ndarray, int, list[tuple[int, str]]]:
         missed: list[tuple[int, str]] = []

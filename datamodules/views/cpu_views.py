@@ -37,6 +37,12 @@ class CpuViews:
         self.seed = seed
         self.photometric = photometric
 
+    def weakened(self, strength: float) -> CpuViews:
+        """The same views, from the same draws, with a share of their magnitude; see `View.weakened`."""
+        if strength == 1 or not any(view.graded for view in self.views):
+            return self
+        return CpuViews([view.weakened(strength) for view in self.views], self.seed, photometric=self.photometric)
+
     def __call__(self, image: np.ndarray, index: int, epoch: int) -> tuple[list[Tensor], Tensor]:
         """Views of one image.
 

@@ -70,6 +70,15 @@ class Pool:
     nearest_bits: bool = False
     single: bool = False
 
+    @property
+    def graded(self) -> bool:
+        """Whether it has a magnitude."""
+        return self.level in ("integer", "fixed")
+
+    def weakened(self, magnitude: float, strength: float) -> float:
+        """A share of a magnitude, or the nearest one that the policy has."""
+        return max(2, round(magnitude * strength)) if self.level == "integer" else magnitude * strength
+
     def count(self, ops: int) -> int:
         return 1 if self.single else ops
 
@@ -131,8 +140,14 @@ class AutoAugment:
     entries: tuple[Entry, ...]
     pairs: tuple[tuple[tuple[str, float, int], tuple[str, float, int]], ...]
 
+    graded = False
+
     def count(self, ops: int) -> int:
         return 2
+
+    def weakened(self, magnitude: float, strength: float) -> float:
+        """The magnitude, which means nothing here."""
+        return magnitude
 
     def check(self, ops: int, magnitude: float) -> None:
         """Nothing of this policy can be set."""

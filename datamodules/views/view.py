@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -217,6 +217,19 @@ class View:
     @property
     def jitters(self) -> bool:
         return self.jitter_p > 0 and any(self.jitter)
+
+    @property
+    def graded(self) -> bool:
+        """Whether it has a policy with a magnitude."""
+        return self.policy is not None and POLICIES[self.policy].graded
+
+    def weakened(self, strength: float) -> View:
+        """The view with this share of its policy's magnitude; itself where it has none."""
+        if not self.graded or strength == 1:
+            return self
+        assert self.policy is not None
+        magnitude = POLICIES[self.policy].weakened(self.policy_magnitude, strength)
+        return replace(self, policy_magnitude=magnitude)
 
     @property
     def of_channels(self) -> bool:

@@ -54,7 +54,11 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "schedule": (*SCHEDULES, *OPTIMIZERS),
     "evaluator": (*EVALUATORS, *VIEWS),
     "trainer": (r"selfsight\.engine\.options\.TrainerOptions",),
-    "callbacks": (rf"lightning\.pytorch\.callbacks\.{CLASS}", r"selfsight\.evaluation\.callbacks\.OnlineEvaluation"),
+    "callbacks": (
+        rf"lightning\.pytorch\.callbacks\.{CLASS}",
+        r"selfsight\.evaluation\.callbacks\.OnlineEvaluation",
+        r"selfsight\.engine\.curriculum\.EfficientTrain",
+    ),
     "logger": (rf"lightning\.pytorch\.loggers\.{CLASS}",),
 }
 

@@ -35,6 +35,7 @@ from selfsight.datamodules.views.view import View
 from selfsight.engine import options
 from selfsight.engine.advice import Plan
 from selfsight.engine.checks import check_batch, check_classes, check_kind, check_sizes, check_twice, check_views
+from selfsight.engine.curriculum import EfficientTrain
 from selfsight.engine.devices import device, processes, resolve_auto, spread
 from selfsight.engine.options import RunOptions, TrainerOptions, resolved
 from selfsight.engine.sizes import by_rule, length, plan
@@ -133,6 +134,10 @@ def parts(cfg: DictConfig, of: RunFolder | None = None, **inherited: nn.Module |
     check_sizes(learner, data)
     check_batch(learner, data, processes(trainer, where))
     made, clock = recipe(cfg), length(cfg, data)
+    chosen = callbacks(cfg)
+    for one in chosen:
+        if isinstance(one, EfficientTrain):
+            one.prepare(learner, data, clock, graphs=trainer.cuda_graphs)
     loggers = [node for node in (cfg.get("logger") or {}).values() if isinstance(node, DictConfig)]  # null: no such key
     return Parts(
         datamodule=data,
@@ -144,7 +149,7 @@ def parts(cfg: DictConfig, of: RunFolder | None = None, **inherited: nn.Module |
         description=describe(cfg, data.dataset.channels),
         online=build(cfg.evaluator.online),
         final={str(name): build(node) for name, node in (cfg.evaluator.get("final") or {}).items()},
-        callbacks=callbacks(cfg),
+        callbacks=chosen,
         loggers=[logger(node) for node in loggers],
         untrained=partial(network, cfg, data.dataset.channels),
         plan=plan(cfg, data, clock) if trainer.limit_batches is None else None,

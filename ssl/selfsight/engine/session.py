@@ -27,6 +27,7 @@ from selfsight.engine.checkpointing import (
     epochs_done,
     usable_checkpoint,
 )
+from selfsight.engine.curriculum import EfficientTrain
 from selfsight.engine.devices import device, spread
 from selfsight.engine.monitor import Monitor
 from selfsight.engine.nan_guard import NanGuard
@@ -191,7 +192,9 @@ class Session:
         begun = names.backbone_arguments.get("pretrained")
         from_timm = f"begins with {weights_line(parts.method.backbone)}" if begun else ""
         facts = "" if data.bands is None else str(data.bands)
-        about = (self.about_extension, names.presets, from_timm, parts.method.about, self.about_batches, facts)
+        callbacks = [one.about for one in parts.callbacks if isinstance(one, EfficientTrain)]
+        of_run = (self.about_extension, names.presets, from_timm, parts.method.about, self.about_batches)
+        about = (*of_run, *callbacks, facts)
         for line in filter(None, (*about, data.about_labels, *data.about)):
             self.console.print(line, style="dim", markup=False)
         adjusts = getattr(self.parts.method, "logit_adjustment", None) == 0

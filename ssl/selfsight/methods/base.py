@@ -10,6 +10,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from selfsight.backbones.interface import patch_side
 from selfsight.errors import UserError
 from selfsight.methods.second_pass import SecondPass
 from selfsight.nn.step_state import StepState
@@ -133,6 +134,18 @@ class Method(StepState, LightningModule):
     def measured(self) -> nn.Module:
         """The network that is measured and carried away: the backbone, or the average that the authors take for it."""
         return self.backbone
+
+    @property
+    def cell(self) -> int:
+        """Pixels by which the sides of its views have to divide: a patch of the backbone, or 1."""
+        return patch_side(self.backbone) or 1
+
+    def check_side(self, side: int) -> None:
+        """Refuse square views of ``side`` pixels that the method, whatever its backbone takes, cannot learn from.
+
+        Raises:
+            UserError: they are such.
+        """
 
     # --- what a run calls --------------------------------------------------------------------------------------------
 

@@ -124,6 +124,9 @@ class MAE(Method):
             )
         return x
 
+    def check_side(self, side: int) -> None:
+        self.fitting(torch.empty(1, 3, side, side, device="meta"))
+
     def draw_noise(self, x: Tensor) -> Tensor:
         """``[B, L]`` in [0, 1)."""
         return torch.rand(len(x), self.length, device=x.device)

@@ -124,6 +124,14 @@ class SparK(Method):
         if self.encoder.packs:  # packed maps lie channels last, and leave the densify step so
             self.dense_decoder.to(memory_format=torch.channels_last)
 
+    @property
+    def cell(self) -> int:
+        """Pixels that are hidden as one: the backbone's total stride."""
+        return self.encoder.stride
+
+    def check_side(self, side: int) -> None:
+        self.draw_mask(torch.empty(1, 3, side, side))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
         x = batch.views[0]  # [B, 3, H, W]
         result = self.reconstruct(x)

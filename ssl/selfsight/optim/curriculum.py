@@ -35,17 +35,49 @@ class Stage:
 def stages(epochs: int, sizes: Sequence[int] = SIZES, magnitudes: Sequence[int] = MAGNITUDES) -> list[Stage]:
     """Stretches of equally many epochs, each image of every epoch in it.
 
+    Where there are fewer epochs than stages, some stages have none; the last one always has.
+
     Raises:
-        UserError: sizes that shrink, not as many magnitudes, or fewer epochs than stages.
+        UserError: no sizes, sizes or magnitudes that shrink, or not as many of both.
     """
     n = len(sizes)
-    if n != len(magnitudes) or n > epochs or any(a > b for a, b in itertools.pairwise(sizes)):
+    shrink = any(a > b for values in (sizes, magnitudes) for a, b in itertools.pairwise(values))
+    if not n or n != len(magnitudes) or shrink:
         raise UserError(
-            f"A curriculum was given the sizes {list(sizes)} and magnitudes {list(magnitudes)} for {epochs} epochs; "
-            "give sizes that do not shrink, as many magnitudes, and an epoch for each."
+            f"A curriculum was given the sizes {list(sizes)} and magnitudes {list(magnitudes)}; give sizes and as many "
+            "magnitudes, neither of which shrink."
         )
     ends = [epochs * (k + 1) // n for k in range(n)]
     return [Stage(size, m, end) for size, m, end in zip(sizes, magnitudes, ends, strict=True)]
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """What views are in each epoch of a run. It knows nothing but the epoch: a run that goes on is where it was.
+
+    Sizes and magnitudes are shares of those of the last stage, which leaves views as they are described.
+
+    Attributes:
+        stages: in their order.
+        cell: pixels by which smaller sides divide; even, since a low-frequency crop is.
+    """
+
+    stages: tuple[Stage, ...]
+    cell: int = 2
+
+    def at(self, epoch: int) -> Stage:
+        """The stage of an epoch, counted from 0; the last one beyond the end."""
+        return next((stage for stage in self.stages if epoch < stage.end), self.stages[-1])
+
+    def side(self, size: int, epoch: int) -> int:
+        """Side in an epoch of views whose full one is ``size``: the nearest multiple of ``cell``."""
+        share = self.at(epoch).size / self.stages[-1].size
+        cells = min(round(size * share / self.cell), size // self.cell)
+        return size if share == 1 or cells == 0 else cells * self.cell
+
+    def strength(self, epoch: int) -> float:
+        """Share of the full magnitude in an epoch."""
+        return self.at(epoch).magnitude / self.stages[-1].magnitude
 
 
 @dataclass(frozen=True)
