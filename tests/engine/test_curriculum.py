@@ -212,7 +212,7 @@ def test_a_teacher_of_one_size_is_refused() -> None:
 
 
 def test_sides_are_whole_patches_of_the_teacher() -> None:
-    method, data = Looks(), module()
+    method, data = Looks(), module([View(16)])
     method.teacher = create("vit_tiny_mae", img_size=16, patch_size=4, embed_dim=12, depth=1, num_heads=1)
     EfficientTrain().prepare(method, data, LENGTH)
     assert data.curriculum is not None
