@@ -10,6 +10,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
@@ -48,37 +49,43 @@ class Flags:
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script."""
     words = list(sys.argv[1:] if argv is None else argv)
-    pressed = noted_interrupts()
-    try:
-        run(words)
-    except KeyboardInterrupt:
-        tell_interrupt()
-    except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except Exception as error:
-        if pressed:
+    with noted_interrupts() as pressed:
+        try:
+            run(words)
+        except KeyboardInterrupt:
             tell_interrupt()
-        if not on_first_process() and first_has_ended():  # and has said why; here it is the same, or only the end of it
+        except BrokenPipeError:  # the reader of our output went away
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        if not isinstance(error, UserError):
-            raise
-        print(f"selfsight: {error}", file=sys.stderr)
-        sys.exit(error.status)
+        except Exception as error:
+            if pressed:
+                tell_interrupt()
+            if not on_first_process() and first_has_ended():  # and has said why; here it is the same, or its end alone
+                sys.exit(1)
+            if not isinstance(error, UserError):
+                raise
+            print(f"selfsight: {error}", file=sys.stderr)
+            sys.exit(error.status)
 
 
-def noted_interrupts() -> list[int]:
-    """A list that grows by every Ctrl-C from now on: libraries turn the exception it raises into errors of theirs."""
+@contextlib.contextmanager
+def noted_interrupts() -> Iterator[list[int]]:
+    """A list that grows by every Ctrl-C meanwhile: libraries turn the exception it raises into errors of theirs."""
     pressed: list[int] = []
 
     def interrupted(number: int, frame: FrameType | None) -> None:
         pressed.append(number)
         signal.default_int_handler(number, frame)
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        with contextlib.suppress(ValueError):  # not in the main thread, where no signal is heard
-            signal.signal(signal.SIGINT, interrupted)
-    return pressed
+    before = signal.getsignal(signal.SIGINT)
+    ours = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield pressed
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
 
 
 def tell_interrupt() -> NoReturn:
