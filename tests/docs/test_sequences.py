@@ -38,8 +38,11 @@ PAGES = ("README.md", "docs/backbones.md", "docs/datasets.md", "docs/evaluation.
          "docs/howto/channels.md", "docs/howto/export.md", "docs/howto/own_data.md", "docs/howto/own_network.md",
          "docs/howto/spot.md")  # fmt: skip
 COMMAND = re.compile(r"^    (selfsight\b(?:\\\n|.)*)$", re.M)
-#: in a command that takes what a test has not: downloads, large sets, a hub, a server, a page left open, a failed run
-ONLY_CHECKED = re.compile(r"download=true|imagenet|dataset=cifar|push=|explore|replay|://|cifar10_90knn|umap")
+#: in a command that takes what a test has not: downloads, large sets, a hub, a server, a page left open, a failed run,
+#: a list of images kept, which depends on the run that made it
+ONLY_CHECKED = re.compile(
+    r"download=true|imagenet|dataset=cifar|push=|explore|replay|://|cifar10_90knn|umap|selfsight prune|dataset\.only"
+)
 #: words that make a job short
 SHORT = {
     "pretrain": ["debug=smoke", "report=false"],
