@@ -34,7 +34,7 @@ __all__ = ["place"]
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/backbones.md", "docs/datasets.md", "docs/evaluation.md", "docs/few_labels.md",
-         "docs/performance.md", "docs/reliability.md", "docs/results.md", "docs/start.md", "docs/weights.md",
+         "docs/performance.md", "docs/reliability.md", "docs/start.md", "docs/weights.md",
          "docs/howto/channels.md", "docs/howto/export.md", "docs/howto/own_data.md", "docs/howto/own_network.md",
          "docs/howto/spot.md")  # fmt: skip
 COMMAND = re.compile(r"^    (selfsight\b(?:\\\n|.)*)$", re.M)
