@@ -35,9 +35,9 @@ from selfsight.datamodules.views.view import View
 from selfsight.engine import options
 from selfsight.engine.advice import Plan
 from selfsight.engine.checks import check_batch, check_classes, check_kind, check_sizes, check_twice, check_views
-from selfsight.engine.curriculum import EfficientTrain
 from selfsight.engine.devices import device, processes, resolve_auto, spread
 from selfsight.engine.options import RunOptions, TrainerOptions, resolved
+from selfsight.engine.prepared import PreparedCallback
 from selfsight.engine.sizes import by_rule, length, plan
 from selfsight.errors import UserError
 from selfsight.evaluation import OnlineEvaluation
@@ -136,7 +136,7 @@ def parts(cfg: DictConfig, of: RunFolder | None = None, **inherited: nn.Module |
     made, clock = recipe(cfg), length(cfg, data)
     chosen = callbacks(cfg)
     for one in chosen:
-        if isinstance(one, EfficientTrain):
+        if isinstance(one, PreparedCallback):
             one.prepare(learner, data, clock, graphs=trainer.cuda_graphs)
     loggers = [node for node in (cfg.get("logger") or {}).values() if isinstance(node, DictConfig)]  # null: no such key
     return Parts(

@@ -7,13 +7,14 @@ import math
 import re
 from collections.abc import Sequence
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from torch import nn
 
 from selfsight.backbones.interface import check_sizes, patch_side
 from selfsight.contracts import Backbone
 from selfsight.datamodules import DataModule, SemiDataModule
 from selfsight.datamodules.views.view import View
+from selfsight.engine.prepared import PreparedCallback
 from selfsight.errors import UserError
 from selfsight.methods.base import Method
 from selfsight.optim.curriculum import MAGNITUDES, SIZES, Curriculum, stages
@@ -22,7 +23,7 @@ from selfsight.validation import takes, whole
 
 
 @takes(sizes=whole(2), magnitudes=whole(1))
-class EfficientTrain(Callback):
+class EfficientTrain(PreparedCallback):
     """Gives the data module a `Curriculum`: the low frequencies of the views, and a share of their magnitude.
 
     Stages have as many epochs each. Views of every size shrink by the same share, to whole patches or cells where the
@@ -41,7 +42,6 @@ class EfficientTrain(Callback):
 
     def __init__(self, sizes: Sequence[int] = SIZES, magnitudes: Sequence[int] = MAGNITUDES) -> None:
         self.sizes, self.magnitudes = sizes, magnitudes
-        self.about = ""
 
     def setup(self, trainer: Trainer, pl_module: Method, stage: str) -> None:  # type: ignore[override]
         self.prepare(pl_module, trainer.datamodule, pl_module.clock)  # type: ignore[attr-defined]

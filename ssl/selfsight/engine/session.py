@@ -27,12 +27,12 @@ from selfsight.engine.checkpointing import (
     epochs_done,
     usable_checkpoint,
 )
-from selfsight.engine.curriculum import EfficientTrain
 from selfsight.engine.devices import device, spread
 from selfsight.engine.monitor import Monitor
 from selfsight.engine.nan_guard import NanGuard
 from selfsight.engine.performance import GraphSteps, apply_performance_options
 from selfsight.engine.precision import resolve_precision, with_fastest
+from selfsight.engine.prepared import PreparedCallback
 from selfsight.engine.progress import ProgressBar
 from selfsight.engine.reload import LoadedRun
 from selfsight.errors import UserError
@@ -192,7 +192,7 @@ class Session:
         begun = names.backbone_arguments.get("pretrained")
         from_timm = f"begins with {weights_line(parts.method.backbone)}" if begun else ""
         facts = "" if data.bands is None else str(data.bands)
-        callbacks = [one.about for one in parts.callbacks if isinstance(one, EfficientTrain)]
+        callbacks = [one.about for one in parts.callbacks if isinstance(one, PreparedCallback)]
         of_run = (self.about_extension, names.presets, from_timm, parts.method.about, self.about_batches)
         about = (*of_run, *callbacks, facts)
         for line in filter(None, (*about, data.about_labels, *data.about)):
