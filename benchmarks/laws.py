@@ -195,6 +195,9 @@ LAWS = {
 
 # --- what is kept and drawn -------------------------------------------------------------------------------------------
 
+#: what one figure is of, where a law has figures of several things
+OF_FIGURES = {"list_cpu_seconds": "listing a folder"}
+
 
 def keep(name: str, what: str, size: str, points: list[tuple[int, Figures]], fitted: int = 0) -> None:
     """Put the figures of some sizes, and their exponents from the size ``fitted`` on, into ``results/growth.json``."""
@@ -241,7 +244,8 @@ def draw() -> None:
     for name, kept in json.loads(RESULTS.read_text()).items():
         for key in (key for key in UNITS if key in kept):
             if min(kept[key]) > 0:
-                what = kept["what"] + (f", {key.removesuffix('_bytes')}" if key.endswith("_bytes") else "")
+                named = OF_FIGURES.get(key, kept["what"])
+                what = named + (f", {key.removesuffix('_bytes')}" if key.endswith("_bytes") else "")
                 picture = panel(what, kept["size"], key, kept)
                 (PICTURES / f"{name}-{key}.svg").write_text(picture, encoding="utf-8")
 
