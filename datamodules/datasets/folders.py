@@ -13,7 +13,7 @@ import torch
 
 from selfsight.datamodules.datasets import checks, manifest
 from selfsight.datamodules.datasets.containers import finder, remote_shards, shards_in
-from selfsight.datamodules.datasets.dataset import ImageData, UnreadableFiles, check_classes, keep_in_memory
+from selfsight.datamodules.datasets.dataset import ImageData, check_classes, keep_in_memory
 from selfsight.datamodules.datasets.inspection import (
     CHECKED,
     damage,
@@ -36,6 +36,7 @@ from selfsight.datamodules.datasets.search import (
     told,
 )
 from selfsight.datamodules.datasets.splits import hold_out, hold_out_by_name
+from selfsight.datamodules.datasets.unreadable import UnreadableFiles
 from selfsight.datamodules.images import bands, dicom
 from selfsight.datamodules.images.archives import ArchiveImages, Archives
 from selfsight.datamodules.images.bands import Kind

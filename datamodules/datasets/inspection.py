@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from selfsight.datamodules.datasets.dataset import UnreadableFiles
 from selfsight.datamodules.datasets.parts import Part
+from selfsight.datamodules.datasets.unreadable import UnreadableFiles
 from selfsight.datamodules.images import bands, dicom
 from selfsight.datamodules.images.archives import Archives
 from selfsight.datamodules.images.bands import Kind

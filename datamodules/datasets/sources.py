@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from selfsight.datamodules.datasets import checks
-from selfsight.datamodules.datasets.dataset import ImageData, UnreadableFiles, keep_in_memory
+from selfsight.datamodules.datasets.dataset import ImageData, keep_in_memory
 from selfsight.datamodules.datasets.manifest import Manifest, Part
 from selfsight.datamodules.datasets.search import Found, search, told
 from selfsight.datamodules.datasets.splits import hold_out
 from selfsight.datamodules.datasets.synthetic_shapes import SHAPES, VOID, draw
+from selfsight.datamodules.datasets.unreadable import UnreadableFiles
 from selfsight.datamodules.images.sets import ArrayImages, FileImages, ImageSet, join
 from selfsight.errors import UserError
 from selfsight.validation import Kind, each, expect, one_of, whole

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from selfsight.checkpoints.load import described, load
 from selfsight.composition.catalogue import GROUPS
-from selfsight.composition.overrides import compose, quoted
+from selfsight.composition.overrides import compose
+from selfsight.composition.words import quoted
 from selfsight.datamodules import DataModule, ImageSet, join
 from selfsight.datamodules import folder as folder_of_images
 from selfsight.datamodules.images.bands import Kind

@@ -17,9 +17,11 @@ from types import FrameType
 from typing import NoReturn
 
 from selfsight.composition.catalogue import GROUPS, JOBS, POSITIONAL, choices, conf_dir, job_of, searching
+from selfsight.composition.chosen import group_choice
 from selfsight.composition.help import INFO
 from selfsight.composition.keys import CALLED_ELSEWHERE
-from selfsight.composition.overrides import checked, compose, group_choice, quoted
+from selfsight.composition.overrides import checked, compose
+from selfsight.composition.words import hydra_words, quoted
 from selfsight.errors import USAGE, UserError, nearest
 from selfsight.runs.processes import INTERRUPTED, TASK_VARIABLE, first_has_ended, on_first_process
 
@@ -133,8 +135,6 @@ def command(flags: Flags, words: list[str]) -> None:
     if "help" in flags.switches:
         print(told.job_help(name) + (told.choice_help(name, words) if words else ""), end="")
         return
-    from selfsight.composition.overrides import hydra_words
-
     many, places, words = hydra_words(name, words, many="multirun" in flags.switches, run=not flags.values)
     with searching(places):
         obey(flags, name, words, many=many)

@@ -191,7 +191,7 @@ def test_the_shell_completes(capsys: pytest.CaptureFixture[str], monkeypatch: py
 
 
 def test_folders_of_runs_as_hydra_names_them(here: Path) -> None:
-    from selfsight.composition.overrides import hydra_words
+    from selfsight.composition.words import hydra_words
 
     def left(*words: str, many: bool = False) -> list[str]:
         return hydra_words("pretrain", words, many=many, run=True)[2]

@@ -14,7 +14,7 @@ from rich.console import Console
 from selfsight import cli
 from selfsight.composition import catalogue
 from selfsight.composition.help import about
-from selfsight.composition.overrides import parse_override
+from selfsight.composition.words import parse_override
 from selfsight.engine import measure, monitor
 from selfsight.errors import UserError
 

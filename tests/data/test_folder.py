@@ -16,8 +16,8 @@ from PIL import Image
 from selfsight.datamodules import ArrayImages, FileImages, ImageData, folder, join
 from selfsight.datamodules.datasets import copies, dataset, inspection
 from selfsight.datamodules.datasets.copies import duplicates
-from selfsight.datamodules.datasets.dataset import UnreadableFiles
 from selfsight.datamodules.datasets.search import find_images
+from selfsight.datamodules.datasets.unreadable import UnreadableFiles
 from selfsight.datamodules.images import memory
 from selfsight.datamodules.images.decode import read_image
 from selfsight.datamodules.images.sets import SomeImages

@@ -93,6 +93,13 @@ class Override(NamedTuple):
         kind = self.parsed.value_type
         return kind is not None and kind.name == "GLOB_CHOICE_SWEEP"
 
+    @property
+    def names(self) -> list[str]:
+        """The choices that a word of a group names; none where it leaves the group empty or sweeps over several."""
+        if self.deletes or self.parsed.is_sweep_override() or self.value is None:
+            return []
+        return [str(name) for name in (self.value if isinstance(self.value, list) else [self.value])]
+
     def values(self) -> list[Any]:
         """All that it gives to its key: of a sweep several, of an interval its two ends.
 

@@ -4,49 +4,35 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from selfsight.composition import catalogue
 from selfsight.composition.catalogue import (
     ADVISED,
     SEVERAL,
     WHOLE_EVALUATION,
     WITHOUT,
     choices,
-    content,
     evaluates_while_training,
     file,
     files,
     is_own_group,
     job_groups,
     job_of,
-    recipe_job,
     search_path,
 )
+from selfsight.composition.chosen import group_choice
 from selfsight.composition.keys import OPEN, Override, resolve_key
-from selfsight.errors import USAGE, UserError, nearest
+from selfsight.composition.words import parse_override, renamed
+from selfsight.errors import USAGE, UserError
 
 if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
-    from hydra.core.override_parser.types import Override as Parsed
     from omegaconf import DictConfig
-
-#: keys of paths and names: their values are taken as they are typed, whatever the characters mean to Hydra
-LITERAL = (
-    "name", "runs", "resume", "init_from", "start", "run", "teacher", "weights", "out", "source", "pretrain",
-    "where", "labels.list", "labels.split", "dataset.root", "dataset.test", "dataset.unlabelled", "dataset.labels",
-    "dataset.only", "dataset.annotations",
-    "evaluator.data.root",
-)  # fmt: skip
 
 #: ``resume=auto``: the run that ``name`` names, where there is one
 AUTO = "auto"
 BESIDE_RESUME = ("resume", "extend", "trust")
-
-#: words of older commands, and what they are called now
-RENAMED = {"tuned": "presets", "backbone": "weights", "start": "init_from"}
 
 #: packages that bring a choice of Hydra's own groups
 BROUGHT_BY = {
@@ -246,77 +232,14 @@ def _by_group(groups: Collection[str], overrides: Sequence[Override]) -> dict[st
         if group not in groups or override.parsed.package is not None:
             continue
         before = found.get(group)
-        several = group in SEVERAL and before is not None and _names(before) and _names(override)
+        several = group in SEVERAL and before is not None and before.names and override.names
         found[group] = _joined(group, before, override) if several and before is not None else override
     return found
 
 
 def _joined(group: str, first: Override, second: Override) -> Override:
-    names = dict.fromkeys([*_names(first), *_names(second)])
+    names = dict.fromkeys([*first.names, *second.names])
     return parse_override(f"{group}=[{','.join(names)}]", (), sweep=False)
-
-
-def _names(override: Override) -> list[str]:
-    """The choices that a word of a group names; none where it leaves the group empty or sweeps over several."""
-    if override.deletes or override.parsed.is_sweep_override() or override.value is None:
-        return []
-    return [str(name) for name in (override.value if isinstance(override.value, list) else [override.value])]
-
-
-def renamed(job: str, word: str, groups: Collection[str]) -> str:
-    """A word with the key it has now, where it is typed by an older name that means nothing else in this job."""
-    sign, key, equals, value = re.fullmatch(r"(\+{0,2}|~?)([^=]*)(=?)(.*)", word, flags=re.S).groups()  # type: ignore[union-attr]
-    new = RENAMED.get(key)
-    if new is None or key in groups:
-        return word
-    keys = {*groups, *(name for path in catalogue.chain(job) for name in content(path))}
-    return f"{sign}{new}{equals}{value}" if new in keys and key not in keys else word
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
-def parse_override(word: str, groups: Collection[str], *, sweep: bool) -> Override:
-    """A word as Hydra reads it, paths and names as they are typed.
-
-    Raises:
-        UserError: it has no value or one that cannot be read, or names several values without ``-m``.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    key, equals, value = word.partition("=")
-    if key.lstrip("+") in LITERAL and key not in groups:
-        word = key + equals + literal(key, value, sweep=sweep)
-    try:
-        parsed = OverridesParser.create().parse_override(word)
-    except HydraException:
-        if not equals:
-            raise UserError(f"'{word}' is not of the form key=value.", status=USAGE) from None
-        mended = shlex.quote(f'{key}=["…","…"]' if value.startswith("[") else f"{key}={quoted(value)}")
-        raise UserError(f"the value of '{word}' cannot be read; put text in quotes: {mended}.", status=USAGE) from None
-    if parsed.is_sweep_override() and not sweep:
-        raise UserError(f"'{word}' names several values; -m runs every combination.", status=USAGE)
-    return Override(word, parsed)
-
-
-def literal(key: str, value: str, *, sweep: bool) -> str:
-    """A path or name, in the quotes that keep Hydra from reading more in it; of a sweep each one."""
-    if value == "null" or not value or value[0] in "'\"[" or "${" in value:
-        return value
-    if key.endswith(".test") and value.isdecimal():  # a number of images, for some data sets
-        return value
-    if not sweep:
-        return quoted(value)
-    if re.match(r"\w+\(", value):  # choice(…), range(…)
-        return value
-    return ",".join(part if part == "null" else quoted(part) for part in value.split(","))
-
-
-def quoted(text: str) -> str:
-    from hydra.core.override_parser.types import Quote, QuotedString
-
-    return QuotedString(text, Quote.double).with_quotes()
 
 
 def as_extension(words: Sequence[str]) -> list[str]:
@@ -340,152 +263,6 @@ def refuse_beside_resume(typed: Sequence[str], overrides: Sequence[Override]) ->
                 f"leave out {text}, or begin a new run.",
                 status=USAGE,
             )
-
-
-# --- what is meant for Hydra itself ----------------------------------------------------------------------------------
-
-
-def hydra_words(job: str, words: Sequence[str], *, many: bool, run: bool) -> tuple[bool, list[str], list[str]]:
-    """What words on Hydra itself come to here, where a run has its folder by ``runs`` and ``name``.
-
-    Args:
-        many: every combination is asked for. run: the job is to run, not only to be shown.
-
-    Returns:
-        Whether it is a sweep, further folders of the search path, and the words that are left or stand for others.
-
-    Raises:
-        UserError: one that would be without effect.
-    """
-    parsed = {word: _hydra_override(word) for word in words}
-    mode = next((p.value() for p in parsed.values() if p is not None and p.key_or_group == "hydra.mode"), None)
-    many = many or mode == "MULTIRUN"
-    keys = {name for path in catalogue.chain(job) for name in content(path)}
-    typed = {word.partition("=")[0] for word in words}
-    places: list[str] = []
-    left: list[str] = []
-    for word, override in parsed.items():
-        if override is None:
-            left.append(word)
-            continue
-        key, value = override.key_or_group, word.partition("=")[2].strip("'\"")
-        if key == "hydra.searchpath":
-            found = override.value()
-            places.extend(map(str, found if isinstance(found, list) else [found]))
-        elif key == "hydra.mode" or not run:
-            left.extend([] if key == "hydra.mode" else [word])
-        elif key == "hydra.run.dir" and not many and {"runs", "name"} <= keys:
-            parent, _, name = value.rstrip("/").rpartition("/")
-            left.extend([f"runs={parent or '.'}", f"name={name}"])
-        elif many and key == "hydra.sweep.dir":
-            left.extend([word] if "runs" in typed or "runs" not in keys else [word, f"runs={value}"])
-        elif not many or key in ("hydra.run.dir", "hydra.sweep.subdir"):
-            raise UserError(f"'{word}' would have no effect: {_in_place_of(key, many)}.", status=USAGE)
-        else:
-            left.append(word)
-    return many, places, left
-
-
-def _hydra_override(word: str) -> Parsed | None:
-    """A word on Hydra itself as Hydra reads it; None for another one."""
-    if not word.lstrip("+~").startswith(("hydra.", "hydra/")):
-        return None
-    return parse_override(word, (), sweep=True).parsed
-
-
-def _in_place_of(key: str, many: bool) -> str:
-    if key in ("hydra.run.dir", "hydra.sweep.subdir"):
-        return "a run's folder is runs=DIR and name=NAME" + (
-            ", and all of a sweep are in hydra.sweep.dir" if many else ""
-        )
-    if key.startswith(("hydra/launcher", "hydra/sweeper", "hydra.launcher", "hydra.sweeper", "hydra.sweep")):
-        return "it is for sweeps; add -m"
-    return "Hydra follows it in sweeps (-m); a single run keeps all it writes in its own folder"
-
-
-# --- groups ----------------------------------------------------------------------------------------------------------
-
-
-def group_choice(group: str, word: str, parsed: Parsed, job: str = "pretrain") -> list[str]:
-    """The words that choose what ``group=…`` names.
-
-    Raises:
-        UserError: there is no such choice, it is made for another job, or one is needed and null was given.
-    """
-    known = choices(group, job)
-    override = Override(word, parsed)
-    if parsed.is_delete() or override.bare in (f"{group}=null", f"{group}=[]"):
-        return left_out(job, group)
-    names = chosen_names(group, override, known)
-    unknown = [name for name in names if name not in known and name != "null"]
-    if unknown and group == "backbone":
-        return timm_choice(names, unknown, known)
-    if unknown and group == "recipe" and unknown[0] in choices(group):
-        raise UserError(f"recipe={unknown[0]} is one for `selfsight {recipe_job(unknown[0])}`.", status=USAGE)
-    if unknown:
-        raise UserError(
-            f"there is no {group} '{unknown[0]}'{' for ' + job if unknown[0] in choices(group) else ''}; "
-            f"choose from {', '.join(known)}.{nearest(unknown[0], known)}",
-            status=USAGE,
-        )
-    for name in names:
-        if name != "null":
-            content(file(group, name))  # which refuses what is no configuration
-    return [f"{group}={','.join(names)}" if parsed.is_sweep_override() else override.bare]
-
-
-def chosen_names(group: str, override: Override, known: Sequence[str]) -> list[str]:
-    """The choices that a word names, those of a sweep and of a pattern included.
-
-    Raises:
-        UserError: several at once where one is expected, or a pattern that fits none.
-    """
-    parsed = override.parsed
-    if override.is_pattern:
-        found = [str(name) for name in override.value.filter(list(known))]
-        if not found:
-            raise UserError(f"'{override.text}' fits none of {', '.join(known)}.", status=USAGE)
-        return found
-    if parsed.is_interval_sweep():
-        raise UserError(
-            f"'{override.text}' gives numbers; the choices of {group} are {', '.join(known)}.", status=USAGE
-        )
-    if isinstance(override.value, list) and group not in SEVERAL:
-        raise UserError(f"'{override.text}' makes several choices of {group} at once; one was expected.", status=USAGE)
-    return [str(v) for v in parsed.sweep_string_iterator()] if parsed.is_sweep_override() else _names(override)
-
-
-def left_out(job: str, group: str) -> list[str]:
-    """The words that leave a group without a choice, if the job can do without."""
-    if group in ("logger", "presets"):
-        return [f"~{group}"]
-    if job_groups(job)[group] is None:
-        return []
-    raise UserError(
-        f"`selfsight {job}` cannot do without a choice of {group}; choose from {', '.join(choices(group, job))}.",
-        status=USAGE,
-    )
-
-
-def timm_choice(names: Sequence[str], unknown: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The words for a backbone that is no choice of ours."""
-    from selfsight.backbones.registry import is_known
-
-    if all(is_known(name) for name in unknown):
-        if len(names) > 1:
-            raise UserError(
-                f"backbone={unknown[0]} is a timm name and cannot be swept beside others; "
-                f"use backbone=timm backbone.name={','.join(names)}.",
-                status=USAGE,
-            )
-        return ["backbone=timm", f"backbone.name={unknown[0]}"]
-    import timm
-
-    raise UserError(
-        f"there is no backbone '{unknown[0]}', neither here nor in timm."
-        f"{nearest(unknown[0], [*known, *timm.list_models()])}",
-        status=USAGE,
-    )
 
 
 def own_values(job: str, words: list[str], given: Collection[str]) -> list[str]:

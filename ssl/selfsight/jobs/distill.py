@@ -5,7 +5,8 @@ from __future__ import annotations
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from selfsight.composition.overrides import compose, group_choice
+from selfsight.composition.chosen import group_choice
+from selfsight.composition.overrides import compose
 from selfsight.engine import build, inherit, measure
 from selfsight.engine.measure import Outcome
 from selfsight.engine.session import Session, reopen

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from selfsight.datamodules.datasets.checks import path
-from selfsight.datamodules.datasets.dataset import too_many
 from selfsight.datamodules.datasets.preparing import Preparation
+from selfsight.datamodules.datasets.unreadable import too_many
 from selfsight.datamodules.loading.loader import cores
 from selfsight.errors import UserError
 from selfsight.runs.console import make_console

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from lightning import LightningModule
@@ -224,20 +223,6 @@ class Method(StepState, LightningModule):
             part.discard()
         self._within_step = False
 
-    def states(self) -> Iterator[StepState]:
-        """What has state that moves once a step, the method itself among it."""
-        return (part for part in self.modules() if isinstance(part, StepState))
-
-    @contextmanager
-    def collecting_aside(self) -> Iterator[None]:
-        """What is collected within is forgotten, and what was before stays: a step is gone over again."""
-        kept = [(part, part.put_aside()) for part in self.states()]
-        try:
-            yield
-        finally:
-            for part, rows in kept:
-                part.put_back(rows)
-
     def _refuse_without_schedules(self, known: Mapping[str, Any]) -> None:
         for name in self.schedules:
             if name not in known:
@@ -258,7 +243,7 @@ class Method(StepState, LightningModule):
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
         if isinstance(self._optimizer, SAM) and optimizer_closure is not None:
-            optimizer_closure = self._second_pass.after(optimizer_closure, self)
+            optimizer_closure = self._second_pass.after(optimizer_closure, self, self.trainer)
         try:
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         except SkippedStep:

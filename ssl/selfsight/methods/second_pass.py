@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lightning import Trainer
 from lightning.pytorch.strategies import ParallelStrategy, Strategy
 
 from selfsight.errors import UserError
 from selfsight.nn.batchnorm import restored_statistics
+from selfsight.nn.step_state import StepState
 from selfsight.optim.sam import RandomState, random_state, set_random_state
-
-if TYPE_CHECKING:
-    from selfsight.methods.base import Method
 
 
 class SecondPass:
@@ -40,19 +39,19 @@ class SecondPass:
         self.begun = False
         self.batches = [*([] if first else self.batches), (batch, batch_idx, random_state())]
 
-    def after(self, first: Callable[[], Any], method: Method) -> Callable[[], Any]:
+    def after(self, first: Callable[[], Any], method: StepState, trainer: Trainer) -> Callable[[], Any]:
         """What computes the gradient by ``first`` when it is called, and by `again` when it is called once more."""
-        passes = iter((first, partial(self.again, method)))
+        passes = iter((first, partial(self.again, method, trainer)))
         return lambda: next(passes)()
 
-    def again(self, method: Method) -> None:
-        """Give the parameters the gradient of all batches, as the trainer does.
+    def again(self, method: StepState, trainer: Trainer) -> None:
+        """Give the parameters of ``method`` the gradient of all batches, as the trainer does.
 
         Raises:
             UserError: state of the method has moved, which is to move once a step.
         """
         self.begun = True
-        trainer, strategy = method.trainer, method.trainer.strategy
+        strategy = trainer.strategy
         method.zero_grad()
         with restored_statistics(method), method.collecting_aside():
             before = _versions(method)
@@ -74,7 +73,7 @@ def _without_sync(strategy: Strategy) -> AbstractContextManager[Any]:
     return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
 
-def _versions(method: Method) -> dict[str, tuple[int, int]]:
+def _versions(method: StepState) -> dict[str, tuple[int, int]]:
     """Of every buffer that a method has for itself: which tensor it is, and how often that has been written to."""
     names = ((part, name, buffer) for part in method.states() for name, buffer in part.named_buffers(recurse=False))
     return {f"{type(part).__name__}.{name}": (id(buffer), buffer._version) for part, name, buffer in names}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -42,11 +43,18 @@ class StepState(nn.Module):
         """Forget what has been collected: the step it was for does not come to its end."""
         self._collected = {}
 
-    def put_aside(self) -> dict[str, list[Tensor]]:
-        """What has been collected, which is put aside for `put_back`; collecting begins anew."""
-        aside, self._collected = self._collected, {}
-        return aside
+    def states(self) -> Iterator[StepState]:
+        """What has such state in this module, the module itself among it."""
+        return (part for part in self.modules() if isinstance(part, StepState))
 
-    def put_back(self, aside: dict[str, list[Tensor]]) -> None:
-        """In place of what has been collected since."""
-        self._collected = aside
+    @contextmanager
+    def collecting_aside(self) -> Iterator[None]:
+        """What any of `states` collects within is forgotten, and what was before stays: a step is gone over again."""
+        kept = [(part, part._collected) for part in self.states()]
+        for part, _ in kept:
+            part._collected = {}
+        try:
+            yield
+        finally:
+            for part, rows in kept:
+                part._collected = rows
