@@ -3,15 +3,17 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 
+# Compiled modules are kept: hundreds of the tests start Python anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo quick test lint notebooks docs docs-serve bench soak steady audit clean
 
 setup: $(STAMP)
 
-# Modules are compiled as they are imported, the first time: of 7 GB of packages that is a small part.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("selfsight needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
 demo: setup
