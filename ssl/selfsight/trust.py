@@ -62,10 +62,14 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "logger": (rf"lightning\.pytorch\.loggers\.{CLASS}",),
 }
 
-#: arguments by which builders of networks open files and addresses
+#: what builds networks and takes more arguments than those that describe one
+BUILDERS = re.compile(r"timm\.|torchvision\.models\.|selfsight\.backbones\.registry\.", re.ASCII)
+#: arguments by which they open files and addresses
 OPENERS = ("checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay")
-#: names of networks that are files or addresses to timm
-ELSEWHERE = re.compile(r"(hf[-_]hub|local-dir):")
+#: arguments by which they fetch weights, and those that stand in no order that tells which is which
+FETCHERS = ("_args_", "weights", "weights_backbone", "pretrained_backbone")
+#: parts whose ``name`` is one of a network; to timm one with a colon is a file or an address
+OF_NETWORKS = ("backbone", "method")
 
 
 @dataclass(frozen=True)
@@ -119,25 +123,33 @@ def check(content: Mapping[str, object], place: object) -> None:
     for key, node in _nodes(content):
         if "_target_" in node and not _may_build(key, node["_target_"]):
             _refuse(place, f"build '{node['_target_']}' ({key}._target_)")
+        builder = str(node.get("_target_", ""))
+        closed = OPENERS + (FETCHERS if BUILDERS.match(builder) else ())
+        if BUILDERS.match(builder) and not builder.startswith("selfsight."):  # ours is told not to, where it is loaded
+            closed += ("pretrained",)
         for name, value in node.items():
-            if name in OPENERS and value is not None:
+            if name in closed and value not in (None, False):
                 _refuse(place, f"open what {key}.{name} names")
-            if name in ("name", "model_name") and isinstance(value, str) and ELSEWHERE.match(value):
+            if name in ("name", "model_name") and _root(key) in OF_NETWORKS and ":" in str(value):
                 _refuse(place, f"fetch '{value}' ({key}.{name})")
     for key, text in _texts(content):
         if "${" in text:
             _refuse(place, f"look up '{text}' ({key})")
-        if key.startswith("then.") and ("_target_" in text or "hydra" in text):
+        if key.startswith("then.") and any(word in text for word in ("_target_", "hydra", "trust", *OPENERS, "_args_")):
             _refuse(place, f"start a job with '{text}' ({key})")
 
 
 def _may_build(key: str, target: object) -> bool:
-    allowed = PARTS.get(re.split(r"[.\[]", key)[0], ())
+    allowed = PARTS.get(_root(key), ())
     return isinstance(target, str) and (
         any(re.fullmatch(pattern, target, re.ASCII) for pattern in allowed)
         or target in _given.get().named
         or plugins.defines(target)
     )
+
+
+def _root(key: str) -> str:
+    return re.split(r"[.\[]", key)[0]
 
 
 def _refuse(place: object, what: str) -> None:
