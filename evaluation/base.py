@@ -60,6 +60,11 @@ def looks_at_images(evaluator: object) -> TypeIs[ImageEvaluator]:
     return callable(getattr(evaluator, "on_images", None))
 
 
+def is_evaluator(made: object) -> TypeIs[Evaluator]:
+    """Whether something is an evaluator, as far as can be told without calling it."""
+    return looks_at_images(made) or (callable(made) and not isinstance(made, type))
+
+
 def needs_labels(evaluator: object) -> bool:
     """Whether an evaluator compares with the labels of test images."""
     return bool(getattr(evaluator, "needs_labels", False))

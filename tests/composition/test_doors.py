@@ -347,7 +347,11 @@ def test_callbacks_and_loggers_by_name(here: Path) -> None:
         (["method._target_=own_parts.Gentle", "method.temprature=3"], "Did you mean 'method.temperature'?"),
         (["method._target_=own_parts.Gentle", "method.calm=3"], "true or false was expected"),
         (["+callbacks.x._target_=own_parts.Bell", "callbacks.x.tone=a", "callbacks.x.lod=2"], "'callbacks.x.loud'"),
-        (["+callbacks.x._target_=own_parts.nothing"], "callbacks.x is a builtins.int; a callback of lightning"),
+        (["+callbacks.x._target_=own_parts.nothing"], "callbacks.x (own_parts.nothing) makes a int; a callback"),
+        (["dataset._target_=own_parts.nothing"], "dataset (own_parts.nothing) makes a int; an ImageData"),
+        (["evaluator.final.x._target_=own_parts.nothing"], "evaluator.final.x (own_parts.nothing) is no evaluator"),
+        (["evaluator.online.evaluators.x._target_=own_parts.nothing"], "evaluators.x (own_parts.nothing) is no evalu"),
+        (["evaluator.final={}", "evaluator.final.x._target_=own_parts.nothing"], "evaluator.final.x (own_parts"),
         (["+callbacks.x._target_=torch.nn.ReLU"], "which is no Callback of lightning"),
         (["optimizer._target_=torch.nn.ReLU"], "which is no Optimizer of torch"),
         (["+new.key=1"], "there is no key 'new.key'."),
@@ -364,9 +368,17 @@ def test_a_wrong_part(capsys: pytest.CaptureFixture[str], here: Path, words: lis
     assert not (here / "runs").exists()
 
 
+def test_what_is_emptied_may_be_filled_again_and_emptied_after(here: Path) -> None:
+    own = "evaluator.final.x._target_=selfsight.evaluation.KNN"
+    for empty in ("evaluator.final={}", "~evaluator.final"):
+        assert list(compose("pretrain", [empty, own]).evaluator.final) == ["x"]
+    assert {"knn", "x"} <= {*compose("pretrain", [own]).evaluator.final}
+
+
 def test_a_part_that_a_job_has_not(capsys: pytest.CaptureFixture[str], here: Path) -> None:
     told = fails(capsys, "linear", "run=last", "backbone._target_=own_parts.Gentle")
     assert "there is no key 'backbone._target_'" in told
+    assert "there is no key 'evaluator.x'" in fails(capsys, "knn", "run=last", "evaluator.x._target_=own_parts.nothing")
 
 
 def test_what_is_taken_away_is_at_its_default_or_empty() -> None:

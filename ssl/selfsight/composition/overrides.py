@@ -111,6 +111,8 @@ def as_user_error(error: BaseException) -> UserError:
     from omegaconf.errors import OmegaConfBaseException
 
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if unknown := re.search(r"is not in struct\s+full_key: (\S+)", str(cause)):
+        return UserError(f"there is no key '{unknown[1]}'.", status=USAGE)
     return UserError(" ".join(str(cause).split()), status=USAGE)
 
 
@@ -149,7 +151,7 @@ def begin_anew(cfg: DictConfig, overrides: Sequence[str]) -> None:
     for part in _retargeted(overrides):
         node = OmegaConf.select(cfg, part)
         stays = {key[len(part) + 1 :].partition(".")[0] for key in keys if key.startswith(f"{part}.")}
-        for name in [name for name in node if name not in stays and not str(name).startswith("_")]:
+        for name in [name for name in node or () if name not in stays and not str(name).startswith("_")]:
             del node[name]
 
 
@@ -219,7 +221,9 @@ def checked(job: str, words: Sequence[str], *, sweep: bool = False) -> list[str]
             resolve_key(job, whole, override)  # refuses it: the job has no such part
     named = [f"++{part}={{}}" for part in parts if part.rpartition(".")[0] in OPEN]
     cfg = load(job, [*first, *named, *(f"++{override.bare}" for override in targets)]).cfg
-    in_order = [*targets, *(override for override in values if override not in targets)]
+    above = [one for one in values if any(target.key.startswith(f"{one.key}.") for target in targets)]
+    first_words = [*above, *targets]  # what is emptied may be filled again
+    in_order = [*first_words, *(override for override in values if override not in first_words)]
     known = [text for override in in_order for text in resolve_key(job, cfg, override, parts)]
     return [*chosen, *own, *known]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from hydra.errors import InstantiationException
@@ -41,13 +41,15 @@ from selfsight.engine.prepared import PreparedCallback
 from selfsight.engine.sizes import by_rule, length, plan
 from selfsight.errors import UserError
 from selfsight.evaluation import OnlineEvaluation
-from selfsight.evaluation.base import Evaluator
+from selfsight.evaluation.base import Evaluator, is_evaluator
 from selfsight.methods.base import Method
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.sam import sharpness_aware
 from selfsight.optim.schedule import Clock
 from selfsight.runs import records
 from selfsight.runs.folder import RunFolder
+
+T = TypeVar("T")
 
 #: how constructors refuse arguments
 REFUSALS = (TypeError, ValueError, AssertionError, MisconfigurationException)
@@ -147,8 +149,8 @@ def parts(cfg: DictConfig, of: RunFolder | None = None, **inherited: nn.Module |
         trainer=replace(trainer, max_epochs=math.ceil(clock.epochs)),
         run=run,
         description=describe(cfg, data.dataset.channels),
-        online=build(cfg.evaluator.online),
-        final={str(name): build(node) for name, node in (cfg.evaluator.get("final") or {}).items()},
+        online=online(cfg.evaluator.online),
+        final={str(name): evaluator(node) for name, node in (cfg.evaluator.get("final") or {}).items()},
         callbacks=chosen,
         loggers=[logger(node) for node in loggers],
         untrained=partial(network, cfg, data.dataset.channels),
@@ -165,12 +167,8 @@ def callbacks(cfg: DictConfig) -> list[Callback]:
     Raises:
         UserError: one is none.
     """
-    made = {name: build(node) for name, node in (cfg.get("callbacks") or {}).items()}
-    for name, one in made.items():
-        if not isinstance(one, Callback):
-            kind = f"{type(one).__module__}.{type(one).__name__}"
-            raise UserError(f"callbacks.{name} is a {kind}; a callback of lightning.pytorch was expected.", status=2)
-    return list(made.values())
+    nodes = (cfg.get("callbacks") or {}).values()
+    return [of_kind(build(node), Callback, node, "a callback of lightning.pytorch") for node in nodes]
 
 
 def views(cfg: DictConfig) -> dict[str, View]:
@@ -216,9 +214,37 @@ def dataset(cfg: DictConfig, of: RunFolder | None = None) -> ImageData:
 
     With ``of``, a run that has begun or ended, it is the one of then, see `as_of_run`.
     """
-    data: ImageData = build(cfg.dataset)
+    data: ImageData = of_kind(build(cfg.dataset), ImageData, cfg.dataset, "an ImageData, as data sets by name are,")
     data = data if of is None else as_of_run(data, cfg.dataset, of)
     return data if cfg.get("limit_images") is None else data.limited(cfg.limit_images)
+
+
+def evaluator(node: DictConfig) -> Evaluator:
+    """A single evaluator.
+
+    Raises:
+        UserError: it is none.
+    """
+    made: Evaluator = build(node)
+    if not is_evaluator(made):
+        raise UserError(
+            f"{place(node)} is no evaluator; a function of the features, evaluator(train, test), or an object with "
+            "on_images(backbone, data) was expected.",
+            status=2,
+        )
+    return made
+
+
+def online(node: DictConfig) -> OnlineEvaluation:
+    """The evaluation while training.
+
+    Raises:
+        UserError: one of its evaluators is none.
+    """
+    for one in (node.get("evaluators") or {}).values():
+        if isinstance(one, DictConfig):
+            evaluator(one)
+    return of_kind(build(node), OnlineEvaluation, node, "an OnlineEvaluation")
 
 
 def logger(node: DictConfig) -> Callable[[RunFolder], Logger]:
@@ -423,6 +449,17 @@ def build(node: Any, **extra: Any) -> Any:
         if extra:
             return instantiate(node, _convert_="all", _partial_=True)(**extra)
         return instantiate(node, _convert_="all")
+
+
+def of_kind(made: Any, kind: type[T], node: DictConfig, wanted: str) -> T:
+    """
+    Raises:
+        UserError: what a node has come to is none of this kind.
+    """
+    if not isinstance(made, kind):
+        found = f"{type(made).__module__}.{type(made).__name__}".removeprefix("builtins.")
+        raise UserError(f"{place(node)} makes a {found}; {wanted} was expected.", status=2)
+    return made
 
 
 @contextlib.contextmanager

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import multiprocessing
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -18,6 +14,7 @@ from selfsight.backbones.families import FAMILIES, LEFT_OUT, Family
 from selfsight.composition.catalogue import choices
 from selfsight.datamodules.loading.loader import cores
 from selfsight.engine.one_step import Row, tried
+from selfsight.engine.tasks import in_order
 from selfsight.errors import USAGE, UserError, nearest
 from selfsight.files import write_text
 from selfsight.runs.console import make_console, make_table, quiet
@@ -36,10 +33,11 @@ def run(cfg: DictConfig) -> None:
     console = make_console()
     families, methods = named(cfg.families), methods_of(cfg.methods)
     rows = []
-    with console.status("") as status, workers(len(families)) as map_over:
-        for row in map_over(functools.partial(tried, methods=methods), families):
+    with console.status("") as status:
+        for row in rows_of(families, methods):
             rows.append(row)
             status.update(f"{row.family.title} ({len(rows)} of {len(families)})")
+    rows.sort(key=lambda row: families.index(row.family))
     show(console, rows, methods)
     if cfg.families:
         for family in families:
@@ -52,21 +50,16 @@ def run(cfg: DictConfig) -> None:
         console.print(f"table: {path}", markup=False)
 
 
-@contextlib.contextmanager
-def workers(jobs: int) -> Iterator[Callable[..., Iterator[Row]]]:
-    """A `map` over processes, one a core, in the order of what it is given; small steps leave a second core idle."""
-    processes = min(jobs // WORTH_A_PROCESS, cores())
-    if processes < 2:
-        yield map
-        return
-    context = multiprocessing.get_context("spawn")  # forked, a process would wait for threads that are not there
-    with ProcessPoolExecutor(processes, context, initializer=_begin_worker) as pool:
-        yield pool.map
+def rows_of(families: Sequence[Family], methods: Sequence[str]) -> Iterator[Row]:
+    """Their rows as they are found: small steps leave a second core idle, so many families are tried side by side."""
+    workers = max(1, min(len(families) // WORTH_A_PROCESS, cores()))
+    alone = dict.fromkeys(families)  # none of them waits for another
+    return (row for _, row in in_order(alone, functools.partial(quietly_tried, methods), workers))
 
 
-def _begin_worker() -> None:
+def quietly_tried(methods: Sequence[str], family: Family) -> Row:
     quiet()
-    torch.set_num_threads(1)
+    return tried(family, methods)
 
 
 def named(words: Sequence[str]) -> list[Family]:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-import multiprocessing
-import os
 import shutil
-import threading
-import time
 from collections.abc import Collection, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +18,7 @@ import selfsight
 from selfsight.datamodules import select_labels
 from selfsight.engine import build, measure
 from selfsight.engine.devices import device
+from selfsight.engine.tasks import in_order
 from selfsight.errors import UserError, nearest
 from selfsight.evaluation.base import Figures
 from selfsight.evaluation.probes.linear import FewShot
@@ -152,47 +149,13 @@ def plan(cfg: DictConfig, wanted: Collection[Task]) -> dict[Task, Task | None]:
 
 def done(cfg: DictConfig, folder: RunFolder, before: Mapping[Task, Task | None]) -> Iterator[tuple[Task, Values]]:
     """Each task with its values as it comes to its end; several at a time, each on its share of the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = (1 if torch.cuda.is_available() else cores) if cfg.workers == "auto" else int(cfg.workers)
-    todo = list(before)
-    if workers == 1:
-        while todo:
-            task = next(task for task in todo if before[task] not in todo)
-            yield task, values(cfg, folder, *task)
-            todo.remove(task)
-        return
-    plain = OmegaConf.to_yaml(cfg, resolve=True)
-    begin = (os.getpid(), max(1, cores // workers))
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin_worker, begin) as pool:
-        running: dict[Future[Values], Task] = {}
-        try:
-            while todo:
-                busy = running.values()
-                ready = [task for task in todo if task not in busy and before[task] not in todo]
-                for task in ready[: workers - len(running)]:
-                    running[pool.submit(in_worker, plain, folder.path, task)] = task
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    task = running.pop(future)
-                    yield task, future.result()
-                    todo.remove(task)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    alone = 1 if torch.cuda.is_available() else None
+    workers = alone if cfg.workers == "auto" else int(cfg.workers)
+    return in_order(before, functools.partial(do, OmegaConf.to_yaml(cfg, resolve=True), folder.path), workers)
 
 
-def begin_worker(parent: int, threads: int) -> None:
-    """A worker outlives its parent by a second at most: what it would write belongs to the next command."""
-    torch.set_num_threads(threads)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def in_worker(plain: str, folder: Path, task: Task) -> Values:
+def do(plain: str, folder: Path, task: Task) -> Values:
+    """A task's values, wherever it is done: the configuration comes as text."""
     quiet()
     cfg = OmegaConf.create(plain)
     assert isinstance(cfg, DictConfig)

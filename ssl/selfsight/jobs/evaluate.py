@@ -76,7 +76,7 @@ def run(cfg: DictConfig) -> Figures:
 def evaluator_of(cfg: DictConfig) -> Evaluator:
     """The evaluator configured; ``linear.protocol`` names a published linear evaluation in its place."""
     if (linear := published(cfg)) is None:
-        return build.build(cfg.evaluator)
+        return build.evaluator(cfg.evaluator)
     return PublishedProbe(
         linear.protocol,
         (FINAL,) if cfg.stage == ALL else (cfg.stage,),

@@ -1,0 +1,64 @@
+"""Tasks of which some start from others: several at a time, each in a process on its share of the cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from typing import TypeVar
+
+import torch
+
+from selfsight.datamodules.loading.loader import cores
+
+T = TypeVar("T", bound=Hashable)
+V = TypeVar("V")
+
+
+def in_order(before: Mapping[T, T | None], work: Callable[[T], V], workers: int | None = None) -> Iterator[tuple[T, V]]:
+    """Each task with what came of it, as it comes to its end; the first of the mapping are begun first.
+
+    Args:
+        before: of each task the one that has to be done first, a task of the mapping itself; None for none.
+        work: a function that another process can import.
+        workers: tasks at a time, one a core unless said; 1: in this process.
+    """
+    workers = workers or cores()
+    todo = list(before)
+    if workers == 1:
+        while todo:
+            task = next(task for task in todo if before[task] not in todo)
+            yield task, work(task)
+            todo.remove(task)
+        return
+    begin = (os.getpid(), max(1, cores() // workers))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker, begin) as pool:
+        running: dict[Future[V], T] = {}
+        try:
+            while todo:
+                busy = running.values()
+                ready = [task for task in todo if task not in busy and before[task] not in todo]
+                for task in ready[: workers - len(running)]:
+                    running[pool.submit(work, task)] = task
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    task = running.pop(future)
+                    yield task, future.result()
+                    todo.remove(task)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _begin_worker(parent: int, threads: int) -> None:
+    """A worker outlives its parent by a second at most: what it would write belongs to the next command."""
+    torch.set_num_threads(threads)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
