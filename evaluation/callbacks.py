@@ -11,14 +11,20 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
+from selfsight.errors import UserError
 from selfsight.evaluation.base import FeatureEvaluator, needs_labels, protocol, takes_targets
 from selfsight.evaluation.features import FINAL, Features, extract, frozen
 from selfsight.evaluation.probes.classification import online_figures
 from selfsight.evaluation.probes.diagnostics import Diagnostics, judge, view_figures
+from selfsight.evaluation.rows import blocks, total
 from selfsight.nn.distributed import PatientBarrier
 from selfsight.validation import takes, whole
 
 VIEWED = 512  # images whose two views are compared
+UNMOVED = (
+    "The average network, which is what is measured, has not moved since the training began: its momentum is 1, or the "
+    "learning rate is 0."
+)
 
 Result = dict[str, Any]
 
@@ -61,6 +67,7 @@ class OnlineEvaluation(Callback):
         self.on_result: list[Callable[[Result], None]] = []
         self._views: list[tuple[Tensor, Tensor]] = []
         self._barrier = PatientBarrier()
+        self._began_as: float | None = None  # the average that is measured, in a number
 
     @property
     def protocol(self) -> dict[str, str]:
@@ -70,6 +77,8 @@ class OnlineEvaluation(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._barrier.begin()
+        usual = _usual(pl_module)
+        self._began_as = None if usual is pl_module.get_submodule("backbone") else _in_a_number(usual)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -91,7 +100,7 @@ class OnlineEvaluation(Callback):
         return epoch % self.every == 0 or epoch == trainer.max_epochs
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        usual: nn.Module = getattr(pl_module, "measured", None) or pl_module.get_submodule("backbone")
+        usual = _usual(pl_module)
         backbone = usual if self.part is None else pl_module.get_submodule(self.part)
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         held_out = datamodule.data.test is not None
@@ -101,6 +110,7 @@ class OnlineEvaluation(Callback):
             pair = [extract(backbone, loader, pl_module.device)[FINAL] for loader in loaders]
         train, test = pair[0], pair[-1]
         result: Result = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+        _refuse_diverged(train, result)
         for evaluator in self.evaluators.values():
             if not needs_labels(evaluator) or (held_out and _comparable(evaluator, train, test)):
                 result |= evaluator(train, test)
@@ -110,6 +120,8 @@ class OnlineEvaluation(Callback):
                 result |= {f"{name}_{key}": value for key, value in found.items()}
         result |= self._view_figures(backbone)
         warning = judge({name: value for name, value in result.items() if isinstance(value, float)})
+        if self._began_as is not None and self._began_as == _in_a_number(usual):
+            warning = UNMOVED
         if warning:
             result["warning"] = warning
         self.results.append(result)
@@ -135,6 +147,31 @@ class OnlineEvaluation(Callback):
         with frozen(backbone):
             pairs = [(backbone(first).float(), backbone(second).float()) for first, second in self._views]
         return view_figures(*(torch.cat(side).cpu() for side in zip(*pairs, strict=True)))
+
+
+def _usual(method: LightningModule) -> nn.Module:
+    """The network that is measured unless another one is named."""
+    return getattr(method, "measured", None) or method.get_submodule("backbone")
+
+
+def _in_a_number(network: nn.Module) -> float:
+    """One number that changes when any of its parameters does."""
+    sums = (parameter.detach().double().square().sum().cpu() for parameter in network.parameters())
+    return float(sum(sums, torch.zeros((), dtype=torch.float64)))
+
+
+def _refuse_diverged(features: Features, result: Result) -> None:
+    """
+    Raises:
+        UserError: the network's features are no numbers any more, though the loss was one.
+    """
+    bad = total((~torch.isfinite(part)).any(dim=1).sum() for part in blocks(features.x))
+    if bad:
+        raise UserError(
+            f"after epoch {result['epoch']} (step {result['step']}) the features of {int(bad)} of {len(features)} "
+            "images are no numbers, since the weights have diverged: lower optimizer.lr or give "
+            "schedule.lr.warmup_epochs more epochs."
+        )
 
 
 def _comparable(evaluator: FeatureEvaluator, train: Features, test: Features) -> bool:

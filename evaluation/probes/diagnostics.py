@@ -181,6 +181,20 @@ def judge_nothing(loss: float) -> str | None:
     )
 
 
+def judge_mask(rate: float, epoch: int, epochs: int) -> str | None:
+    """A sentence when nearly every pseudo-label is taken in the first tenth of a training: then nothing is chosen.
+
+    Args:
+        rate: ``mask_rate`` of the epoch. epoch: counted from 1.
+    """
+    if rate < 0.9995 or epoch > epochs / 10:
+        return None
+    return (
+        f"Every pseudo-label counts as confident in epoch {epoch} already, before the classifier can know much: raise "
+        "the threshold, or see whether all images are given one class."
+    )
+
+
 def judge_loss(losses: Sequence[float], chance: float, tolerance: float = 0.01, patience: int = 3) -> str | None:
     """A sentence when the last ``patience`` epochs' losses are all within ``tolerance`` of the loss of guessing.
 

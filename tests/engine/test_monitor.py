@@ -6,9 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
+from selfsight import cli
 from selfsight.engine.monitor import Monitor, lowest_rate
 from selfsight.engine.nan_guard import NanGuard
 from selfsight.engine.options import TrainerOptions
@@ -33,3 +37,20 @@ def test_the_norm_is_that_of_the_whole_gradient_and_goes_on_where_it_stopped(tmp
     assert lowest_rate(trainer) == {"lr_lowest": 0.1}
     optimizer.param_groups[1]["lr"] = 0.3
     assert lowest_rate(trainer) == {}
+
+
+@pytest.mark.slow
+def test_a_collapse_is_told_once_though_the_loss_falls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fifty times the learning rate, on images as dark and even as a microscope's."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "dark").mkdir()
+    for i in range(128):
+        coarse = cv2.resize(rng.normal(0.02, 0.01, (8, 8, 3)), (32, 32), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(tmp_path / "dark" / f"{i}.png"), (coarse * 255).clip(0, 255).round().astype(np.uint8))
+    data = [f"dataset.root={tmp_path / 'dark'}", "dataset.mean=[0.02,0.02,0.02]", "dataset.std=[0.01,0.01,0.01]"]
+    words = ["dataset=folder", *data, "dataset.image_size=32", "backbone=resnet_digits", "evaluator.final={}"]
+    length = ["batch_size=32", "trainer.max_epochs=3", "report=false", "num_workers=0", f"runs={tmp_path}", "name=dark"]
+    cli.main(["pretrain", *words, *length, "optimizer.lr=15"])
+    assert capsys.readouterr().out.count("Collapse: all images get almost the same feature") == 1
+    losses = [float(row["loss"]) for row in RunFolder(tmp_path / "dark").read_metrics()]
+    assert min(losses[1:]) < losses[0]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from selfsight.contracts import Batch, SemiBatch
+from selfsight.errors import UserError
 from selfsight.evaluation import KNN, Features, OnlineEvaluation, extract
 
 from .conftest import TinyBackbone
@@ -167,6 +168,39 @@ def test_collapse_is_said(tmp_path: Path) -> None:
     )  # fmt: skip
     trainer.fit(method, datamodule=ToyData())
     assert evaluation.results[0]["warning"].startswith("Collapse")
+
+
+@pytest.mark.parametrize(("momentum", "warned"), [(1.0, True), (0.9, False)])
+def test_an_average_that_never_moves_is_said(tmp_path: Path, momentum: float, warned: bool) -> None:
+    class Averaged(Toy):
+        def __init__(self, backbone: nn.Module) -> None:
+            super().__init__(backbone)
+            self.measured = copy.deepcopy(backbone)
+
+        def on_train_batch_end(self, *given: Any) -> None:
+            for mine, learnt in zip(self.measured.parameters(), self.backbone.parameters(), strict=True):
+                mine.data.lerp_(learnt.data, 1 - momentum)
+
+    evaluation = OnlineEvaluation({})
+    trainer = Trainer(
+        max_epochs=1, callbacks=[evaluation], accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(Averaged(TinyBackbone()), datamodule=ToyData())
+    assert ("has not moved" in evaluation.results[0].get("warning", "")) is warned
+
+
+def test_features_that_are_no_numbers_name_epoch_and_step(tmp_path: Path) -> None:
+    class Overflows(TinyBackbone):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if self.training else super().forward(x) * torch.inf
+
+    trainer = Trainer(
+        max_epochs=1, callbacks=[OnlineEvaluation({})], accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"after epoch 1 \(step 3\) the features of 32 of 32 .* lower optimizer.lr"):
+        trainer.fit(Toy(Overflows()), datamodule=ToyData())
 
 
 def test_what_the_authors_measure_is_measured(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -137,18 +138,22 @@ class Monitor(Callback):
                 {k: float(v) for k, v in row.items() if k not in ("epoch", "step")}, step=trainer.global_step
             )
         self.console.print(line(epoch, epochs, {**means, **found}, speed, left), highlight=False)
-        for warning in self.warnings(means, result, chance):
+        for warning in self.warnings(means, result, chance, epoch, epochs):
             self.console.print(f"[yellow]warning[/yellow] {escape(warning)}")
 
-    def warnings(self, means: Mapping[str, float], result: Figures, chance: float | None) -> list[str]:
+    def warnings(
+        self, means: Mapping[str, float], result: Figures, chance: float | None, epoch: int, epochs: int
+    ) -> list[str]:
         """What the numbers of this epoch say is wrong: one sentence each, with the remedy, each told once."""
         self.losses.append(means.get("loss", math.nan))
         found = [result.get("warning"), diagnostics.judge(means), diagnostics.judge_nothing(self.losses[-1])]
         if chance is not None:
             found.append(diagnostics.judge_loss(self.losses, chance))
-        new = [sentence for sentence in found if sentence and sentence not in self.warned]
+        found.append(diagnostics.judge_mask(means.get("mask_rate", 0.0), epoch, epochs))
+        told = {re.sub(r"[\d.,%]+", "", sentence): sentence for sentence in found if sentence}  # whatever the numbers
+        new = {key: sentence for key, sentence in told.items() if key not in self.warned}
         self.warned.update(new)
-        return new
+        return list(new.values())
 
 
 def lowest_rate(trainer: Trainer) -> dict[str, float]:
