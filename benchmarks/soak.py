@@ -150,9 +150,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--words", nargs="*", default=[], help="further words of the command, such as num_workers=2")
     options = parser.parse_args()
+    methods = options.methods or choices("method")
     draw, lost, total = random.Random(options.seed), 0, Counter[str]()
     with tempfile.TemporaryDirectory() as place:
-        for method in options.methods or choices("method"):
+        for method in methods:
             few = needed(method, Path(place))
             how = f"views.engine={draw.choice(ENGINES)}", f"num_workers={draw.choice(WORKERS)}"
             injected, wrong = soak(Path(place), method, options.kills, draw, [*few, *how, *options.words])
@@ -161,7 +162,9 @@ def main() -> None:
             told = ", ".join(f"{count} {moment}" for moment, count in injected.items())
             end = "lost" if wrong else "bit-equal"
             print(f"{method:16} {' '.join(how)}: killed {injected.total()} ({told}); {end}", flush=True)
-    print(f"injected {total.total()} ({', '.join(f'{n} {moment}' for moment, n in total.items())}), lost {lost}")
+    kinds = ", ".join(f"{n} {moment}" for moment, n in total.items())
+    survived = len(methods) - lost
+    print(f"injected {total.total()} ({kinds}); trainings survived {survived} of {len(methods)}, lost {lost}")
     sys.exit(lost > 0)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from selfsight.datamodules import ArrayImages, FileImages, ImageData, folder, join
 from selfsight.datamodules.datasets import copies, dataset, inspection
@@ -331,6 +332,22 @@ def test_test_images_among_the_unlabelled_are_counted(
     assert "1 of the 2 unlabelled images" in caplog.text
     assert data.warn_of_leaks() == 1
     assert duplicates(data.train, data.test) == 0
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_copies_of_test_images_are_left_out_of_training_where_that_is_asked(tmp_path: Path, resident: bool) -> None:
+    write_pictures(tmp_path, ["train/a/1.png", "train/b/2.png", "train/b/5.png", "test/a/3.png", "test/b/4.png"])
+    copied = tmp_path / "test" / "a" / "3.png"
+    (tmp_path / "train" / "a" / "same bytes.png").write_bytes(copied.read_bytes())
+    told = PngInfo()
+    told.add_text("camera", "another one")
+    Image.open(copied).save(tmp_path / "train" / "b" / "same pixels.png", pnginfo=told)
+    kept = ["a/1.png", "b/2.png", "b/5.png"]
+    assert len(names(make(tmp_path, resident=resident))) == 5
+    data = make(tmp_path, resident=resident, drop_copies=True)
+    assert names(data) == kept
+    assert data.train.labels.tolist() == [0, 1, 1]
+    assert names(data, "test") == ["a/3.png", "b/4.png"]
 
 
 @pytest.mark.parametrize("resident", [False, True, "auto"])

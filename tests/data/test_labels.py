@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -26,6 +27,20 @@ def test_labels_from_a_list(tmp_path: Path) -> None:
     assert data.train.labels.tolist() == [1, 1, 0]
     assert names(data, "unlabelled") == ["4.png", "5.png"]
     assert data.unlabelled.labels is None
+
+
+@pytest.mark.parametrize(("stored", "written"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_that_look_the_same_are_the_same(tmp_path: Path, stored: Literal["NFC"], written: Literal["NFC"]) -> None:
+    files = ["Zürich/café.png", "Zürich/thé.png", "naïf.png"]
+    write_pictures(tmp_path, [unicodedata.normalize(stored, name) for name in files])
+    rows = [f"{name},{label}" for name, label in zip(files, ("é", "é", "o"), strict=True)]
+    (tmp_path / "labels.csv").write_text(unicodedata.normalize(written, "\n".join(rows)))
+    data = make(tmp_path)
+    assert names(data) == sorted(unicodedata.normalize(stored, name) for name in files)
+    assert sorted(data.class_counts("train")) == [1, 2]
+    named = tmp_path / "some.txt"
+    named.write_text(unicodedata.normalize(written, "\n".join(files[:2])))
+    assert len(make(tmp_path, only=str(named)).train) == 2
 
 
 @pytest.mark.parametrize("heading", ["", "path,label\n", "image_id,breed\n"])

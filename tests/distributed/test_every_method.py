@@ -1,4 +1,4 @@
-"""Two and three processes that share a batch learn what one process learns from all of it: every method there is."""
+"""Two to four processes that share a batch learn what one process learns from all of it: every method there is."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def one() -> dict[str, Any]:
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, 3, 4])
 def several(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return run_on(request.param, learn_all)
 

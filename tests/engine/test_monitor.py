@@ -49,8 +49,8 @@ def test_a_collapse_is_told_once_though_the_loss_falls(tmp_path: Path, capsys: p
         cv2.imwrite(str(tmp_path / "dark" / f"{i}.png"), (coarse * 255).clip(0, 255).round().astype(np.uint8))
     data = [f"dataset.root={tmp_path / 'dark'}", "dataset.mean=[0.02,0.02,0.02]", "dataset.std=[0.01,0.01,0.01]"]
     words = ["dataset=folder", *data, "dataset.image_size=32", "backbone=resnet_digits", "evaluator.final={}"]
-    length = ["batch_size=32", "trainer.max_epochs=3", "report=false", "num_workers=0", f"runs={tmp_path}", "name=dark"]
+    length = ["batch_size=32", "trainer.max_epochs=3", "report=false", "num_workers=0", f"runs={tmp_path}", "name=run"]
     cli.main(["pretrain", *words, *length, "optimizer.lr=15"])
     assert capsys.readouterr().out.count("Collapse: all images get almost the same feature") == 1
-    losses = [float(row["loss"]) for row in RunFolder(tmp_path / "dark").read_metrics()]
+    losses = [float(row["loss"]) for row in RunFolder(tmp_path / "run").read_metrics()]
     assert min(losses[1:]) < losses[0]

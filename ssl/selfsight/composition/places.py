@@ -16,6 +16,7 @@ from selfsight.composition.catalogue import ADVISED
 from selfsight.datamodules.datasets.checks import RULES, missing_table
 from selfsight.datamodules.images.formats import OF_MANY
 from selfsight.errors import UserError, nearest
+from selfsight.validation import SHARE, expect
 
 #: data sets that are a folder of the person's, by their target
 OF_FOLDERS = ("selfsight.datamodules.folder",)
@@ -60,6 +61,10 @@ def _check_images(job: str, cfg: DictConfig, root: Path) -> None:
         table = root / Path(labels).expanduser()
         if not table.is_file():
             raise missing_table(root, labels)
+    if (held_out := _value(cfg, "dataset.test_fraction")) is not None:
+        expect("dataset.test_fraction", held_out, SHARE)
+    if not any(path.is_file() for path in root.rglob("*")):
+        raise UserError(f"'{root}' holds no image.")
     batch = _value(cfg, "batch_size")
     if not isinstance(batch, int) or "datamodule" not in cfg or _value(cfg, "dataset.unlabelled") is not None:
         return

@@ -366,7 +366,8 @@ def show_classes(console: Console, data: ImageData, evened: str = "") -> None:
     order = sorted(range(len(counts)), key=lambda label: (counts[label], label))
     fewest, most = counts[order[0]], counts[order[-1]]
     if most <= EVEN * fewest:
-        console.print(f"classes of {fewest:,} to {most:,} images", style="dim", markup=False)
+        told = f"{most:,} image{'s' * (most > 1)}" if fewest == most else f"{fewest:,} to {most:,} images"
+        console.print(f"classes of {told}", style="dim", markup=False)
         return
     table, test = make_table("class", "train", "test"), data.class_counts("test")
     half = SHOWN_CLASSES // 2 if len(order) > SHOWN_CLASSES else len(order)

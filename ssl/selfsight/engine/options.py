@@ -142,9 +142,9 @@ class TrainerOptions(Options):
         super().__post_init__()
         if any(word in str(self.strategy) for word in ("fsdp", "deepspeed", "parallel")):
             raise UserError(
-                f"trainer.strategy={self.strategy} cuts parameters into pieces, and weight decay, layer-wise rates and "
-                "averaged networks need them whole; use ddp, with trainer.checkpoint_activations=true where memory is "
-                "short."
+                f"trainer.strategy={self.strategy} cuts parameters into pieces, and evaluation, export and report, "
+                "which are the first process's alone, need them whole; use ddp, with "
+                "trainer.checkpoint_activations=true where memory is short."
             )
         if self.on_nan == "skip" and self.look_every not in ("auto", 1):
             raise UserError(

@@ -157,6 +157,12 @@ class Session:
         finally:
             interrupt.restore()
         self.seconds = monitor.seconds
+        if trainer.is_global_zero and parts.trainer.max_time and trainer.current_epoch < (trainer.max_epochs or 0):
+            self.console.print(
+                f"trainer.max_time={parts.trainer.max_time} ended the training after {trainer.current_epoch} of "
+                f"{trainer.max_epochs} epochs, before its schedules came to their end",
+                style="yellow", markup=False, highlight=False,
+            )  # fmt: skip
         if trainer.is_global_zero and (passed_over := str(data.data.unreadable)):
             self.console.print(f"passed over: {passed_over}", style="dim", markup=False)
         return trainer.is_global_zero
@@ -228,8 +234,9 @@ class Session:
             return ""
         before = replace(length, epochs=length.epochs - extend)
         old, new = recipe.values(before.total_steps - 1, before)["lr"], recipe.values(before.total_steps, length)["lr"]
+        more = f"{extend} epoch{'s' * (extend > 1)} more than the {before.epochs:g} it had"
         return (
-            f"{extend} epochs more than the {before.epochs:g} it had: schedules are those of a run of "
+            f"{more}: schedules are those of a run of "
             f"{length.epochs:g} epochs, and the learning rate goes on from {new:.3g}, where it had come to {old:.3g}"
         )
 

@@ -91,7 +91,12 @@ def check(job: str, cfg: DictConfig) -> DictConfig:
                 RunFolder.open(path)
             check_places(job, cfg)
             if cfg.get("extend") is not None:
-                raise UserError(f"extend={cfg.extend} lengthens a run that is named: resume=RUN.", status=USAGE)
+                run = "RUN" if cfg.get("name") is None else Path(cfg.runs) / str(cfg.name)
+                raise UserError(
+                    f"extend={cfg.extend} lengthens a run that is named, each time that it is typed: resume={run} "
+                    f"extend={cfg.extend}.",
+                    status=USAGE,
+                )
             if cfg.get("resume") == AUTO and cfg.get("name") is None:
                 raise UserError(
                     "resume=auto goes on with the run of a name, and none is given: name=NAME.", status=USAGE
