@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -73,6 +77,56 @@ def test_two_processes_one_and_two_again_see_what_one_sees(tmp_path: Path, monke
         loader = build.datamodule(folder.config(), folder).train_dataloader()
     assert seen == [batch.indices.tolist() for _ in range(3) for batch in loader]
     assert folder.summary.is_file()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.slow
+def test_one_of_two_agents_is_killed_and_the_other_goes_on(tmp_path: Path) -> None:
+    """As on two machines that share a folder, of which one dies: torchrun begins again with the one that is left."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=photos"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1", "--max-restarts=1"]
+    command += [*rendezvous, "--rdzv-conf=last_call_timeout=5", "-m", "selfsight.cli"]
+    words = ["pretrain", "method=simsiam", "limit_images=64", "batch_size=16", "num_workers=0", "trainer.max_epochs=30"]
+    words += ["trainer.accelerator=cpu", "report=false", "evaluator.final={}", "evaluator.online.every=30", "runs=."]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    logs = [tmp_path / "first.txt", tmp_path / "second.txt"]
+    agents = []
+    for log in logs:
+        while agents and not listens(port):  # the first one holds the rendezvous, and outlives the other
+            time.sleep(0.1)
+        with log.open("w") as file:
+            agents.append(
+                subprocess.Popen(
+                    [*command, *words, "name=run", "resume=auto"], cwd=tmp_path, env=environment, stdout=file,
+                    stderr=subprocess.STDOUT, start_new_session=True,
+                )
+            )  # fmt: skip
+    folder, patience = RunFolder(tmp_path / "run"), time.monotonic() + 240
+    try:
+        while not folder.metrics.is_file() or len(folder.read_metrics()) < 3:
+            assert time.monotonic() < patience, [log.read_text()[-2000:] for log in logs]
+            assert [agent.poll() for agent in agents] == [None, None], [log.read_text()[-2000:] for log in logs]
+            time.sleep(0.1)
+        for child in (Path("/proc") / str(agents[1].pid) / "task").glob("*/children"):
+            for pid in child.read_text().split():  # in sessions of their own
+                os.kill(int(pid), signal.SIGKILL)
+        os.killpg(agents[1].pid, signal.SIGKILL)
+        assert agents[0].wait(240) == 0, logs[0].read_text()[-3000:]
+    finally:
+        for agent in agents:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(agent.pid, signal.SIGKILL)
+    told = logs[0].read_text() + logs[1].read_text()
+    assert "batch 16 (2 × 8)" in told
+    assert "batch 16 (1 × 16)" in told
+    assert [row["epoch"] for row in folder.read_metrics()] == [str(epoch) for epoch in range(1, 31)]
 
 
 def test_what_torchrun_started_is_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
