@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import selfsight
@@ -17,6 +18,7 @@ from selfsight.backbones.registry import create, weights_line
 from selfsight.checkpoints.export import export_backbone
 from selfsight.checkpoints.teacher import FrozenTeacher
 from selfsight.contracts import Batch
+from selfsight.engine import teacher_features
 from selfsight.errors import UserError
 from selfsight.losses.feature_distillation import cosine_distance, similarity_distillation
 from selfsight.methods import FeatureDistillation
@@ -107,6 +109,36 @@ def test_a_student_comes_to_see_what_its_teacher_sees(loss: Any) -> None:
         torch.testing.assert_close(method.queue.oldest_first().view(16, 2, -1)[:, 1], x)
 
 
+def test_features_in_a_table_teach_what_the_teacher_does() -> None:
+    def trained(kept: bool, **settings: Any) -> tuple[list[float], Tensor]:
+        torch.manual_seed(0)
+        teacher = lively(create("resnet10_slim", width=4, stem="cifar"))
+        method = FeatureDistillation(SmallNet(norm=nn.Identity), **SEEN, teacher=teacher, queue_length=32, **settings)
+        images, order = drawn(24, 3, 16, 16), torch.arange(24).roll(5)
+        if kept:
+            method.take_features(method.teacher(images[order]), order)
+        optimizer, losses = torch.optim.SGD(method.head.parameters(), 0.1), []
+        for rows in torch.randperm(24, generator=torch.Generator().manual_seed(1)).split(8):
+            loss = method.training_step(Batch([images[rows]], rows, None, None), 0)["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            method.end_step()
+            losses.append(float(loss.detach()))
+        return losses, method.queue.data
+
+    for (losses, queue), (wanted, wanted_queue) in (
+        (trained(True), trained(False)),
+        (trained(True, teacher_sees="image"), trained(False)),
+    ):
+        assert losses == pytest.approx(wanted, abs=1e-6)
+        torch.testing.assert_close(queue, wanted_queue, rtol=0, atol=1e-6)
+    with pytest.raises(UserError, match="call take_features"):
+        trained(False, teacher_sees="image")
+    with pytest.raises(UserError, match="different places"):
+        trained(False, teacher_sees="image", loss="maps")
+
+
 def test_a_teacher_is_found_by_its_place_or_name(tmp_path: Path) -> None:
     net = lively(create("resnet10_slim", width=4))
     export_backbone(net, {"backbone": {"name": "resnet10_slim", "width": 4}, "image_size": 32, **SEEN}, tmp_path)
@@ -143,3 +175,35 @@ def test_a_run_learns_from_a_folder_and_is_carried_away(tmp_path: Path, capsys: 
     with pytest.raises(SystemExit):
         cli.main(["pretrain", "method=distillation"])
     assert "method.teacher=runs/NAME" in capsys.readouterr().err
+
+
+PLAIN = ["crop=center", "jitter=[0,0,0,0]", "grayscale=0", "hflip=0", "blur=0"]
+
+
+@pytest.mark.slow
+def test_a_run_asks_its_teacher_once_where_views_are_what_evaluation_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = {"name": "resnet10_slim", "width": 4, "stem": "cifar"}
+    (tmp_path / "net").mkdir()
+    export_backbone(lively(create(**arguments)), {"backbone": arguments, "image_size": 32, **SEEN}, tmp_path / "net")  # type: ignore[arg-type]
+    words = ["method=distillation", f"method.teacher={tmp_path / 'net'}", "dataset=digits", "limit_images=48"]
+    words += ["batch_size=16", "evaluator=knn", "report=false", "trainer.max_epochs=1", f"runs={tmp_path}"]
+    words += ["backbone.width=4"]
+    plain = [f"views.global.{word}" for word in PLAIN]
+    cli.main(["pretrain", *words, *plain, "name=kept"])
+    assert "sees each image once" in " ".join(capsys.readouterr().out.split())
+    assert len(list((tmp_path / "kept" / "teacher").glob("*.safetensors"))) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(teacher_features, "plain", lambda data: False)
+        cli.main(["pretrain", *words, *plain, "name=asked"])
+    assert "sees every view, since they differ" in " ".join(capsys.readouterr().out.split())
+    kept, asked = (load_file(tmp_path / name / "backbone.safetensors") for name in ("kept", "asked"))
+    for name, value in asked.items():
+        torch.testing.assert_close(kept[name], value, rtol=0, atol=1e-6)
+
+    cli.main(["pretrain", *words, "method.teacher_sees=image", "views.global.count=2", "name=image"])
+    capsys.readouterr()
+    monkeypatch.setattr(FrozenTeacher, "forward", None)  # who goes on takes what is there
+    cli.main(["pretrain", f"resume={tmp_path / 'image'}", "extend=1"])
+    assert len((tmp_path / "image" / "metrics.csv").read_text().splitlines()) == 3

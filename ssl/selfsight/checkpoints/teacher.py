@@ -56,6 +56,9 @@ class FrozenTeacher(nn.Module):
         resized = f"{size} x {size} pixels" if size else "the student's size"
         self.about = f"{self.num_features} features of images of {resized}, {normalised}"
 
+    def extra_repr(self) -> str:
+        return f"size={self.size}"  # features depend on it, and what keeps them goes by this text and the weights
+
     def train(self, mode: bool = True) -> FrozenTeacher:
         return super().train(False)
 
@@ -76,6 +79,27 @@ class FrozenTeacher(nn.Module):
         if self.size is None or x.shape[-2:] == (self.size, self.size):
             return x
         return F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True, align_corners=False)
+
+
+class FeatureTable:
+    """A teacher's features of all images, looked up by the images' indices in place of asking it again.
+
+    Args:
+        x: ``[n, D]``. Very many lie in a file in half precision and stay there; others go to ``device``.
+        indices: ``[n]`` int64, the image that each row is of.
+        device: where they are asked for.
+    """
+
+    def __init__(self, x: Tensor, indices: Tensor, device: torch.device | str = "cpu") -> None:
+        row = torch.full((int(indices.max()) + 1,), -1)
+        row[indices] = torch.arange(len(indices))
+        home = "cpu" if x.dtype == torch.float16 else device
+        self.x, self.row, self.device = x.to(home), row.to(home), device
+
+    def __call__(self, indices: Tensor) -> Tensor:
+        """Features ``[B, D]`` of the images ``indices [B]``."""
+        rows = self.row[indices.to(self.row.device)]
+        return self.x[rows].to(self.device, torch.float32)
 
 
 def images_of(

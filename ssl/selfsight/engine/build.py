@@ -39,6 +39,7 @@ from selfsight.engine.devices import device, processes, resolve_auto, spread
 from selfsight.engine.options import RunOptions, TrainerOptions, resolved
 from selfsight.engine.prepared import PreparedCallback
 from selfsight.engine.sizes import by_rule, length, plan
+from selfsight.engine.teacher_features import TeacherFeatures
 from selfsight.errors import UserError
 from selfsight.evaluation import OnlineEvaluation
 from selfsight.evaluation.base import Evaluator, is_evaluator
@@ -137,6 +138,8 @@ def parts(cfg: DictConfig, of: RunFolder | None = None, **inherited: nn.Module |
     check_batch(learner, data, processes(trainer, where))
     made, clock = recipe(cfg), length(cfg, data)
     chosen = callbacks(cfg)
+    if learner.shown_once(plain=False) != "":
+        chosen.append(TeacherFeatures())
     for one in chosen:
         if isinstance(one, PreparedCallback):
             one.prepare(learner, data, clock, graphs=trainer.cuda_graphs)

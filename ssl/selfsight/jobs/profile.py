@@ -25,6 +25,7 @@ from selfsight.engine.options import ProfileOptions, RunOptions
 from selfsight.engine.performance import apply_performance_options
 from selfsight.engine.precision import WORTH_IT, bf16_gain, bf16_told, resolve_precision, with_fastest
 from selfsight.engine.session import make_trainer
+from selfsight.engine.teacher_features import TeacherFeatures
 from selfsight.runs.console import make_console, make_table, quiet
 from selfsight.runs.folder import RunFolder
 
@@ -54,7 +55,8 @@ def run(cfg: DictConfig) -> None:
     trainer = replace(
         parts.trainer, max_epochs=epochs, max_steps=None, max_time=None, limit_batches=batches, checkpoint_every=epochs
     )
-    parts = replace(parts, trainer=trainer, loggers=[], callbacks=[])
+    kept = [one for one in parts.callbacks if isinstance(one, TeacherFeatures)]  # the method cannot do without them
+    parts = replace(parts, trainer=trainer, loggers=[], callbacks=kept)
     watch = Stopwatch(timed.warmup, timed.steps, synchronise=where.type == "cuda")
     data.on_after_batch_transfer = watch.around(data.on_after_batch_transfer)  # type: ignore[method-assign, assignment]
     with tempfile.TemporaryDirectory() as place:

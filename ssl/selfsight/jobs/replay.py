@@ -10,7 +10,7 @@ from torch import nn
 
 from selfsight.contracts import SemiBatch
 from selfsight.datamodules import DataModule, SemiDataModule
-from selfsight.engine import build
+from selfsight.engine import build, teacher_features
 from selfsight.engine.broken_step import BrokenStep
 from selfsight.engine.checkpointing import seed_step
 from selfsight.engine.devices import device
@@ -38,6 +38,7 @@ def run(cfg: DictConfig) -> None:
     teacher = classifier_of(RunFolder.open(of_run.teacher))[0] if "teacher" in of_run else nn.Identity()
     method = method_with(broken.state, of_run, data, teacher)
     method.configure(build.recipe(of_run), build.length(of_run, data)).to(where).train()
+    teacher_features.give(method, data, folder.path)
     seed_step([broken.seed, broken.epoch, broken.batch, 0], where)
     kind = TYPES.get(broken.precision)
     with torch.autocast(where.type, kind) if kind is not None else contextlib.nullcontext():

@@ -116,6 +116,20 @@ class Method(StepState, LightningModule):
     def after_step(self) -> None:
         """Called once after each optimiser step: what follows the updated weights moves here."""
 
+    def shown_once(self, *, plain: bool) -> nn.Module | str:
+        """A frozen network that has to see each image once only, as evaluation shows it, for `take_features`.
+
+        Args:
+            plain: the views are what evaluation sees, too.
+
+        Returns:
+            The network; or in words why it sees every view, empty where the method has no such network.
+        """
+        return ""
+
+    def take_features(self, x: Tensor, indices: Tensor) -> None:
+        """Get what `shown_once` asks for: features ``[n, D]`` of the images ``indices [n]``."""
+
     def chance_loss(self) -> float | None:
         """Loss of a method that guesses, for the curve and the alarm; None where there is no such number."""
         return None

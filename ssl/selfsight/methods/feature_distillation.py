@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfsight.backbones.interface import feature_map
-from selfsight.checkpoints.teacher import FrozenTeacher, network_called
+from selfsight.checkpoints.teacher import FeatureTable, FrozenTeacher, network_called
 from selfsight.contracts import Batch
 from selfsight.errors import UserError
 from selfsight.losses.feature_distillation import cosine_distance, similarity_distillation
@@ -36,7 +36,8 @@ from selfsight.validation import above, takes, whole
 class FeatureDistillation(Method):
     """A student learns a frozen network's features without labels: their directions, or what they are similar to.
 
-    Teacher and student see the same view; of several views, each for itself.
+    Teacher and student see the same view; of several views, each for itself. A teacher whose features do not depend on
+    the view is asked once for each image, before the training (`shown_once`).
 
     Args:
         backbone: the student's.
@@ -46,12 +47,14 @@ class FeatureDistillation(Method):
             timm, ``hf-hub:PERSON/MODEL``. It is shown images of its own size and normalisation.
         loss: ``similarity`` (SEED), ``cosine`` of pooled features, or ``maps``: the cosine at each place of the last
             map.
+        teacher_sees: each ``view`` that the student sees, or the ``image`` itself, as evaluation shows it, for all of
+            its views.
         student_temperature: tau_S of ``similarity``.
         teacher_temperature: tau_T of ``similarity``.
         queue_length: K, earlier images whose similarity counts in ``similarity``.
 
     Raises:
-        UserError: there is no teacher, or it cannot be had.
+        UserError: there is no teacher, or it cannot be had; ``maps`` of an image that the student sees in views.
     """
 
     needs = ("mean", "std")
@@ -64,6 +67,7 @@ class FeatureDistillation(Method):
         std: Sequence[float],
         teacher: nn.Module | str | None = None,
         loss: Literal["similarity", "cosine", "maps"] = "similarity",
+        teacher_sees: Literal["view", "image"] = "view",
         student_temperature: float = 0.2,
         teacher_temperature: float = 0.01,
         queue_length: int = 65536,
@@ -74,10 +78,17 @@ class FeatureDistillation(Method):
                 "distillation learns from a trained network: method.teacher=runs/NAME, a file of weights, a network of "
                 "timm, or hf-hub:PERSON/MODEL."
             )
+        if loss == "maps" and teacher_sees == "image":
+            raise UserError(
+                "method.loss=maps compares teacher and student place by place, and with method.teacher_sees=image they "
+                "see different places; take method.teacher_sees=view, or method.loss=similarity or cosine."
+            )
         net, name = network_called(teacher) if isinstance(teacher, str) else (teacher, type(teacher).__name__)
         self.teacher = FrozenTeacher(net, mean=mean, std=std)
         self.about = f"teacher {name}: {self.teacher.about}"
         self.loss, self.student_temperature, self.teacher_temperature = loss, student_temperature, teacher_temperature
+        self.teacher_sees = teacher_sees
+        self.table: FeatureTable | None = None
         width: int = backbone.num_features  # type: ignore[assignment]
         D = self.teacher.num_features
         self.head = mlp([width, width, D], linear=pointwise_conv if loss == "maps" else nn.Linear)
@@ -88,12 +99,38 @@ class FeatureDistillation(Method):
         if self.loss == "maps":
             asked = [self.of_maps(view) for view in batch.views]
         else:
-            t = [self.teacher(view) for view in batch.views]  # [B, D] each, without gradient
+            t = self.taught(batch)  # [B, D] each, without gradient
             s = [self.head(self.backbone(view)) for view in batch.views]
             asked = [self.of_features(*pair) for pair in zip(s, t, strict=True)]
             if self.loss == "similarity":
-                self.collect(embeddings=F.normalize(torch.stack(t, dim=1), dim=2))  # [B, V, D]
+                new = t[:1] if self.teacher_sees == "image" else t
+                self.collect(embeddings=F.normalize(torch.stack(new, dim=1), dim=2))  # [B, V, D], or [B, 1, D]
         return {"loss": torch.stack(asked).mean()}
+
+    def taught(self, batch: Batch) -> list[Tensor]:
+        """The teacher's features ``[B, D]`` for each view, from the table where there is one.
+
+        Raises:
+            UserError: it sees images, and nobody has given a table.
+        """
+        if self.table is not None:
+            return [self.table(batch.indices)] * len(batch.views)
+        if self.teacher_sees == "image":
+            raise UserError(
+                "method.teacher_sees=image takes the teacher's features from a table, which `selfsight pretrain` "
+                "makes; in a loop of your own call take_features(x, indices) before the first step."
+            )
+        return [self.teacher(view) for view in batch.views]
+
+    def shown_once(self, *, plain: bool) -> nn.Module | str:
+        if self.loss == "maps":
+            return "maps are not kept"
+        if self.teacher_sees == "image" or plain:
+            return self.teacher
+        return "they differ from step to step (method.teacher_sees=image: each image once, its features kept)"
+
+    def take_features(self, x: Tensor, indices: Tensor) -> None:
+        self.table = FeatureTable(x, indices, next(self.head.parameters()).device)
 
     def of_features(self, s: Tensor, t: Tensor) -> Tensor:
         """The loss of a view by the pooled features ``[B, D]`` of student and teacher."""
