@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import selfsight
 from selfsight import cli
-from selfsight.backbones.registry import create
+from selfsight.backbones.registry import create, weights_line
 from selfsight.checkpoints import hub
 from selfsight.checkpoints.export import export_backbone
 from selfsight.errors import UserError
@@ -141,6 +142,29 @@ def test_the_lines_of_a_model_card_load_it_where_selfsight_is_not(
             assert found.tolist() == value.tolist()
         else:
             np.testing.assert_allclose(found, value, rtol=0, atol=1e-5, err_msg=out)
+
+
+def test_published_weights_without_a_network_are_those_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", "http://nowhere.invalid")
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waited for {seconds} s"))
+    words = ["debug=smoke", "backbone=resnet10t", "backbone.pretrained=true", f"runs={tmp_path}"]
+    with pytest.raises(SystemExit):
+        cli.main(["pretrain", *words])
+    told = "The weights of 'resnet10t' are not on this machine and the Hub cannot be reached (its name is not known"
+    assert told in capsys.readouterr().err
+
+    kept = tmp_path / "models--timm--resnet10t.c3_in1k"
+    for folder in ("refs", "snapshots/1"):
+        (kept / folder).mkdir(parents=True)
+    (kept / "refs" / "main").write_text("1")
+    net = lively(timm.create_model("resnet10t"))
+    save_file(net.state_dict(), kept / "snapshots" / "1" / "model.safetensors")
+    found = create("resnet10t", pretrained=True)
+    torch.testing.assert_close(found.state_dict()["conv1.0.weight"], net.state_dict()["conv1.0.weight"])
+    assert weights_line(found).startswith("resnet10t.c3_in1k of timm")
 
 
 def test_loading_from_the_hub(served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

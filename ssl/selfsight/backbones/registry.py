@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import selfsight.backbones
 from selfsight.backbones.interface import one_line
+from selfsight.backbones.published import without_hub
 from selfsight.contracts import Backbone
 from selfsight.errors import UserError, nearest
 
@@ -67,7 +68,8 @@ def create(
         **kwargs: for the network's own constructor.
 
     Raises:
-        UserError: unknown name or stem, a network without such a stem, or one that refuses an argument.
+        UserError: unknown name or stem, a network without such a stem, one that refuses an argument, or weights that
+            are not to be had.
     """
     if not is_known(name):
         known = [*choices(), *timm.list_models()]
@@ -103,9 +105,10 @@ def _build(name: str, image_size: int | None, arguments: dict[str, Any]) -> Any:
     for_size = {option: value for option, value in for_size.items() if option not in arguments}
     if name.startswith(RESIZES_ITSELF):
         for_size = {}
+    weights = without_hub(name) if arguments["pretrained"] else {}
     while True:
         try:
-            net: Any = timm.create_model(name, **arguments, **for_size)
+            net: Any = timm.create_model(name, **arguments, **for_size, **weights)
         except (UserError, *REFUSALS) as error:
             unknown = next((option for option in for_size if f"'{option}'" in str(error)), None)
             if isinstance(error, (UserError, TypeError)) and unknown is not None:

@@ -7,15 +7,12 @@ timm has it; beside timm's keys it holds what ``backbone.json`` says, from which
 from __future__ import annotations
 
 import json
-import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from selfsight import __version__
+from selfsight.backbones.published import endpoint, has_address
 from selfsight.checkpoints.export import CHECKSUM, SMALL_STEMS, name_of, state, timm_call
 from selfsight.contracts import Backbone
 from selfsight.errors import UserError
@@ -86,24 +83,6 @@ def built_by_timm(backbone: Backbone) -> bool:
 
 
 # --- over the network ------------------------------------------------------------------------------------------------
-
-
-def endpoint() -> str | None:
-    """Another address of the Hub than the usual one, as the environment names it when it is asked."""
-    return os.environ.get("HF_ENDPOINT")
-
-
-def has_address() -> bool:
-    """Whether the Hub's name can be looked up: where it cannot, huggingface-hub tries for half a minute."""
-    from huggingface_hub.constants import ENDPOINT
-
-    if getproxies():  # which look names up themselves
-        return True
-    try:
-        socket.getaddrinfo(urlsplit(endpoint() or ENDPOINT).hostname, None)
-    except OSError:
-        return False
-    return True
 
 
 def network_errors() -> tuple[type[Exception], ...]:
