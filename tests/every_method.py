@@ -45,7 +45,8 @@ FACTS: dict[str, Any] = {
 }
 #: of an argument that has one of these names, what makes a method small, or lets its state move in the first steps
 SMALL: dict[str, Any] = {
-    "bottleneck_dim": 6, "da_length": 3, "da_m": 0.9, "decoder_depth": 1, "decoder_dim": 16, "decoder_heads": 2,
+    "bottleneck_dim": 6, "da_length": 3, "da_m": 0.9, "debias": 0.5, "debias_m": 0.9,
+    "decoder_depth": 1, "decoder_dim": 16, "decoder_heads": 2,
     "decoder_width": 32, "dim": 5, "embedding_dim": 6, "expander": (7, 5), "freeze_last_layer_epochs": 1,
     "freeze_prototypes_steps": 1, "hidden_dim": 7, "K": 20, "kmeans_iterations": 3, "lambda_in": 1.0,
     "lambda_u": 1.0, "m": 0.9, "memory": 15, "num_prototypes": 7, "out_dim": 9, "predictor_dim": 6,

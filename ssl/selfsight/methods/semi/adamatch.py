@@ -22,7 +22,7 @@ from selfsight.nn.distributed import all_reduce_sum, world_size
 from selfsight.validation import SHARE, at_least, takes, whole
 
 
-@takes(num_classes=whole(2), tau=at_least(0), lambda_u=at_least(0), m=SHARE)
+@takes(num_classes=whole(2), tau=at_least(0), lambda_u=at_least(0), m=SHARE, debias=at_least(0), debias_m=SHARE)
 class AdaMatch(SemiMethod):
     """Relative confidence: pseudo-labels above a share of the confidence for labelled images.
 
@@ -33,6 +33,9 @@ class AdaMatch(SemiMethod):
         tau: that share.
         lambda_u: weight of the unlabelled loss.
         m: momentum of the alignment's running means.
+        debias: lambda of debiased pseudo-labels (DebiasPL, which takes 0.5), for classes of unequal size; 0 leaves it
+            out.
+        debias_m: momentum of its running mean.
     """
 
     n_views = (2, 2)
@@ -47,9 +50,11 @@ class AdaMatch(SemiMethod):
         tau: float = 0.9,
         lambda_u: float = 1.0,
         m: float = 0.999,
+        debias: float = 0.0,
+        debias_m: float = 0.999,
     ) -> None:
         heads = Classifier(backbone.num_features, num_classes)  # type: ignore[arg-type]
-        super().__init__(backbone, heads, labels=labels, num_classes=num_classes)
+        super().__init__(backbone, heads, labels=labels, num_classes=num_classes, debias=debias, debias_m=debias_m)
         self.tau, self.lambda_u = tau, lambda_u
         self.alignment = Alignment(num_classes, m, follow=True)
 
@@ -57,6 +62,7 @@ class AdaMatch(SemiMethod):
         y = batch.labelled.labels
         assert y is not None, "labelled images carry labels"
         (logits_x,), (logits_w,), (logits_s,) = self.student_forward(*self.views(batch))  # [B, C], [M, C], [M, C]
+        logits_w, logits_s = self.debiased(logits_w, logits_s)
         with torch.no_grad():
             p_x = logits_x.softmax(-1)  # [B, C]
             p = self.alignment(logits_w.softmax(-1), p_x)  # [M, C]

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from selfsight.contracts import Batch, SemiBatch
 from selfsight.errors import UserError
 from selfsight.methods.base import Method
+from selfsight.methods.semi.debiasing import DEBIASED, Debiasing
 from selfsight.nn.distributed import exchange, world_size
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.heads import mlp
@@ -75,6 +76,7 @@ class SemiMethod(Method):
         teacher_buffers: what the teacher does with BatchNorm statistics, see `EMATeacher`. ``copy`` is the model that
             USB evaluates.
         decay: weight decay on ``all`` parameters, or on ``kernels``, which spares biases and normalisation.
+        debias: lambda of `Debiasing`; 0 leaves it out. debias_m: momentum of its running mean.
 
     Raises:
         UserError: no labels, or some that are no classes.
@@ -93,9 +95,14 @@ class SemiMethod(Method):
         num_classes: int,
         teacher_buffers: Literal["copy", "ema", "keep"] = "copy",
         decay: Literal["all", "kernels"] = "kernels",
+        debias: float = 0.0,
+        debias_m: float = 0.999,
     ) -> None:
         super().__init__(backbone)
         self.decay = decay
+        self.debiasing = Debiasing(num_classes, debias, debias_m) if debias else None
+        if self.debiasing is not None:
+            self.across_images = "; ".join(filter(None, (self.across_images, DEBIASED)))
         if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= num_classes:
             raise UserError(
                 f"{len(labels)} labels were given for {num_classes} classes, not all of them between 0 and "
@@ -124,6 +131,10 @@ class SemiMethod(Method):
 
     def after_step(self) -> None:
         self.teacher.update(self.student, self.scheduled["teacher_momentum"])
+
+    def debiased(self, weak: Tensor, strong: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of weak and strong views ``[M, C]``, as `Debiasing` has them where that is asked for."""
+        return (weak, strong) if self.debiasing is None else self.debiasing(weak, strong)
 
     def views(self, batch: SemiBatch) -> tuple[Tensor, ...]:
         """Labelled view and unlabelled views, weak first.

@@ -21,7 +21,7 @@ from selfsight.methods.semi.base import Classifier, SemiMethod
 from selfsight.validation import SHARE, at_least, takes, whole
 
 
-@takes(num_classes=whole(2), tau=at_least(0), lambda_u=at_least(0), da_m=SHARE)
+@takes(num_classes=whole(2), tau=at_least(0), lambda_u=at_least(0), da_m=SHARE, debias=at_least(0), debias_m=SHARE)
 class FixMatch(SemiMethod):
     """Consistency and confidence: what the weak view surely is, the strong view has to be, too.
 
@@ -34,6 +34,9 @@ class FixMatch(SemiMethod):
         tau: confidence a pseudo-label needs.
         lambda_u: weight of the unlabelled loss.
         da_m: momentum of distribution alignment to uniform (USB: 0.999); None leaves alignment out, as the paper does.
+        debias: lambda of debiased pseudo-labels (DebiasPL, which takes 0.5), for classes of unequal size; 0 leaves it
+            out.
+        debias_m: momentum of its running mean.
 
     Raises:
         UserError: values that cannot be meant.
@@ -50,17 +53,21 @@ class FixMatch(SemiMethod):
         tau: float = 0.95,
         lambda_u: float = 1.0,
         da_m: float | None = None,
+        debias: float = 0.0,
+        debias_m: float = 0.999,
     ) -> None:
         heads = Classifier(backbone.num_features, num_classes)  # type: ignore[arg-type]
-        super().__init__(backbone, heads, labels=labels, num_classes=num_classes)
+        super().__init__(backbone, heads, labels=labels, num_classes=num_classes, debias=debias, debias_m=debias_m)
         self.tau, self.lambda_u = tau, lambda_u
         self.alignment = None if da_m is None else Alignment(num_classes, da_m)
-        self.across_images = ALIGNED if self.alignment else ""
+        if self.alignment is not None:
+            self.across_images = "; ".join(filter(None, (ALIGNED, self.across_images)))
 
     def training_step(self, batch: SemiBatch, batch_idx: int) -> Mapping[str, Tensor]:
         y = batch.labelled.labels
         assert y is not None, "labelled images carry labels"
         (logits_x,), (logits_w,), (logits_s,) = self.student_forward(*self.views(batch))  # [B, C], [M, C], [M, C]
+        logits_w, logits_s = self.debiased(logits_w, logits_s)
         with torch.no_grad():
             p = logits_w.softmax(-1)  # [M, C]
             p = p if self.alignment is None else self.alignment(p)

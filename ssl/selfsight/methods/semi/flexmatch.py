@@ -18,7 +18,16 @@ from selfsight.methods.semi.fixmatch import FixMatch
 from selfsight.validation import SHARE, SWITCH, at_least, takes, whole
 
 
-@takes(num_classes=whole(2), num_unlabelled=whole(1), tau=at_least(0), lambda_u=at_least(0), da_m=SHARE, warmup=SWITCH)
+@takes(
+    num_classes=whole(2),
+    num_unlabelled=whole(1),
+    tau=at_least(0),
+    lambda_u=at_least(0),
+    da_m=SHARE,
+    warmup=SWITCH,
+    debias=at_least(0),
+    debias_m=SHARE,
+)
 class FlexMatch(FixMatch):
     """FixMatch with curriculum pseudo-labelling: a class that is hard to learn gets a lower threshold.
 
@@ -33,6 +42,9 @@ class FlexMatch(FixMatch):
         lambda_u: weight of the unlabelled loss.
         da_m: momentum of distribution alignment to uniform; None leaves alignment out.
         warmup: images without a confident label count as a class of their own when the best class is looked for.
+        debias: lambda of debiased pseudo-labels (DebiasPL, which takes 0.5), for classes of unequal size; 0 leaves it
+            out.
+        debias_m: momentum of its running mean.
 
     Attributes:
         selected: ``[N_u]`` last confident label of each image, -1 for none yet.
@@ -57,8 +69,19 @@ class FlexMatch(FixMatch):
         lambda_u: float = 1.0,
         da_m: float | None = None,
         warmup: bool = True,
+        debias: float = 0.0,
+        debias_m: float = 0.999,
     ) -> None:
-        super().__init__(backbone, labels=labels, num_classes=num_classes, tau=tau, lambda_u=lambda_u, da_m=da_m)
+        super().__init__(
+            backbone,
+            labels=labels,
+            num_classes=num_classes,
+            tau=tau,
+            lambda_u=lambda_u,
+            da_m=da_m,
+            debias=debias,
+            debias_m=debias_m,
+        )
         self.warmup = warmup
         self.register_buffer("selected", torch.full((num_unlabelled,), -1, dtype=torch.int64))
         self.register_buffer("learned", torch.zeros(num_classes))

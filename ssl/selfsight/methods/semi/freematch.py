@@ -23,7 +23,16 @@ from selfsight.nn.distributed import gather, gather_without_grad
 from selfsight.validation import SHARE, SWITCH, at_least, takes, whole
 
 
-@takes(num_classes=whole(2), lambda_u=at_least(0), w_f=at_least(0), m=SHARE, quantile=SWITCH, clip=SHARE)
+@takes(
+    num_classes=whole(2),
+    lambda_u=at_least(0),
+    w_f=at_least(0),
+    m=SHARE,
+    quantile=SWITCH,
+    clip=SHARE,
+    debias=at_least(0),
+    debias_m=SHARE,
+)
 class FreeMatch(SemiMethod):
     """Self-adaptive thresholds: a pseudo-label counts where it is surer than the network usually is of that class.
 
@@ -38,6 +47,9 @@ class FreeMatch(SemiMethod):
         m: momentum of all running means.
         quantile: take the confidence below which 80 % of the batch lies instead of its mean.
         clip: highest threshold; None leaves it free.
+        debias: lambda of debiased pseudo-labels (DebiasPL, which takes 0.5), for classes of unequal size; 0 leaves it
+            out.
+        debias_m: momentum of its running mean.
 
     Attributes:
         tau: running confidence.
@@ -65,9 +77,11 @@ class FreeMatch(SemiMethod):
         m: float = 0.999,
         quantile: bool = False,
         clip: float | None = None,
+        debias: float = 0.0,
+        debias_m: float = 0.999,
     ) -> None:
         heads = Classifier(backbone.num_features, num_classes)  # type: ignore[arg-type]
-        super().__init__(backbone, heads, labels=labels, num_classes=num_classes)
+        super().__init__(backbone, heads, labels=labels, num_classes=num_classes, debias=debias, debias_m=debias_m)
         self.lambda_u, self.w_f, self.m, self.quantile, self.clip = lambda_u, w_f, m, quantile, clip
         self.register_buffer("tau", torch.tensor(1 / num_classes))
         self.register_buffer("p_model", torch.full((num_classes,), 1 / num_classes))
@@ -77,13 +91,14 @@ class FreeMatch(SemiMethod):
         y = batch.labelled.labels
         assert y is not None, "labelled images carry labels"
         (logits_x,), (logits_w,), (logits_s,) = self.student_forward(*self.views(batch))  # [B, C], [M, C], [M, C]
+        guessing, learning = self.debiased(logits_w, logits_s)
         with torch.no_grad():
-            p = logits_w.softmax(-1)  # [M, C]
+            p = guessing.softmax(-1)  # [M, C]
             tau, p_model, hist = self.moved(**self.collect(p=p))
             confidence, label = p.max(-1)  # [M]
             mask = (confidence >= tau * (p_model / p_model.max())[label]).to(p.dtype)
         L_s = cross_entropy(logits_x, y)
-        L_u = cross_entropy(logits_s, label, mask)
+        L_u = cross_entropy(learning, label, mask)
         L_f = fairness(gather(logits_s), gather_without_grad(mask), p_model, hist)
         terms = {"loss_sup": L_s, "loss_unsup": L_u, "loss_fair": L_f}
         monitors = {"threshold": tau, **self.monitors(mask, p, batch.unlabelled)}

@@ -21,7 +21,15 @@ from selfsight.methods.semi.base import Classifier, SemiMethod
 from selfsight.validation import SHARE, SWITCH, above, at_least, takes, whole
 
 
-@takes(num_classes=whole(2), lambda_u=at_least(0), n_sigma=above(0), m=SHARE, align=SWITCH)
+@takes(
+    num_classes=whole(2),
+    lambda_u=at_least(0),
+    n_sigma=above(0),
+    m=SHARE,
+    align=SWITCH,
+    debias=at_least(0),
+    debias_m=SHARE,
+)
 class SoftMatch(SemiMethod):
     """Pseudo-labels weighted by a Gaussian of their confidence.
 
@@ -33,6 +41,9 @@ class SoftMatch(SemiMethod):
         n_sigma: how many times narrower than the confidences the Gaussian is.
         m: momentum of the running mean and variance.
         align: bring predictions to the uniform distribution before they are weighed (the paper's uniform alignment).
+        debias: lambda of debiased pseudo-labels (DebiasPL, which takes 0.5), for classes of unequal size; 0 leaves it
+            out.
+        debias_m: momentum of its running mean.
 
     Attributes:
         mu: running mean of the confidence.
@@ -54,9 +65,11 @@ class SoftMatch(SemiMethod):
         n_sigma: float = 2.0,
         m: float = 0.999,
         align: bool = True,
+        debias: float = 0.0,
+        debias_m: float = 0.999,
     ) -> None:
         heads = Classifier(backbone.num_features, num_classes)  # type: ignore[arg-type]
-        super().__init__(backbone, heads, labels=labels, num_classes=num_classes)
+        super().__init__(backbone, heads, labels=labels, num_classes=num_classes, debias=debias, debias_m=debias_m)
         self.lambda_u, self.n_sigma, self.m = lambda_u, n_sigma, m
         self.alignment = Alignment(num_classes, m) if align else None
         self.register_buffer("mu", torch.tensor(1 / num_classes))
@@ -66,6 +79,7 @@ class SoftMatch(SemiMethod):
         y = batch.labelled.labels
         assert y is not None, "labelled images carry labels"
         (logits_x,), (logits_w,), (logits_s,) = self.student_forward(*self.views(batch))  # [B, C], [M, C], [M, C]
+        logits_w, logits_s = self.debiased(logits_w, logits_s)
         with torch.no_grad():
             p = logits_w.softmax(-1)  # [M, C]
             label = p.argmax(-1)
