@@ -190,6 +190,11 @@ class SemiLoader:
     def __len__(self) -> int:
         return len(self.unlabelled)
 
+    @property
+    def waited(self) -> float:
+        """Seconds, as of `Loader`."""
+        return self.labelled.waited + self.unlabelled.waited
+
     def __iter__(self) -> Iterator[SemiBatch | RawSemiBatch]:
         for labelled, unlabelled in zip(self.labelled, self.unlabelled, strict=True):
             if isinstance(labelled, RawBatch):

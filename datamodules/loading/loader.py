@@ -6,6 +6,7 @@ import gc
 import itertools
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -34,6 +35,9 @@ class Loader:
         shared: every batch is read by all worker processes together, not by one of them.
         progress: batches of the epoch that the consumer has finished and those it wants of an epoch, where it knows
             better than we do: an interrupted step is then repeated, not skipped.
+
+    Attributes:
+        waited: seconds for which batches were waited for so far, all epochs together.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Loader:
         self.rank, self.world = rank, world
         self.epoch = 0
         self.given = 0
+        self.waited = 0.0
         self._resumed = True  # the first iteration does not advance the epoch
         self._reader, self._device = reader, device
         self._pin = device is not None and device.type != "cpu"
@@ -68,9 +73,18 @@ class Loader:
             self.epoch, self.given = self.epoch + 1, 0
         self._resumed = False
         batches = self._read(requests(self.order, self.epoch, self.given, self.rank, self.world))
-        for raw in batches if self._device is None else ahead(batches, self._device):
+        for raw in self._timed(batches if self._device is None else ahead(batches, self._device)):
             self.given += 1
             yield self.finish(raw)
+
+    def _timed(self, batches: Iterator[RawBatch]) -> Iterator[RawBatch]:
+        while True:
+            began = time.perf_counter()
+            raw = next(batches, None)
+            self.waited += time.perf_counter() - began
+            if raw is None:
+                return
+            yield raw
 
     def _read(self, steps: Iterator[Request]) -> Iterator[RawBatch]:
         if self._workers is None:

@@ -13,7 +13,10 @@ import torch
 from torch import nn
 
 from selfsight import cli
-from selfsight.engine.monitor import Monitor, lowest_rate
+from selfsight.datamodules.loading import loader
+from selfsight.datamodules.loading.order import Order, Request
+from selfsight.datamodules.loading.reader import RawBatch
+from selfsight.engine.monitor import Monitor, rates
 from selfsight.engine.nan_guard import NanGuard
 from selfsight.engine.options import TrainerOptions
 from selfsight.runs.console import make_console
@@ -33,10 +36,6 @@ def test_the_norm_is_that_of_the_whole_gradient_and_goes_on_where_it_stopped(tmp
     parts[0].grad, parts[1].grad = torch.tensor([0.0]), torch.tensor([0.0, 7.0])
     second.on_before_optimizer_step(nothing, nothing, optimizer)
     assert (float(second.sums["grad_norm"]), second.updates) == (12.0, 2)
-    trainer: Any = SimpleNamespace(optimizers=[optimizer])
-    assert lowest_rate(trainer) == {"lr_lowest": 0.1}
-    optimizer.param_groups[1]["lr"] = 0.3
-    assert lowest_rate(trainer) == {}
 
 
 @pytest.mark.slow
@@ -54,3 +53,43 @@ def test_a_collapse_is_told_once_though_the_loss_falls(tmp_path: Path, capsys: p
     assert capsys.readouterr().out.count("Collapse: all images get almost the same feature") == 1
     losses = [float(row["loss"]) for row in RunFolder(tmp_path / "run").read_metrics()]
     assert min(losses[1:]) < losses[0]
+
+
+def test_rates_are_told_by_group_where_there_are_several() -> None:
+    parts = [nn.Parameter(torch.zeros(1)) for _ in range(3)]
+    groups = [{"params": parts[:1]}, {"params": parts[1:2], "lr": 0.075, "lr_scale": 0.25}]
+    trainer: Any = SimpleNamespace(optimizers=[torch.optim.SGD(groups, lr=0.3)])
+    assert rates(trainer) == {"lr_lowest": 0.075, "lr/1": 0.3, "lr/0.25": 0.075}
+    trainer.optimizers[0].add_param_group({"params": parts[2:], "lr": 0.5, "constant_lr": True})
+    assert rates(trainer)["lr/constant"] == 0.5
+    for group in trainer.optimizers[0].param_groups:
+        group["lr"] = 0.3
+    assert rates(trainer) == {}
+
+
+def test_the_time_in_which_batches_were_waited_for_is_a_share_of_the_epoch(tmp_path: Path) -> None:
+    nothing: Any = None
+    batches = SimpleNamespace(waited=3.0)  # in the epochs before
+    trainer: Any = SimpleNamespace(train_dataloader=batches)
+    monitor = Monitor(RunFolder(tmp_path), make_console(), None, nothing)
+    monitor.on_train_epoch_start(trainer, nothing)
+    batches.waited += 1.0
+    assert monitor.waiting(trainer, 4.0) == {"data_wait_share": "0.2500"}
+    trainer.train_dataloader = []  # a loader of a person's own
+    assert monitor.waiting(trainer, 4.0) == {}
+
+
+def test_a_loader_counts_the_time_in_which_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 0.0
+    monkeypatch.setattr(loader, "time", SimpleNamespace(perf_counter=lambda: clock))
+
+    class Slow:
+        def __getitem__(self, request: Request) -> RawBatch:
+            nonlocal clock
+            clock += 1
+            return RawBatch(0, 0, torch.zeros(2))
+
+    batches = loader.Loader(Slow(), Order(4, 2), lambda raw: raw, workers=0)
+    for _ in batches:
+        clock += 10  # is work
+    assert batches.waited == 2

@@ -20,7 +20,7 @@ from selfsight import cli
 from selfsight.runs.folder import RUN_VARIABLE, RunFolder
 
 SMOKE = ["debug=smoke", "report=false", "trainer.max_epochs=10"]
-CLOCK = {"seconds", "images_per_second"}
+CLOCK = {"seconds", "images_per_second", "data_wait_share"}
 
 
 def go(*words: str) -> None:

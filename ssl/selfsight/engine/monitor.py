@@ -26,6 +26,7 @@ from selfsight.runs.console import clock_text
 from selfsight.runs.folder import RunFolder
 
 GRADIENT = "grad_norm"  #: column of the mean norm of the gradient
+WAITING = "data_wait_share"  #: column of the share of an epoch's time in which the training waited for batches
 
 
 class Monitor(Callback):
@@ -47,7 +48,7 @@ class Monitor(Callback):
         self.began = self.last_step = 0.0
         self.first_epoch = 0
         self.run_began: float | None = None
-        self.seconds_before = 0.0
+        self.seconds_before = self.waited_before = 0.0
 
     # --- what a run that goes on has to know -------------------------------------------------------------------------
 
@@ -74,7 +75,7 @@ class Monitor(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.sums, self.steps, self.updates, self.images = {}, 0, 0, 0
-        self.began = time.perf_counter()
+        self.began, self.waited_before = time.perf_counter(), waited(trainer) or 0.0
 
     def on_train_batch_end(
         self,
@@ -126,11 +127,12 @@ class Monitor(Callback):
             "epoch": epoch,
             "step": trainer.global_step,
             **{name: f"{value:.6g}" for name, value in means.items()},
-            **{name: f"{value:.6g}" for name, value in (pl_module.scheduled | lowest_rate(trainer)).items()},
+            **{name: f"{value:.6g}" for name, value in (pl_module.scheduled | rates(trainer)).items()},
             **{name: f"{value:.6g}" for name, value in found.items()},
             **({} if chance is None else {"chance": f"{chance:.6g}"}),
             "images_per_second": f"{speed:.1f}",
             "seconds": f"{seconds:.3f}",
+            **self.waiting(trainer, seconds),
         }
         self.folder.append_metrics(row)
         for logger in trainer.loggers:
@@ -140,6 +142,11 @@ class Monitor(Callback):
         self.console.print(line(epoch, epochs, {**means, **found}, speed, left), highlight=False)
         for warning in self.warnings(means, result, chance, epoch, epochs):
             self.console.print(f"[yellow]warning[/yellow] {escape(warning)}")
+
+    def waiting(self, trainer: Trainer, seconds: float) -> dict[str, str]:
+        """`WAITING` of the epoch, of this process; nothing where the batches come from a loader that does not say."""
+        gone = waited(trainer)
+        return {} if gone is None else {WAITING: f"{min(1.0, (gone - self.waited_before) / max(seconds, 1e-9)):.4f}"}
 
     def warnings(
         self, means: Mapping[str, float], result: Figures, chance: float | None, epoch: int, epochs: int
@@ -156,10 +163,26 @@ class Monitor(Callback):
         return list(new.values())
 
 
-def lowest_rate(trainer: Trainer) -> dict[str, float]:
-    """Where groups of parameters learn at different rates, the lowest one; ``lr`` is the one they are derived from."""
-    rates = {float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups}
-    return {"lr_lowest": min(rates)} if len(rates) > 1 else {}
+def waited(trainer: Trainer) -> float | None:
+    """Seconds for which batches were waited for so far; None where their loader does not say."""
+    found: float | None = getattr(trainer.train_dataloader, "waited", None)
+    return found
+
+
+def rates(trainer: Trainer) -> dict[str, float]:
+    """Where groups of parameters learn at different rates, each rate, and the lowest; ``lr`` is what they derive from.
+
+    A rate is called by its multiple of ``lr``, as in ``lr/0.75``, or ``lr/constant`` where it stays at the peak.
+    """
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    found = {float(group["lr"]) for group in groups}
+    if len(found) < 2:
+        return {}
+    each = {
+        "lr/constant" if group.get("constant_lr") else f"lr/{group.get('lr_scale', 1.0):.3g}": float(group["lr"])
+        for group in groups
+    }
+    return {"lr_lowest": min(found), **dict(sorted(each.items(), reverse=True))}
 
 
 #: results told in the epoch line, the first two there are; all others go to metrics.csv only

@@ -35,6 +35,7 @@ NO_CURVE = (
     "chance",
     "images_per_second",
     "seconds",
+    "data_wait_share",
     "warning",
     "knn_top5",
     "knn_balanced",
