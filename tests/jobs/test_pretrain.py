@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import selfsight
 from selfsight import cli
@@ -305,10 +310,50 @@ def test_a_run_folder_nobody_may_write(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_loggers_need_no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
-    pretrain("debug=smoke", "report=false", "logger=tensorboard", f"runs={tmp_path}", "name=board")
-    assert list((tmp_path / "board" / "tensorboard").glob("events*"))
-    pretrain("debug=smoke", "report=false", "logger=wandb", f"runs={tmp_path}", "name=wandb")
-    assert list((tmp_path / "wandb" / "wandb").glob("offline-run-*"))
-    pretrain(f"resume={tmp_path / 'wandb'}", "extend=1")
-    ids = {folder.name.rpartition("-")[2] for folder in (tmp_path / "wandb" / "wandb").glob("offline-run-*")}
-    assert ids == {(tmp_path / "wandb" / "tracker_id.txt").read_text().strip()}, "one run there, too"
+    pretrain("debug=smoke", "report=false", "logger=[tensorboard,wandb]", f"runs={tmp_path}", "name=told")
+    board = tmp_path / "told" / "tensorboard"
+    events = EventAccumulator(str(board)).Reload()
+    assert {"loss", "data_wait_share", "final/knn_top1"} <= set(events.Tags()["scalars"])
+    assert "views/0" in events.Tags()["images"]
+    found = re.search(r'tensor_name: "test:(\d+)"', (board / "projector_config.pbtxt").read_text())
+    assert found is not None
+    of_images = board / f"{int(found[1]):05}" / "test"
+    rows = (of_images / "metadata.tsv").read_text().splitlines()
+    assert rows[0] == "class\tname"
+    assert len(rows) == 1 + len((of_images / "tensors.tsv").read_text().splitlines())
+    assert {row.split("\t")[0] for row in rows[1:]} <= set("0123456789")
+    side = math.ceil(math.sqrt(len(rows) - 1))
+    assert Image.open(of_images / "sprite.png").size == (32 * side, 32 * side)
+
+    pretrain(f"resume={tmp_path / 'told'}", "extend=1")
+    folders = list((tmp_path / "told" / "wandb").glob("offline-run-*"))
+    ids = {folder.name.rpartition("-")[2] for folder in folders}
+    assert ids == {(tmp_path / "told" / "tracker_id.txt").read_text().strip()}, "one run there, too"
+    for folder in folders:
+        assert list((folder / "files" / "media" / "images").glob("views_*.png"))
+        artifact = next(record.artifact for record in tracked(folder) if record.HasField("artifact"))
+        assert (artifact.type, artifact.name) == ("model", "told-backbone")
+        kept = {entry.path: entry.local_path for entry in artifact.manifest.contents}
+        assert kept == {name: str(tmp_path / "told" / name) for name in ("backbone.safetensors", "backbone.json")}
+
+
+def tracked(folder: Path) -> Iterator[Any]:
+    """The records that wandb has kept in the folder of an offline run, to be sent later.
+
+    Its file has LevelDB's log format: blocks of 32 KiB, in them pieces with checksum, length and kind (1: a whole
+    record, 4: the last piece of one).
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content = next(folder.glob("*.wandb")).read_bytes()
+    place, record = 7, b""  # after the file's own header
+    while place + 7 <= len(content):
+        if (left := 32768 - place % 32768) < 7:
+            place += left
+            continue
+        length, kind = struct.unpack_from("<HB", content, place + 4)
+        record += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):
+            yield Record.FromString(record)
+            record = b""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -97,7 +99,8 @@ class Session:
 
     Attributes:
         job: as the command line calls it. resumed: it goes on from the folder's checkpoint.
-        seconds: of training, those before a stop included; known after `fit`.
+        seconds: of training, those before a stop included. loggers: that were told of it. steps: it has done in all.
+            Known after `fit`.
     """
 
     job: str
@@ -106,6 +109,8 @@ class Session:
     resumed: bool = False
     console: Console = field(default_factory=make_console)
     seconds: float = 0.0
+    loggers: Sequence[Logger] = ()
+    steps: int = 0
 
     @classmethod
     def begin(cls, job: str, cfg: DictConfig, parts: Parts, folder: RunFolder | None, stem: str) -> Session:
@@ -156,7 +161,7 @@ class Session:
             raise
         finally:
             interrupt.restore()
-        self.seconds = monitor.seconds
+        self.seconds, self.loggers, self.steps = monitor.seconds, trainer.loggers, trainer.global_step
         if trainer.is_global_zero and parts.trainer.max_time and trainer.current_epoch < (trainer.max_epochs or 0):
             self.console.print(
                 f"trainer.max_time={parts.trainer.max_time} ended the training after {trainer.current_epoch} of "

@@ -10,7 +10,7 @@ from selfsight.engine.measure import Outcome
 from selfsight.engine.reload import projection_head
 from selfsight.engine.session import Session, labels_used, reopen
 from selfsight.evaluation.base import Figures
-from selfsight.reporting import report
+from selfsight.reporting import report, trackers
 from selfsight.reporting.classification import show_classifiers
 from selfsight.runs.console import clock_text, quiet
 from selfsight.runs.folder import RunFolder
@@ -49,4 +49,6 @@ def conclude(session: Session) -> Figures:
     if session.parts.run.report:
         run = session.loaded()
         console.print(f"report: {report.write(run, *measure.features(run.backbone, data))}")
+    figures = {f"{name}_{key}": value for name, found in classifiers.items() for key, value in found.items()}
+    trackers.conclude(session.loggers, session.loaded(), figures, session.steps)
     return summary

@@ -11,7 +11,7 @@ from selfsight.engine.measure import Outcome, Pair
 from selfsight.engine.session import Session, reopen
 from selfsight.evaluation.base import Figures
 from selfsight.jobs import pipeline
-from selfsight.reporting import report
+from selfsight.reporting import report, trackers
 from selfsight.reporting.classification import show_classifiers
 from selfsight.runs.console import clock_text, quiet
 
@@ -42,7 +42,8 @@ def conclude(session: Session) -> Figures:
     parts, console, data = session.parts, session.console, session.parts.datamodule
     session.export_backbone()
     run = session.loaded()
-    trained = measure.features(run.backbone, data) if parts.final or parts.run.report else None
+    wanted = parts.final or parts.run.report or session.loggers
+    trained = measure.features(run.backbone, data) if wanted else None
     rows = beside_untrained(session, trained) if parts.final else {}
     protocols = measure.protocols(parts.final, data)
     if parts.final:
@@ -62,6 +63,9 @@ def conclude(session: Session) -> Figures:
     console.print(f"trained in {clock_text(session.seconds)}; backbone: {session.folder.path / 'backbone.safetensors'}")
     if parts.run.report and trained is not None:
         console.print(f"report: {report.write(run, *trained)}")
+    if trained is not None:
+        part, shown = ("train", trained[0]) if trained[1] is None else ("test", trained[1])
+        trackers.conclude(session.loggers, run, rows.get("pretrained", {}), session.steps, (part, shown))
     return summary
 
 

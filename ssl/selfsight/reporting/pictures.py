@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 NEIGHBOURS = 8
 VIEWED = 4  # images whose views are shown
+STRIP = 96  # side in pixels of an image in `strips`
 SHOWN = 128  # images a method makes its pictures from
 
 
@@ -132,6 +133,26 @@ def views(batch: Batch, images: ImageSet, data: DataModule) -> str:
         rows.append(f"<div class='row views'>{''.join(cells)}</div>")
     about = "<p class='soft'>What the network learns from: each frame is where a view was cut.</p>"
     return f"<h2 id='views'>Views</h2>{about}<div class='columns'>{''.join(rows)}</div>"
+
+
+def strips(batch: Batch, images: ImageSet, data: DataModule) -> list[np.ndarray]:
+    """Images with their views beside them, ``[STRIP, W, 3]`` uint8 each; those of `viewed_batch`."""
+    mean, std = normalisation(data)
+    found = []
+    for i in range(min(VIEWED, len(batch))):
+        row = [images.read(int(batch.indices[i]))]
+        row += [denormalised(view[i], mean, std, data.data.bands is None) for view in batch.views[1:]]
+        cells = [fitted(image, STRIP) for image in row]
+        found.append(np.concatenate([in_square(np.asarray(cell)) for cell in cells], axis=1))
+    return found
+
+
+def in_square(picture: np.ndarray, side: int = STRIP) -> np.ndarray:
+    """A picture ``[h, w, 3]`` uint8 in the middle of a white square."""
+    canvas = np.full((side, side, 3), 255, np.uint8)
+    top, left = ((side - length) // 2 for length in picture.shape[:2])
+    canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return canvas
 
 
 def _boxed(image: np.ndarray, boxes: Sequence[Tensor], colours: Sequence[str], side: int = 192) -> Image.Image:
