@@ -13,6 +13,7 @@ from selfsight.datamodules.images.archives import Archives
 from selfsight.datamodules.images.formats import ARRAYS, OF_MANY, TABLES, TARS
 from selfsight.datamodules.images.prepared import Shards, record
 from selfsight.datamodules.images.remote import RemoteTars
+from selfsight.datamodules.images.remote_files import RemoteFolder
 from selfsight.datamodules.images.tars import INDEX, LocalTars, TarShards
 from selfsight.errors import UserError
 
@@ -40,12 +41,15 @@ def shards_in(top: Path, tars: bool | str, cache: Path, only: str | None) -> Sha
     return TarShards(LocalTars(top, by_kind[TARS]))
 
 
-def remote_shards(url: str, tars: bool | str, cache: Path, limit: int) -> TarShards:
-    if tars is not True:
-        raise UserError(
-            f"dataset.root is '{url}', and dataset=folder reads images that are files of this machine: dataset=shards "
-            "reads tar files from elsewhere (selfsight prepare encode=tar makes them)."
-        )
+def remote_images(url: str, tars: bool | str, cache: Path, limit: int) -> Archives:
+    """What lies at an URL: tar files where they are asked for or nothing else is there, else files of their own."""
+    if tars is True or url.endswith(".tar"):
+        return TarShards(RemoteTars(url, cache, limit))
+    folder = RemoteFolder(url, cache, limit)
+    if folder.below(folder.root):
+        return folder
+    if tars is False:
+        raise UserError(f"'{url}' holds tar files and no images of their own: dataset=shards reads them.")
     return TarShards(RemoteTars(url, cache, limit))
 
 
@@ -66,5 +70,5 @@ def _holds_tars_alone(top: Path) -> bool:
 def finder(shards: Shards | Archives | None) -> Callable[[Path, Sequence[Path]], Found]:
     if shards is None:
         return search
-    left_out = shards.left_out if isinstance(shards, Archives) else Counter[str]()
-    return lambda place, aside: Found(shards.below(place, aside), left_out=left_out)
+    left_out = iter([shards.left_out] if isinstance(shards, Archives) else [])  # told of the first part, for all
+    return lambda place, aside: Found(shards.below(place, aside), left_out=next(left_out, Counter()))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from selfsight.datamodules.datasets import checks, manifest
-from selfsight.datamodules.datasets.containers import finder, remote_shards, shards_in
+from selfsight.datamodules.datasets.containers import finder, remote_images, shards_in
 from selfsight.datamodules.datasets.dataset import ImageData, check_classes, keep_in_memory
 from selfsight.datamodules.datasets.inspection import (
     CHECKED,
@@ -43,7 +43,7 @@ from selfsight.datamodules.images.bands import Kind
 from selfsight.datamodules.images.decode import MAX_PIXELS
 from selfsight.datamodules.images.formats import OF_MANY, Look
 from selfsight.datamodules.images.prepared import ShardImages, Shards, record
-from selfsight.datamodules.images.remote import RemoteTars, cache_folder, is_url
+from selfsight.datamodules.images.remote import Remote, cache_folder, is_url
 from selfsight.datamodules.images.sets import FileImages, ImageSet, join, taken
 from selfsight.errors import UserError
 from selfsight.validation import AUTO_SWITCH, SWITCH, expect, one_of, whole
@@ -90,8 +90,9 @@ def folder(
     Args:
         root: the folder. With a folder ``train`` in it (or one of `parts.TRAIN_FOLDERS`) beside a ``test`` or ``val``
             (or one of `parts.TEST_FOLDERS`), these two are what is learned from and what is held out. A ``train`` that
-            holds all images is taken as the root. Of tar files also an URL: ``http(s)://``, ``s3://`` or ``gs://`` of a
-            folder that its server lists, of a tar file, or of several (``…/train-{000..099}.tar``), see `remote`.
+            holds all images is taken as the root. Also an URL, ``http(s)://``, ``s3://`` or ``gs://``: of a folder of
+            images (`remote_files`), of one of tar files that its server lists, of a tar file, or of several
+            (``…/train-{000..099}.tar``), see `remote`.
         labels: ``folders``: the first folder below the root is the class. ``none``: no labels. A path, relative to the
             root: a CSV file of ``path,label``, with paths relative to the root, too; images it does not name, or gives
             an empty label or -1, have none. It may name the test images as well. ``auto``: ``labels.csv`` if there is
@@ -142,7 +143,7 @@ def folder(
     expect("dataset.cache_gb", cache_gb, positive(0))
     shards: Shards | Archives | None
     if is_url(root):
-        shards = remote_shards(str(root), tars, cache_folder(cache), int(cache_gb * 10**9))
+        shards = remote_images(str(root), tars, cache_folder(cache), int(cache_gb * 10**9))
         top = shards.root
     else:
         top = checks.path("dataset.root", root)
@@ -244,7 +245,7 @@ def folder(
     if extra is not None and unlabelled is None:
         line = f"{len(extra.paths):,} images without labels in '{extra.place}', which is no class"
         data = replace(data, about=(*data.about, line))
-    remote = isinstance(shards, Archives) and isinstance(shards.store, RemoteTars)
+    remote = isinstance(shards, Archives) and isinstance(shards.store, Remote)
     if remote:
         data = replace(data, about=(*data.about, "copies of test images are not looked for in what lies elsewhere"))
     if only is not None:

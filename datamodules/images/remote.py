@@ -1,4 +1,4 @@
-"""Tar files behind ``http(s)://``, ``s3://`` and ``gs://``: read by ranges through fsspec (extra ``remote``).
+"""What lies behind ``http(s)://``, ``s3://`` and ``gs://``, read through fsspec (extra ``remote``).
 
 What was read stays on disk in blocks, the ones used longest ago giving way to new ones. A connection that drops or
 stands still is made again. Labels, the record of a prepared folder and the indices are kept beside the blocks, so that
@@ -17,7 +17,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,7 +38,7 @@ EMPTIED, LOOKED_AT = 0.9, 1 / 16
 #: what else of a set is fetched, where it is there
 BESIDE = (RECORD, "labels.csv")
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
-_URL = re.compile(r"(https?|s3|gs)://.+")
+_URL = re.compile(r"(https?|s3|gs|memory)://.+")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -65,31 +65,26 @@ def cache_folder(asked: str | Path | None) -> Path:
     return Path(usual if asked is None else asked).expanduser()
 
 
-class RemoteTars:
-    """The tar files at an URL: `tars.LocalTars` for what is elsewhere.
+class Remote:
+    """What lies at an URL, asked for as often as it takes, and a folder that holds what is known of it.
 
     Args:
-        url: of a folder whose server lists it, of one tar file, or of several: ``…/train-{000..099}.tar``.
+        url: as a person gave it. base: of the folder that names are relative to.
         cache: a folder. limit: bytes that blocks may take in it.
 
     Attributes:
-        root: a folder that holds what is known of the set: folders, labels, record, indices.
+        root: a folder for folders, labels, record and indices, so that the set looks like a local one.
 
     Raises:
-        UserError: a package is missing, there is nothing at the URL, or no tar file.
+        UserError: a package is missing.
     """
 
-    def __init__(self, url: str, cache: Path, limit: int) -> None:
-        self.url, self.scheme = url, url.partition("://")[0]
-        self.named = expanded(url) if url.endswith(".tar") else []
-        self.base = common_folder(self.named) if self.named else url.rstrip("/")
+    def __init__(self, url: str, base: str, cache: Path, limit: int) -> None:
+        self.url, self.base, self.scheme = url, base, url.partition("://")[0]
         self._opened: tuple[int, Any] | None = None
-        self._states: dict[str, list[Any]] = {}
         self.blocks = Blocks(cache / "blocks", limit)
         self.root = cache / "sets" / hashlib.sha256(url.encode()).hexdigest()[:16]
         self._filesystem()
-        self.tars = self._listed()
-        self._fetch_beside()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": None}
@@ -97,55 +92,9 @@ class RemoteTars:
     def __str__(self) -> str:
         return self.url
 
-    def shown(self, tar: str) -> str:
-        """The address of a tar file."""
-        return f"{self.base}/{tar}"
-
-    def index(self, tar: str) -> Path:
-        """What the name of its index begins with."""
-        return self.root / tar
-
-    def state(self, tar: str) -> list[Any]:
-        """Length, and what else tells whether a tar file is the one that it was."""
-        if tar not in self._states:
-            about = self._ask(lambda fs: fs.info(self.shown(tar)))
-            if about.get("size") is None:
-                raise Unreachable("its server does not say how long it is")
-            mark = next((str(about[key]) for key in ("ETag", "etag", "LastModified", "mtime") if about.get(key)), "")
-            self._states[tar] = [int(about["size"]), mark]
-        return self._states[tar]
-
-    def read(self, tar: str, offset: int, size: int) -> bytes:
-        """Bytes of a tar file, as many of them as there are; raises `Unreachable`."""
-        first, last = offset // BLOCK, max(offset, offset + size - 1) // BLOCK
-        content = b"".join(self._block(tar, number) for number in range(first, last + 1))
-        return content[offset - first * BLOCK :][:size]
-
-    def content(self, place: Sequence[int]) -> bytes:
-        """What lies at number of the tar file, offset, size; see `archives.Store`."""
-        tar, offset, size = place
-        return self.read(self.tars[tar], offset, size)
-
-    def stored_size(self, place: Sequence[int]) -> int:
-        return place[2]
-
-    def open(self, tar: str) -> io.BufferedReader:
-        """A tar file as one reads it from its beginning to its end."""
-        return io.BufferedReader(_File(self, tar), BLOCK)
-
-    def _block(self, tar: str, number: int) -> bytes:
-        length, mark = self.state(tar)
-        start, end = number * BLOCK, min(length, (number + 1) * BLOCK)
-        if end <= start:
-            return b""
-        key = hashlib.sha256(f"{self.shown(tar)} {length} {mark} {BLOCK}".encode()).hexdigest()[:16] + f"-{number}"
-        content = self.blocks.get(key)
-        if content is None or len(content) != end - start:
-            content = self._ask(
-                lambda fs: _whole(fs.cat_file(self.shown(tar), start=start, end=end), end - start, length)
-            )
-            self.blocks.put(key, content)
-        return content
+    def shown(self, name: str) -> str:
+        """The address of a file."""
+        return f"{self.base}/{name}"
 
     # --- asking ------------------------------------------------------------------------------------------------------
 
@@ -193,41 +142,33 @@ class RemoteTars:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise Unreachable(f"{TRIES} times no answer: {reason}")
 
-    def _listed(self) -> list[str]:
-        if self.named:
-            return [name.removeprefix(self.base + "/") for name in self.named]
+    def listed(self) -> dict[str, dict[str, Any]]:
+        """What its server lists below the folder: facts by path, as its file system gives them.
+
+        Raises:
+            UserError: it cannot be asked.
+        """
         try:
-            found = self._ask(lambda fs: [str(path) for path in fs.find(self.url.rstrip("/") + "/")])
+            found = self._ask(lambda fs: dict(fs.find(self.base + "/", detail=True)))
         except Unreachable as error:
             raise UserError(f"'{self.url}' cannot be read ({error.strerror}).") from None
         above = str(self._filesystem()._strip_protocol(self.base)).rstrip("/") + "/"
-        below = [path.partition("?")[0].removeprefix(above) for path in found if path.startswith(above)]
-        tars = sorted({path for path in below if path.endswith(".tar")})
-        if not tars:
-            raise UserError(
-                f"'{self.url}' lists no tar files: name them, such as dataset.root={self.base}/train-{{000..009}}.tar."
-            )
-        return tars
+        return {
+            str(path).partition("?")[0].removeprefix(above): about
+            for path, about in found.items()
+            if str(path).startswith(above)
+        }
 
-    def published_index(self, tar: str, ending: str) -> dict[str, Any]:
-        """The index that lies beside a tar file, where there is one of a file of this length; else nothing."""
-        try:
-            content = json.loads(self._there(tar + ending) or b"{}")
-            return dict(content) if content["tar"][0] == self.state(tar)[0] else {}
-        except (ValueError, KeyError, TypeError, IndexError):
-            return {}
-
-    def _fetch_beside(self) -> None:
-        """Folders as they are there, and the files that say what the images are."""
-        for tar in self.tars:
-            self.index(tar).parent.mkdir(parents=True, exist_ok=True)
-        for folder in sorted({"", *(os.path.dirname(tar) for tar in self.tars)}):
-            for name in BESIDE:
+    def fetch_beside(self, folders: Iterable[str], names: Sequence[str]) -> None:
+        """Keep the files of these names, which say what the images are, as they lie there in these folders."""
+        for folder in sorted(folders):
+            for name in names:
                 place = os.path.join(folder, name)
                 content = self._there(place)
                 if content is None:
                     (self.root / place).unlink(missing_ok=True)
                 else:
+                    (self.root / folder).mkdir(parents=True, exist_ok=True)
                     replace(self.root / place, functools.partial(Path.write_bytes, data=content))
 
     def _there(self, name: str) -> bytes | None:
@@ -244,6 +185,91 @@ class RemoteTars:
             except ValueError:
                 return None
         return None if is_page(content) else content
+
+
+class RemoteTars(Remote):
+    """The tar files at an URL: `tars.LocalTars` for what is elsewhere.
+
+    Args:
+        url: of a folder whose server lists it, of one tar file, or of several: ``…/train-{000..099}.tar``.
+        cache, limit: see `Remote`.
+
+    Raises:
+        UserError: a package is missing, there is nothing at the URL, or no tar file.
+    """
+
+    def __init__(self, url: str, cache: Path, limit: int) -> None:
+        self.named = expanded(url) if url.endswith(".tar") else []
+        super().__init__(url, common_folder(self.named) if self.named else url.rstrip("/"), cache, limit)
+        self._states: dict[str, list[Any]] = {}
+        self.tars = self._listed()
+        for tar in self.tars:
+            self.index(tar).parent.mkdir(parents=True, exist_ok=True)
+        self.fetch_beside({"", *(os.path.dirname(tar) for tar in self.tars)}, BESIDE)
+
+    def index(self, tar: str) -> Path:
+        """What the name of its index begins with."""
+        return self.root / tar
+
+    def state(self, tar: str) -> list[Any]:
+        """Length, and what else tells whether a tar file is the one that it was."""
+        if tar not in self._states:
+            about = self._ask(lambda fs: fs.info(self.shown(tar)))
+            if about.get("size") is None:
+                raise Unreachable("its server does not say how long it is")
+            mark = next((str(about[key]) for key in ("ETag", "etag", "LastModified", "mtime") if about.get(key)), "")
+            self._states[tar] = [int(about["size"]), mark]
+        return self._states[tar]
+
+    def read(self, tar: str, offset: int, size: int) -> bytes:
+        """Bytes of a tar file, as many of them as there are; raises `Unreachable`."""
+        first, last = offset // BLOCK, max(offset, offset + size - 1) // BLOCK
+        content = b"".join(self._block(tar, number) for number in range(first, last + 1))
+        return content[offset - first * BLOCK :][:size]
+
+    def content(self, place: Sequence[int]) -> bytes:
+        """What lies at number of the tar file, offset, size; see `archives.Store`."""
+        tar, offset, size = place
+        return self.read(self.tars[tar], offset, size)
+
+    def stored_size(self, place: Sequence[int]) -> int:
+        return place[2]
+
+    def open(self, tar: str) -> io.BufferedReader:
+        """A tar file as one reads it from its beginning to its end."""
+        return io.BufferedReader(_File(self, tar), BLOCK)
+
+    def _block(self, tar: str, number: int) -> bytes:
+        length, mark = self.state(tar)
+        start, end = number * BLOCK, min(length, (number + 1) * BLOCK)
+        if end <= start:
+            return b""
+        key = hashlib.sha256(f"{self.shown(tar)} {length} {mark} {BLOCK}".encode()).hexdigest()[:16] + f"-{number}"
+        content = self.blocks.get(key)
+        if content is None or len(content) != end - start:
+            content = self._ask(
+                lambda fs: _whole(fs.cat_file(self.shown(tar), start=start, end=end), end - start, length)
+            )
+            self.blocks.put(key, content)
+        return content
+
+    def _listed(self) -> list[str]:
+        if self.named:
+            return [name.removeprefix(self.base + "/") for name in self.named]
+        tars = sorted(path for path in self.listed() if path.endswith(".tar"))
+        if not tars:
+            raise UserError(
+                f"'{self.url}' lists no tar files: name them, such as dataset.root={self.base}/train-{{000..009}}.tar."
+            )
+        return tars
+
+    def published_index(self, tar: str, ending: str) -> dict[str, Any]:
+        """The index that lies beside a tar file, where there is one of a file of this length; else nothing."""
+        try:
+            content = json.loads(self._there(tar + ending) or b"{}")
+            return dict(content) if content["tar"][0] == self.state(tar)[0] else {}
+        except (ValueError, KeyError, TypeError, IndexError):
+            return {}
 
 
 def _whole(content: bytes, size: int, length: int) -> bytes:

@@ -150,7 +150,8 @@ def test_a_slow_server_is_waited_for(
         ("no ranges", "gives whole files alone, no ranges of them"),
         ("cut", "is cut short: .* is the last that begins in it; copy it again"),
         ("no server", "6 times no answer"),
-        ("plain folder", "dataset=folder reads images that are files of this machine: dataset=shards reads tar files"),
+        ("no images", r"lists no images: name them in http://.*/labels.csv or /files.txt, one path a line"),
+        ("tars alone", "holds tar files and no images of their own: dataset=shards reads them"),
     ],
 )
 def test_what_is_wrong_is_said(server: Served, tmp_path: Path, what: str, sentence: str) -> None:
@@ -172,8 +173,10 @@ def test_what_is_wrong_is_said(server: Served, tmp_path: Path, what: str, senten
         path.write_bytes(path.read_bytes()[:4000])
     elif what == "no server":
         root = "http://127.0.0.1:9/a.tar"
+    elif what == "no images":
+        root, options = f"{server.url}/none", {"tars": "auto"}
     else:
-        options = {"tars": "auto"}
+        root, options = server.url, {"tars": False}
     with pytest.raises(UserError, match=sentence) as said:
         opened(root, tmp_path / "cache", **options)
     assert "\n" not in str(said.value)
@@ -236,3 +239,94 @@ def test_a_run_from_a_server(
     capsys.readouterr()
     cli.main(["knn", "run=runs/run"])
     assert "knn_top1" in capsys.readouterr().out
+
+
+# --- images that are files of their own ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("files")
+    for part, count in (("train", 12), ("test", 6)):
+        write_pictures(root / part, [f"{'sea' if i % 2 else 'wood'}/{i}.png" for i in range(count)])
+    (root / "train" / "sea" / ".hidden.png").write_bytes(b"")
+    (root / "train" / "about.txt").write_text("photographs")
+    return root
+
+
+def files_of(root: str | Path, cache: Path, **options: object) -> ImageData:
+    return opened(root, cache, **{"tars": "auto", **options})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_store_of_single_files_gives_the_batches_of_a_folder(photos: Path, tmp_path: Path, workers: int) -> None:
+    store = fsspec.filesystem("memory")
+    store.put(str(photos), "/photos", recursive=True)
+    try:
+        data = files_of("memory://photos", tmp_path / "cache")
+        expected = files_of(photos, tmp_path)
+        assert (data.classes, len(data.train), len(data.test or ())) == (("sea", "wood"), 12, 6)
+        assert equal(batches(data, workers), batches(expected))
+        assert "1 .txt" in " ".join(data.about)
+        store.rm("/photos/train", recursive=True)
+        assert equal(batches(data), batches(expected))  # from the cache
+    finally:
+        store.rm("/photos", recursive=True)
+
+
+def test_a_file_of_a_store_that_changes_is_fetched_again(photos: Path, tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    store.put(str(photos / "train"), "/changing", recursive=True)
+    try:
+        before = files_of("memory://changing", tmp_path, test_fraction=0)
+        first = before.train.read(0)
+        store.pipe_file(f"/changing/{before.train.name(0)}", store.cat_file(f"/changing/{before.train.name(1)}"))
+        after = files_of("memory://changing", tmp_path, test_fraction=0)
+        assert not (after.train.read(0) == first).all()
+        assert (after.train.read(0) == before.train.read(1)).all()
+    finally:
+        store.rm("/changing", recursive=True)
+
+
+@pytest.mark.parametrize("how", ["listing", "files.txt", "labels.csv"])
+def test_single_files_of_a_web_server(photos: Path, tmp_path: Path, how: str) -> None:
+    shutil.copytree(photos / "train", tmp_path / "served")
+    names = [f"{'sea' if i % 2 else 'wood'}/{i}.png" for i in range(12)]
+    if how != "listing":
+        lines = names if how == "files.txt" else ["path,label", *(f"{name},{name.split('/')[0]}" for name in names)]
+        (tmp_path / "served" / how).write_text("\n".join(lines) + "\n")
+    with serving(tmp_path / "served") as server:
+        data = files_of(server.url, tmp_path / "cache")
+        expected = files_of(photos / "train", tmp_path)
+        assert data.classes == expected.classes
+        assert equal(batches(data), batches(expected))
+        server.status = 500
+        assert equal(batches(data), batches(expected))  # from the cache
+
+
+def test_the_cache_of_single_files_is_bounded_and_what_is_gone_is_named(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(photos / "train", tmp_path / "served")
+    size = max(path.stat().st_size for path in (tmp_path / "served").rglob("*.png"))
+    with serving(tmp_path / "served") as server:
+        data = files_of(server.url, tmp_path / "cache", cache_gb=4 * size / 1e9, max_unreadable=0.2)
+        batches(data)
+        kept = sum(path.stat().st_size for path in (tmp_path / "cache" / "blocks").glob("*/*"))
+        assert 0 < kept <= 5 * size
+        shutil.rmtree(tmp_path / "cache" / "blocks")
+        (tmp_path / "served" / data.train.name(3)).unlink()
+        monkeypatch.setattr(remote, "TRIES", 2)
+        assert len(batches(data)) > 0
+        assert "404, not found" in str(data.unreadable)
+
+
+def test_pretraining_from_single_files_elsewhere(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(photos) as server:
+        words = ["debug=smoke", "dataset=folder", f"dataset.root={server.url}", f"dataset.cache={tmp_path / 'cache'}"]
+        cli.main(["pretrain", *words, "dataset.image_size=16", "report=false", "evaluator=knn", f"runs={tmp_path}"])
+    assert "copies of test images are not looked for in what lies elsewhere" in " ".join(
+        capsys.readouterr().out.split()
+    )
