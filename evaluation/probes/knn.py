@@ -75,12 +75,20 @@ class KNN:
         ks = "/".join(map(str, self.k or STANDARD_K))
         return (
             f"weighted kNN, cosine, exp(s/{self.temperature:g}), k {ks}, bank of all training images, no augmentation"
-            + (
-                ""
-                if self.approximate_from > 10**6
-                else f"; approximate search from {self.approximate_from:,} images on"
-            )
+            + ("" if self.approximate_from > 10**6 else f"; {self._searched}")
         )
+
+    @property
+    def _searched(self) -> str:
+        return f"approximate search from {self.approximate_from:,} images on"
+
+    def protocol_of(self, found: Figures) -> str:
+        """`protocol`, and how good the search was where it was none of all images."""
+        recall = found.get("knn_search_recall")
+        if recall is None:
+            return self.protocol
+        searched = f"{self._searched}, which found {recall:.1%} of the exact neighbours"
+        return f"{self.protocol.removesuffix(f'; {self._searched}')}; {searched}"
 
     def __call__(self, train: Features, test: Features) -> Figures:
         train, test = checked(train, test, blocks=True)

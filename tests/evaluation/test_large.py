@@ -13,6 +13,7 @@ from selfsight.contracts import Batch
 from selfsight.datamodules.images.sets import ArrayImages
 from selfsight.errors import UserError
 from selfsight.evaluation import KNN, Diagnostics, LinearProbe, cache, rows
+from selfsight.evaluation.base import protocol
 from selfsight.evaluation.cache import FeatureCache
 from selfsight.evaluation.features import Features, extract
 from selfsight.evaluation.probes import inverted_lists, knn, linear
@@ -138,7 +139,13 @@ def test_a_search_in_lists_says_what_it_misses() -> None:
     assert "knn_search_recall" not in exact
     assert 0.5 < found["knn_search_recall"] <= 1
     assert found["knn_top1"] == pytest.approx(exact["knn_top1"], abs=0.1)
-    assert "approximate search from 500 images on" in KNN(approximate_from=500).protocol
+    evaluator = KNN(approximate_from=500)
+    assert "approximate search from 500 images on" in evaluator.protocol
+    told = protocol(evaluator, found)
+    share = f"{found['knn_search_recall']:.1%}"
+    assert told.endswith(f"; approximate search from 500 images on, which found {share} of the exact neighbours")
+    assert protocol(evaluator, exact) == evaluator.protocol
+    assert "5,000,000 images on, which found" in protocol(KNN(), found)
     everywhere = inverted_lists.InvertedLists(directions(train.x))
     everywhere.index.nprobe = everywhere.index.nlist
     nearest = neighbours(directions(test.x), directions(train.x), 5)[1]

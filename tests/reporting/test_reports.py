@@ -354,6 +354,20 @@ def test_the_table_of_runs(tmp_path: Path) -> None:
     assert [row[0] for row in changed] == ["seed", "labels.seed", "datamodule.labels.seed"]
 
 
+def test_the_table_of_runs_on_labels_in_any_number_and_on_numbers(tmp_path: Path) -> None:
+    """mAP and R² of frozen features and of fine-tuned networks, each with its spread in its own unit."""
+
+    def run(seed: int, r2: float) -> RunFolder:
+        measured = {"knn_map": 0.5, "knn_r2": r2}
+        learned = {"student": {"map": 0.25, "f1": 0.1}, "teacher": {"r2": r2 / 2}}
+        return summarised(tmp_path / f"s{seed}", f"seed: {seed}\n", pretrained=measured, classifiers=learned)
+
+    titles, rows = run_comparison.table([run(1, 0.5), run(2, 0.7)])
+    assert titles[2:-1] == ["kNN, mAP", "kNN, R²", "test mAP", "test R² of the average"]
+    assert rows[0][2:-1] == ["50.0%", "0.500", "25.0%", "0.250"]
+    assert rows[2][2:-1] == ["50.0% ± 0.0", "0.600 ± 0.141", "25.0% ± 0.0", "0.300 ± 0.071"]
+
+
 def test_what_repetitions_are(tmp_path: Path) -> None:
     """Runs of other seeds, and those that go on from them; neither copies nor runs of another recipe."""
     sources = [summarised(tmp_path / f"pre{seed}", f"seed: {seed}\nlr: 1\n") for seed in (0, 1)]

@@ -211,9 +211,13 @@ def select_evaluators(evaluators: Mapping[str, Evaluator], data: DataModule) -> 
     }
 
 
-def protocols(evaluators: Mapping[str, Evaluator], data: DataModule) -> dict[str, str]:
-    """How each figure of the table is made, by evaluator, and what could not be measured, with the reason."""
-    told = {name: protocol(one) for name, one in select_evaluators(evaluators, data).items()}
+def protocols(evaluators: Mapping[str, Evaluator], data: DataModule, found: Figures | None = None) -> dict[str, str]:
+    """How each figure of the table is made, by evaluator, and what could not be measured, with the reason.
+
+    Args:
+        found: the figures of the trained network, see `evaluation.base.protocol`.
+    """
+    told = {name: protocol(one, found) for name, one in select_evaluators(evaluators, data).items()}
     reasons = {name: missing_labels_reason(data, one) for name, one in evaluators.items() if needs_labels(one)}
     left_out = [name for name, reason in reasons.items() if reason]
     return told | ({"not measured": f"{', '.join(left_out)}, since {reasons[left_out[0]]}"} if left_out else {})

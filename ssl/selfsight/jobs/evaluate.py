@@ -53,9 +53,9 @@ def run(cfg: DictConfig) -> Figures:
         show_stages(console, results)
     else:
         show(console, results[cfg.stage])
-    protocol = base.protocol(evaluator) + transfer(of, evaluator)
-    console.print(protocol, style="dim")
     result = results if len(results) > 1 else next(iter(results.values()))
+    protocol = base.protocol(evaluator, result) + transfer(of, evaluator)
+    console.print(protocol, style="dim")
     if of.folder is not None:
         settings = settings_of(cfg, of.dataset)
         path = records.free_path(of.folder.path / records.FOLDER, title(cfg, of.dataset, evaluator), settings)

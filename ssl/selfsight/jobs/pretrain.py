@@ -45,7 +45,7 @@ def conclude(session: Session) -> Figures:
     wanted = parts.final or parts.run.report or session.loggers
     trained = measure.features(run.backbone, data) if wanted else None
     rows = beside_untrained(session, trained) if parts.final else {}
-    protocols = measure.protocols(parts.final, data)
+    protocols = measure.protocols(parts.final, data, rows.get("pretrained"))
     if parts.final:
         measure.show(console, rows, protocols)
         if parts.plan is not None and (sentence := advice.look_back(rows, parts.plan, parts.recipe.lr)):

@@ -17,8 +17,22 @@ from selfsight.runs import records
 from selfsight.runs.console import clock_text
 from selfsight.runs.folder import RunFolder
 
-#: networks that learned classes, and the titles of what they get right
-CLASSIFIERS = {"student": "test accuracy", "teacher": "test accuracy of the average"}
+#: networks that learned labels, and by what figure each is judged: of classes, several labels, numbers
+NETWORKS = {"student": "", "teacher": " of the average"}
+JUDGED_BY = {"top1": "test accuracy", "map": "test mAP", "r2": "test R²"}
+
+
+def column_of(network: str, figure: str) -> str:
+    """What a figure of such a network is called: an accuracy by the network's name alone."""
+    return network if figure == "top1" else f"{network}_{figure}"
+
+
+#: their titles
+CLASSIFIERS = {
+    column_of(network, figure): what + whose
+    for network, whose in NETWORKS.items()
+    for figure, what in JUDGED_BY.items()
+}
 #: what a run is called, where it is kept and gone on with says nothing of how it ran; old folders do not name their job
 PLACES = ("name", "runs", "resume", "job")
 #: keys that name the run another one started from
@@ -69,7 +83,8 @@ def figures(summary: Mapping[str, Figures]) -> dict[str, Value]:
     """The figures of a run: of its frozen backbone, of the networks that learned classes, by labels a class."""
     measured, learned = summary.get("pretrained", {}), summary.get("classifiers", {})
     found = {key: Value(measured[key]) for key in measure.SINGLES if key in measured}
-    found |= {name: Value(learned[name]["top1"]) for name in CLASSIFIERS if "top1" in learned.get(name, {})}
+    by_network = {name: learned.get(name, {}) for name in NETWORKS}
+    found |= {column_of(name, key): Value(of[key]) for name, of in by_network.items() for key in JUDGED_BY if key in of}
     return found | {k: Value(shot["mean"], shot["std"]) for k, shot in measured.get("few_shot", {}).items()}
 
 
@@ -87,8 +102,12 @@ def text(column: str, value: Value | None) -> str:
     """A figure as a person reads it, with its spread where it has one."""
     if value is None:
         return ""
-    shown, unit = measure.figure(column, value.mean), 1 if column == "rank" else 100
-    return shown if value.spread is None else f"{shown} ± {unit * value.spread:.1f}"
+    shown = measure.figure(column, value.mean)
+    if value.spread is None:
+        return shown
+    if column.endswith("_r2"):
+        return f"{shown} ± {value.spread:.3f}"
+    return f"{shown} ± {(1 if column == 'rank' else 100) * value.spread:.1f}"
 
 
 def repetitions(folders: Sequence[RunFolder]) -> list[list[int]]:
