@@ -95,10 +95,10 @@ def keep_folders(root: Path, wanted: set[str]) -> None:
     """These folders below ``root``, for whoever looks there for train/, test/ and unlabelled/; empty others go."""
     for folder in sorted(wanted):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    for folder in sorted((path for path in root.glob("**/") if path != root), reverse=True):
-        if folder.relative_to(root).as_posix() not in wanted:
+    for there in sorted((path for path in root.glob("**/") if path != root), reverse=True):
+        if there.relative_to(root).as_posix() not in wanted:
             with contextlib.suppress(OSError):
-                folder.rmdir()
+                there.rmdir()
 
 
 def stated(root: Path) -> dict[str, dict[str, Any]]:
