@@ -33,9 +33,8 @@ class AdaMatch(SemiMethod):
         tau: that share.
         lambda_u: weight of the unlabelled loss.
         m: momentum of the alignment's running means.
-        debias: lambda of debiased pseudo-labels (DebiasPL, which takes 0.5), for classes of unequal size; 0 leaves it
-            out.
-        debias_m: momentum of its running mean.
+        debias: lambda of debiased pseudo-labels, for classes of unequal size (DebiasPL: 0.5); 0 leaves them out.
+        debias_m: momentum of their running mean.
     """
 
     n_views = (2, 2)

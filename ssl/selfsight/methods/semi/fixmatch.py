@@ -34,9 +34,8 @@ class FixMatch(SemiMethod):
         tau: confidence a pseudo-label needs.
         lambda_u: weight of the unlabelled loss.
         da_m: momentum of distribution alignment to uniform (USB: 0.999); None leaves alignment out, as the paper does.
-        debias: lambda of debiased pseudo-labels (DebiasPL, which takes 0.5), for classes of unequal size; 0 leaves it
-            out.
-        debias_m: momentum of its running mean.
+        debias: lambda of debiased pseudo-labels, for classes of unequal size (DebiasPL: 0.5); 0 leaves them out.
+        debias_m: momentum of their running mean.
 
     Raises:
         UserError: values that cannot be meant.

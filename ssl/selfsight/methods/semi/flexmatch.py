@@ -42,9 +42,8 @@ class FlexMatch(FixMatch):
         lambda_u: weight of the unlabelled loss.
         da_m: momentum of distribution alignment to uniform; None leaves alignment out.
         warmup: images without a confident label count as a class of their own when the best class is looked for.
-        debias: lambda of debiased pseudo-labels (DebiasPL, which takes 0.5), for classes of unequal size; 0 leaves it
-            out.
-        debias_m: momentum of its running mean.
+        debias: lambda of debiased pseudo-labels, for classes of unequal size (DebiasPL: 0.5); 0 leaves them out.
+        debias_m: momentum of their running mean.
 
     Attributes:
         selected: ``[N_u]`` last confident label of each image, -1 for none yet.

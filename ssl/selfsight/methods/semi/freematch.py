@@ -47,9 +47,8 @@ class FreeMatch(SemiMethod):
         m: momentum of all running means.
         quantile: take the confidence below which 80 % of the batch lies instead of its mean.
         clip: highest threshold; None leaves it free.
-        debias: lambda of debiased pseudo-labels (DebiasPL, which takes 0.5), for classes of unequal size; 0 leaves it
-            out.
-        debias_m: momentum of its running mean.
+        debias: lambda of debiased pseudo-labels, for classes of unequal size (DebiasPL: 0.5); 0 leaves them out.
+        debias_m: momentum of their running mean.
 
     Attributes:
         tau: running confidence.

@@ -41,9 +41,8 @@ class SoftMatch(SemiMethod):
         n_sigma: how many times narrower than the confidences the Gaussian is.
         m: momentum of the running mean and variance.
         align: bring predictions to the uniform distribution before they are weighed (the paper's uniform alignment).
-        debias: lambda of debiased pseudo-labels (DebiasPL, which takes 0.5), for classes of unequal size; 0 leaves it
-            out.
-        debias_m: momentum of its running mean.
+        debias: lambda of debiased pseudo-labels, for classes of unequal size (DebiasPL: 0.5); 0 leaves them out.
+        debias_m: momentum of their running mean.
 
     Attributes:
         mu: running mean of the confidence.
