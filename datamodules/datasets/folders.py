@@ -178,6 +178,8 @@ def folder(
         raise UserError(f"'{train.place}' holds {len(train.paths)} image; there has to be more than one to learn from.")
 
     known = labeller(train.place, train.paths)
+    if is_url(root):  # a person knows it by its address
+        known = replace(known, origin=known.origin.replace(str(top), str(root).rstrip("/")))
     if known.suspicious:
         log.warning(f"no image has a label: {known.origin}.")
     test_known = None if test_part is None or known.known is None else _label_test(test_part, labeller, known)

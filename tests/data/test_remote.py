@@ -299,6 +299,7 @@ def test_single_files_of_a_web_server(photos: Path, tmp_path: Path, how: str) ->
         data = files_of(server.url, tmp_path / "cache")
         expected = files_of(photos / "train", tmp_path)
         assert data.classes == expected.classes
+        assert server.url in data.about_labels
         assert equal(batches(data), batches(expected))
         server.status = 500
         assert equal(batches(data), batches(expected))  # from the cache
