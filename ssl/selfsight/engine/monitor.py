@@ -6,7 +6,6 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,6 +16,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from selfsight.contracts import Batch, SemiBatch
+from selfsight.engine.checkpointing import Checkpoint
 from selfsight.engine.nan_guard import NanGuard
 from selfsight.evaluation import OnlineEvaluation
 from selfsight.evaluation.base import Figures
@@ -60,7 +60,7 @@ class Monitor(Callback):
     def state_dict(self) -> dict[str, object]:
         return {"sums": self.sums, "steps": self.steps, "updates": self.updates, "seconds": self.seconds}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Checkpoint) -> None:
         self.sums, self.steps = state_dict["sums"], state_dict["steps"]
         self.updates = state_dict.get("updates", 0)  # older runs did not measure gradients
         self.seconds_before = state_dict["seconds"]
