@@ -171,7 +171,7 @@ def callbacks(cfg: DictConfig) -> list[Callback]:
         UserError: one is none.
     """
     nodes = (cfg.get("callbacks") or {}).values()
-    return [of_kind(build(node), Callback, node, "a callback of lightning.pytorch") for node in nodes]
+    return [of_kind(build(node), Callback, place(node), "a callback of lightning.pytorch") for node in nodes]
 
 
 def views(cfg: DictConfig) -> dict[str, View]:
@@ -217,7 +217,9 @@ def dataset(cfg: DictConfig, of: RunFolder | None = None) -> ImageData:
 
     With ``of``, a run that has begun or ended, it is the one of then, see `as_of_run`.
     """
-    data: ImageData = of_kind(build(cfg.dataset), ImageData, cfg.dataset, "an ImageData, as data sets by name are,")
+    data: ImageData = of_kind(
+        build(cfg.dataset), ImageData, place(cfg.dataset), "an ImageData, as data sets by name are,"
+    )
     data = data if of is None else as_of_run(data, cfg.dataset, of)
     return data if cfg.get("limit_images") is None else data.limited(cfg.limit_images)
 
@@ -247,7 +249,7 @@ def online(node: DictConfig) -> OnlineEvaluation:
     for one in (node.get("evaluators") or {}).values():
         if isinstance(one, DictConfig):
             evaluator(one)
-    return of_kind(build(node), OnlineEvaluation, node, "an OnlineEvaluation")
+    return of_kind(build(node), OnlineEvaluation, place(node), "an OnlineEvaluation")
 
 
 def logger(node: DictConfig) -> Callable[[RunFolder], Logger]:
@@ -454,14 +456,14 @@ def build(node: Any, **extra: Any) -> Any:
         return instantiate(node, _convert_="all")
 
 
-def of_kind(made: Any, kind: type[T], node: DictConfig, wanted: str) -> T:
+def of_kind(made: object, kind: type[T], where: str, wanted: str) -> T:
     """
     Raises:
-        UserError: what a node has come to is none of this kind.
+        UserError: what the node at ``where`` has come to is none of this kind.
     """
     if not isinstance(made, kind):
         found = f"{type(made).__module__}.{type(made).__name__}".removeprefix("builtins.")
-        raise UserError(f"{place(node)} makes a {found}; {wanted} was expected.", status=2)
+        raise UserError(f"{where} makes a {found}; {wanted} was expected.", status=2)
     return made
 
 
