@@ -17,6 +17,7 @@ from selfsight.errors import UserError
 from selfsight.evaluation.base import Figures
 from selfsight.evaluation.features import Features, checked
 from selfsight.evaluation.probes.balance import balanced
+from selfsight.evaluation.probes.dims import with_dims
 from selfsight.evaluation.probes.inverted_lists import InvertedLists
 from selfsight.evaluation.probes.targets import TargetFigures, target_figures, votes
 from selfsight.evaluation.rows import BLOCK_ROWS, Rows
@@ -39,7 +40,9 @@ Bank = Tensor | Rows
 QUERIES, RECALLED = 16_384, 256
 
 
-@takes(k=whole(1), temperature=above(0), backend=one_of(*BACKENDS), bf16=SWITCH, approximate_from=whole(1))
+@takes(
+    k=whole(1), temperature=above(0), backend=one_of(*BACKENDS), bf16=SWITCH, approximate_from=whole(1), dims=whole(1)
+)
 @dataclass(frozen=True)
 class KNN:
     """Weighted cosine kNN.
@@ -57,6 +60,7 @@ class KNN:
             exactly and give the same answer; of equally near images the one that comes first in the bank is nearer.
         device: where to search; None: the GPU where there is one.
         bf16: similarities in bfloat16 (torch only): about twice as fast, up to 1 % of the predictions change.
+        dims: numbers of first features to look at as well, ascending, see `probes.dims`; None: all features alone.
         approximate_from: images of the bank from which on the search is faiss' in inverted lists, which finds most of
             the neighbours; ``knn_search_recall`` is the share of the exact ones, of some images, that it found.
     """
@@ -67,6 +71,7 @@ class KNN:
     device: str | None = None
     bf16: bool = False
     approximate_from: int = 5_000_000
+    dims: Sequence[int] | None = None
     needs_labels = True
     takes_targets = True
 
@@ -91,6 +96,8 @@ class KNN:
         return f"{self.protocol.removesuffix(f'; {self._searched}')}; {searched}"
 
     def __call__(self, train: Features, test: Features) -> Figures:
+        if self.dims is not None:
+            return with_dims(self, train, test)
         train, test = checked(train, test, blocks=True)
         ks = usable_k(self.k, len(train))
         train, test = train.to(self.device), test.to(self.device)

@@ -17,6 +17,7 @@ from selfsight.errors import UserError
 from selfsight.evaluation.base import Figures
 from selfsight.evaluation.features import Features, checked
 from selfsight.evaluation.probes.balance import balanced
+from selfsight.evaluation.probes.dims import with_dims
 from selfsight.evaluation.probes.logistic import BLOCK, Linear, fit_lbfgs, fit_sgd
 from selfsight.evaluation.probes.targets import linear_outputs, misfit, target_figures
 from selfsight.evaluation.rows import BLOCK_ROWS, Rows, blocks, total
@@ -26,7 +27,7 @@ HELD_OUT = 0.1
 STANDARD_SHOTS = (1, 5, 20)
 
 
-@takes(penalties=at_least(0), folds=whole(2), seed=whole(0))
+@takes(penalties=at_least(0), folds=whole(2), seed=whole(0), dims=whole(1))
 @dataclass(frozen=True)
 class LinearProbe:
     """Multinomial logistic regression by L-BFGS: every penalty at once, the best on held-out training images, refitted.
@@ -40,12 +41,14 @@ class LinearProbe:
         folds: choose by cross-validation with so many parts; None: by one held-out tenth.
         seed: of the held-out split.
         device: where to fit; None: the GPU where there is one.
+        dims: numbers of first features to look at as well, ascending, see `probes.dims`; None: all features alone.
     """
 
     penalties: Sequence[float] = (1e-5, 1e-4, 1e-3, 1e-2)
     folds: int | None = None
     seed: int = 0
     device: str | None = None
+    dims: Sequence[int] | None = None
     needs_labels = True
     takes_targets = True
 
@@ -58,6 +61,8 @@ class LinearProbe:
         )
 
     def __call__(self, train: Features, test: Features) -> Figures:
+        if self.dims is not None:
+            return with_dims(self, train, test)
         targets = train.targets is not None and test.targets is not None
         train, test = (part.to(self.device) for part in checked(train, test, blocks=not targets))
         standardise = Standardise.of(train.x)

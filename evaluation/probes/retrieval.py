@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from selfsight.errors import UserError
+from selfsight.evaluation.base import Figures
 from selfsight.evaluation.features import Features, checked
+from selfsight.evaluation.probes.dims import with_dims
 from selfsight.evaluation.probes.knn import neighbours, other_neighbours
 from selfsight.nn.sphere import directions
 from selfsight.validation import one_of, takes, whole
@@ -17,7 +19,7 @@ from selfsight.validation import one_of, takes, whole
 GALLERIES = ("train", "test")
 
 
-@takes(k=whole(1), gallery=one_of(*GALLERIES), depth=whole(1))
+@takes(k=whole(1), gallery=one_of(*GALLERIES), depth=whole(1), dims=whole(1))
 @dataclass(frozen=True)
 class Retrieval:
     """Each test image is a query; what it should find are the gallery's images of its class.
@@ -26,11 +28,13 @@ class Retrieval:
         k: depths of recall@k, the share of queries with at least one right image among the first k.
         gallery: ``train``, or ``test`` without the query itself.
         depth: how far down the ranking average precision looks; None is all the way, which costs a full sort.
+        dims: numbers of first features to look at as well, ascending, see `probes.dims`; None: all features alone.
     """
 
     k: Sequence[int] = (1, 5, 10)
     gallery: str = "train"
     depth: int | None = 1000
+    dims: Sequence[int] | None = None
     needs_labels = True
 
     @property
@@ -39,8 +43,10 @@ class Retrieval:
         depth = "the whole ranking" if self.depth is None else f"the first {self.depth}"
         return f"retrieval: test images search the {where} by cosine similarity, same class is right; mAP over {depth}"
 
-    def __call__(self, train: Features, test: Features) -> dict[str, float]:
+    def __call__(self, train: Features, test: Features) -> Figures:
         """``recall_at_<k>`` and ``map``; queries of a class the gallery lacks count as failures."""
+        if self.dims is not None:
+            return with_dims(self, train, test)
         train, test = checked(train, test)
         inside = self.gallery == "test"
         gallery = test if inside else train

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from selfsight.methods.base import Method
+from selfsight.methods.matryoshka import Matryoshka
+from selfsight.methods.simclrv2 import SimCLRv2
+from selfsight.methods.swav import SwAV
 from selfsight.nn.distributed import all_reduce_sum, world_size
 
 from ..every_method import batch_of, draws_of_the_whole, every_method, make, share, without_batch_statistics
@@ -16,12 +19,16 @@ from .spawn import run_on
 
 STEPS = 3
 EXACT = [kind for kind in every_method() if not kind.per_process]
+#: with heads=matryoshka, of all that is compared one whose negatives are gathered and one with queues
+NESTED = [SimCLRv2, SwAV]
+NAMES = [*(kind.__name__ for kind in EXACT), *(f"{kind.__name__}, nested" for kind in NESTED)]
 
 
-def learn(rank: int, kind: type[Method]) -> dict[str, Any]:
+def learn(rank: int, kind: type[Method], heads: Matryoshka | None = None) -> dict[str, Any]:
     """Losses, and everything the method is at the end, after steps of data-parallel training in float64."""
     torch.set_default_dtype(torch.float32)  # the same first weights in processes with another default
     method, size = make(kind)
+    method = method if heads is None else heads.on(method)
     torch.set_default_dtype(torch.float64)
     method = without_batch_statistics(method.double(), but_synchronised=True)
     start = {name: value.clone() for name, value in method.state_dict().items()}
@@ -45,7 +52,8 @@ def learn(rank: int, kind: type[Method]) -> dict[str, Any]:
 
 
 def learn_all(rank: int) -> dict[str, Any]:
-    return {kind.__name__: learn(rank, kind) for kind in EXACT}
+    nested = {f"{kind.__name__}, nested": learn(rank, kind, Matryoshka(dims=[2, 4])) for kind in NESTED}
+    return {kind.__name__: learn(rank, kind) for kind in EXACT} | nested
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +69,7 @@ def several(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return run_on(request.param, learn_all)
 
 
-@pytest.mark.parametrize("name", [kind.__name__ for kind in EXACT])
+@pytest.mark.parametrize("name", NAMES)
 def test_several_processes_equal_one(name: str, one: dict[str, Any], several: list[dict[str, Any]]) -> None:
     expected = one[name]
     assert any(part.startswith("backbone.") for part in expected["moved"]), "a network that stays compares nothing"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfsight.evaluation.probes.funnel import funnel
 from selfsight.losses.clip import pair_contrast
 from selfsight.losses.matryoshka import matryoshka, over_prefixes
 from selfsight.losses.ntxent import ntxent
-from selfsight.nn.matryoshka import MatryoshkaLinear, cascade, nested_widths
+from selfsight.nn.matryoshka import PrefixLinear, cascade, nested_widths, prefixes
 
 from .harness import Case, family
 from .networks import gradients
@@ -19,41 +19,57 @@ from .networks import gradients
 TOLERANCE = 1e-9
 
 
-def head_of(case: Case) -> MatryoshkaLinear:
-    classes, features = case.inp["weight_0"].shape[0], case.inp["x"].shape[1]
-    options = {"efficient": bool(case.number("efficient")), "bias": bool(case.number("bias"))}
-    head = MatryoshkaLinear(case.number("nesting"), classes, features=features, **options).double()
-    names = {f"heads.{i}.{kind}": f"{kind}_{i}" for i in range(len(head.heads)) for kind in ("weight", "bias")}
-    head.load_state_dict({ours: case.tensor(name) for ours, name in names.items() if name in case.inp})
+def head_of(case: Case) -> PrefixLinear:
+    """A layer whose whole width is the largest prefix: features beyond it are not used."""
+    widths, efficient = case.number("nesting"), bool(case.number("efficient"))
+    head = PrefixLinear(max(widths), case.inp["weight_0"].shape[0], bias=bool(case.number("bias"))).double()
+    if not efficient:
+        head.own_weights(widths)
+    for i, layer in enumerate(layers(head)):
+        for kind, p in layer.named_parameters(recurse=False):
+            p.data.copy_(case.tensor(f"{kind}_{i}"))
     return head
+
+
+def layers(head: PrefixLinear) -> list[nn.Module]:
+    """Those with weights of their own, the one of the shortest prefix first."""
+    return [*head.prefixes.children(), head]
+
+
+def scores(head: PrefixLinear, x: Tensor, case: Case) -> list[Tensor]:
+    return [head(part) for part in prefixes(x, case.number("nesting"))]
 
 
 @family("mrl", "head_")
 def heads(case: Case) -> None:
-    for i, logits in enumerate(head_of(case)(case.tensor("x"))):
+    for i, logits in enumerate(scores(head_of(case), case.tensor("x"), case)):
         case.compare(f"logits_{i}", logits, TOLERANCE)
 
 
 @family("mrl", "loss_")
 def loss(case: Case) -> None:
     head, x = head_of(case), case.tensor("x", requires_grad=True)
-    logits = head(x)
+    logits = scores(head, x, case)
     importance, smoothing = case.number("relative_importance"), case.number("label_smoothing")
     value = matryoshka(logits, case.tensor("target"), importance=importance, label_smoothing=smoothing)
     value.backward()
     case.compare("loss", value, TOLERANCE)
     for i, level in enumerate(logits):
         case.compare(f"logits_{i}", level, TOLERANCE)
-    tensors = {"x": x} | {f"{kind}_{i}": p for i, h in enumerate(head.heads) for kind, p in h.named_parameters()}
+    own = {f"{kind}_{i}": p for i, h in enumerate(layers(head)) for kind, p in h.named_parameters(recurse=False)}
+    tensors = {"x": x} | own
     for name, gradient in gradients(tensors).items():
         case.compare(name, gradient, TOLERANCE)
 
 
 @family("mrl", "fixed_")
 def fixed(case: Case) -> None:
-    head = MatryoshkaLinear([case.number("dim")], len(case.inp["bias"]), features=case.inp["x"].shape[1]).double()
-    head.heads[0].load_state_dict({name: case.tensor(name) for name in ("weight", "bias")})
-    case.compare("logits", head(case.tensor("x"))[0], TOLERANCE)
+    x, m = case.tensor("x"), case.number("dim")
+    head = PrefixLinear(x.shape[1], len(case.inp["bias"])).double()
+    head.own_weights([m])
+    (layer, *_) = layers(head)  # the whole one, where m is the width
+    layer.load_state_dict({name: case.tensor(name) for name in ("weight", "bias")})
+    case.compare("logits", head(x[:, :m]), TOLERANCE)
 
 
 @family("mrl", "nesting_")

@@ -57,6 +57,7 @@ ADVISED = ("pretrain", "profile")
 GROUPS = {
     "method": "how it learns",
     "backbone": "the network (anything in timm by name, too)",
+    "heads": "what of the features it learns from: all of them, or the first ones as well",
     "dataset": "what it learns from",
     "views": "how images are cropped and altered",
     "optimizer": "how weights move",

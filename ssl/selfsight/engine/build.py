@@ -43,7 +43,9 @@ from selfsight.engine.teacher_features import TeacherFeatures
 from selfsight.errors import UserError
 from selfsight.evaluation import OnlineEvaluation
 from selfsight.evaluation.base import Evaluator, is_evaluator
+from selfsight.evaluation.probes.dims import at_dims, check_dims
 from selfsight.methods.base import Method
+from selfsight.methods.matryoshka import Matryoshka
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.sam import sharpness_aware
 from selfsight.optim.schedule import Clock
@@ -153,7 +155,7 @@ def parts(cfg: DictConfig, of: RunFolder | None = None, **inherited: nn.Module |
         run=run,
         description=describe(cfg, data.dataset.channels),
         online=online(cfg.evaluator.online),
-        final={str(name): evaluator(node) for name, node in (cfg.evaluator.get("final") or {}).items()},
+        final=final_evaluators(cfg, learner),
         callbacks=chosen,
         loggers=[logger(node) for node in loggers],
         untrained=partial(network, cfg, data.dataset.channels),
@@ -172,6 +174,19 @@ def callbacks(cfg: DictConfig) -> list[Callback]:
     """
     nodes = (cfg.get("callbacks") or {}).values()
     return [of_kind(build(node), Callback, place(node), "a callback of lightning.pytorch") for node in nodes]
+
+
+def final_evaluators(cfg: DictConfig, learner: Method) -> dict[str, Evaluator]:
+    """Those of the table at the end, by name; of nested dimensions they look at each, where they can.
+
+    Raises:
+        UserError: one is to look at more features than there are.
+    """
+    made = {str(name): evaluator(node) for name, node in (cfg.evaluator.get("final") or {}).items()}
+    made = {name: at_dims(one, learner.prefixes or None) for name, one in made.items()}
+    for one in made.values():
+        check_dims(one, learner.backbone.num_features)  # type: ignore[arg-type]
+    return made
 
 
 def views(cfg: DictConfig) -> dict[str, View]:
@@ -398,7 +413,8 @@ def method(
         if (source := cfg.get("init_from", cfg.get("start"))) is not None:  # older runs call it start
             start_from(backbone, source)
     made: Method = build(cfg.method, backbone=backbone, **told, **inherited)
-    return made
+    heads: Matryoshka | None = None if cfg.get("heads") is None else build(cfg.heads)
+    return made if heads is None else heads.on(made)
 
 
 def describe(cfg: DictConfig, channels: int = 3) -> Description:

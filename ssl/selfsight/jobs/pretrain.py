@@ -10,6 +10,7 @@ from selfsight.engine import advice, build, measure
 from selfsight.engine.measure import Outcome, Pair
 from selfsight.engine.session import Session, reopen
 from selfsight.evaluation.base import Figures
+from selfsight.evaluation.probes.dims import at_dims
 from selfsight.jobs import pipeline
 from selfsight.reporting import report, trackers
 from selfsight.reporting.classification import show_classifiers
@@ -78,7 +79,11 @@ def beside_untrained(session: Session, trained: Pair | None) -> dict[str, Figure
     assert trained is not None, "there are evaluators, and features for them"
     networks, pairs = networks | {"pretrained": method.measured}, pairs | {"pretrained": trained}
     evaluators = measure.select_evaluators(parts.final, data)
-    rows = {name: measure.run_evaluators(evaluators, networks[name], data, pair) for name, pair in pairs.items()}
+    of_pixels = {name: at_dims(one, None, instead=True) for name, one in evaluators.items()}  # which have no order
+    rows = {
+        name: measure.run_evaluators(of_pixels if name == "pixels" else evaluators, networks[name], data, pair)
+        for name, pair in pairs.items()
+    }
     largest = measure.always_largest(*trained)
     measured = {key: value for key, value in largest.items() if key in rows["pretrained"]}
     return {"largest": measured, **rows} if measured else rows

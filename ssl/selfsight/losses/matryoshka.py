@@ -25,7 +25,7 @@ def over_prefixes(
     """
     cut = zip(*(prefixes(z, widths) for z in embeddings), strict=True)
     losses = torch.stack([loss(*level) for level in cut])
-    return (losses * _weights(losses, importance)).sum(), losses
+    return weighted_sum(losses, importance), losses
 
 
 @full_precision
@@ -34,12 +34,17 @@ def matryoshka(
 ) -> Tensor:
     """``sum_m c_m CE(logits_m, y)`` for the logits ``[B, C]`` of every prefix and classes ``[B]``."""
     losses = torch.stack([F.cross_entropy(level, target, label_smoothing=label_smoothing) for level in logits])
-    return (losses * _weights(losses, importance)).sum()
+    return weighted_sum(losses, importance)
 
 
-def _weights(losses: Tensor, importance: Sequence[float] | None) -> Tensor:
+def weighted_sum(losses: Tensor, importance: Sequence[float] | None = None) -> Tensor:
+    """``sum_m c_m L_m`` of the losses ``[L]`` of the prefixes.
+
+    Raises:
+        UserError: other than one weight for each.
+    """
     if importance is None:
-        return torch.ones_like(losses)
+        return losses.sum()
     if len(importance) != len(losses):
         raise UserError(f"{len(importance)} weights were given for {len(losses)} nested dimensions; give one for each.")
-    return torch.as_tensor(importance, dtype=losses.dtype, device=losses.device)
+    return (losses * torch.as_tensor(importance, dtype=losses.dtype, device=losses.device)).sum()

@@ -55,7 +55,7 @@ class BarlowTwins(Method):
     ) -> None:
         super().__init__(backbone)
         width: int = backbone.num_features  # type: ignore[assignment]
-        self.projector = mlp([width, *projector], norm=nn.BatchNorm1d, bias=False, last_bias=False)
+        self.projector = mlp([width, *projector], norm=nn.BatchNorm1d, bias=False, last_bias=False, of_features=True)
         self.bn = SharedBatchNorm1d(projector[-1], affine=False)
         self.lambd, self.bias_lr, self.official_gradient = lambd, bias_lr, official_gradient
 

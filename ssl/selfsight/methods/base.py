@@ -87,6 +87,10 @@ class Method(StepState, LightningModule):
     decay: Literal["all", "kernels"] = "kernels"
     #: position embeddings and tokens are decayed like kernels
     decay_places: bool = False
+    #: numbers of first features that it learns from besides all of them, see `methods.matryoshka`
+    prefixes: tuple[int, ...] = ()
+    #: whether it learns from a batch once more, of whose features it gets the first ones
+    on_prefix: bool = False
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()

@@ -60,7 +60,7 @@ class BYOL(Method):
         super().__init__(backbone)
         refuse_frozen(backbone, "BYOL")
         width: int = backbone.num_features  # type: ignore[assignment]
-        self.projector = mlp([width, hidden_dim, dim], norm=nn.BatchNorm1d, last_bias=False)  # g
+        self.projector = mlp([width, hidden_dim, dim], norm=nn.BatchNorm1d, last_bias=False, of_features=True)  # g
         self.predictor = mlp([dim, predictor_dim or hidden_dim, dim], norm=nn.BatchNorm1d, last_bias=False)  # q
         self.target = EMATeacher(self.online, buffers="keep")
         self.classifier = OnlineProbe(width, online_classes, decay=0.0) if online_classes else None

@@ -24,6 +24,7 @@ from selfsight.errors import UserError
 from selfsight.losses.lejepa import lejepa, random_directions
 from selfsight.methods.base import Method
 from selfsight.nn.heads import mlp
+from selfsight.nn.matryoshka import PrefixLinear
 from selfsight.nn.multicrop import multi_crop
 from selfsight.validation import above, takes, whole
 
@@ -64,8 +65,9 @@ class LeJEPA(Method):
         if not 0 <= lambd <= 1:
             raise UserError(f"LeJEPA's lambd is {lambd}; it is the share of SIGReg in the loss, from 0 to 1.")
         width: int = backbone.num_features  # type: ignore[assignment]
-        self.embedding = nn.Identity() if embedding_dim is None else nn.Linear(width, embedding_dim)
-        self.projector = mlp([embedding_dim or width, *projector], norm=nn.BatchNorm1d)
+        self.embedding = nn.Identity() if embedding_dim is None else PrefixLinear(width, embedding_dim)
+        direct = embedding_dim is None
+        self.projector = mlp([embedding_dim or width, *projector], norm=nn.BatchNorm1d, of_features=direct)
         self.lambd, self.slices, self.n_global = lambd, slices, n_global
         self.t_max, self.points = t_max, points
 

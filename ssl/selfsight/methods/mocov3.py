@@ -86,7 +86,9 @@ class MoCoV3(Method):
             freeze_patch_projection(backbone)
         norm, last_norm = nn.BatchNorm1d, batch_norm_without_affine
         hidden = [hidden_dim] * (2 if vit else 1)
-        self.projector = mlp([width, *hidden, dim], norm=norm, last_norm=last_norm, bias=False, last_bias=False)
+        self.projector = mlp(
+            [width, *hidden, dim], norm=norm, last_norm=last_norm, bias=False, last_bias=False, of_features=True
+        )
         self.predictor = mlp(
             [dim, hidden_dim, dim], norm=norm, last_norm=last_norm if vit else None, bias=False, last_bias=False
         )

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfsight.nn.distributed import mean_count
+from selfsight.nn.matryoshka import PrefixLinear
 from selfsight.nn.precision import float32
 from selfsight.optim.groups import l2_penalty
 
 
-class OnlineProbe(nn.Linear):
+class OnlineProbe(PrefixLinear):
     """A linear classifier on detached features, trained by the method's own optimiser (google-research/simclr, tf2).
 
     A method that has one hands it what its step has found: ``return self.classifier.add_to(found, h, batch.labels)``.

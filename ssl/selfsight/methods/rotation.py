@@ -61,7 +61,7 @@ class Rotation(Method):
         self.map_side, self.decay = map_side, decay
         width = cast(int, backbone.num_features) * (map_side or 1) ** 2
         self.pool = nn.Identity() if map_side is None else nn.AdaptiveMaxPool2d(map_side)
-        self.head = batch_norm_mlp(width, tuple(hidden_dims), 4)
+        self.head = batch_norm_mlp(width, tuple(hidden_dims), 4, of_features=map_side is None)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
         x, y = rotate4(batch.views[0])  # [4B, 3, S, S], [4B]: 0, 1, 2, 3, 0, ...

@@ -63,7 +63,11 @@ class SimSiam(Method):
         width: int = backbone.num_features  # type: ignore[assignment]
         hidden = [projector_dim or width] * (projector_layers - 1)
         self.projector = mlp(
-            [width, *hidden, dim], norm=nn.BatchNorm1d, last_norm=batch_norm_without_affine, bias=False
+            [width, *hidden, dim],
+            norm=nn.BatchNorm1d,
+            last_norm=batch_norm_without_affine,
+            bias=False,
+            of_features=True,
         )
         self.projector[-2].bias.requires_grad_(False)
         self.predictor = mlp([dim, predictor_dim, dim], norm=nn.BatchNorm1d, bias=False)

@@ -24,6 +24,7 @@ from selfsight.errors import UserError
 from selfsight.losses.logit_adjustment import adjusted, log_shares
 from selfsight.methods.base import Method
 from selfsight.nn.distributed import mean_count
+from selfsight.nn.matryoshka import PrefixLinear
 from selfsight.nn.multicrop import multi_crop
 from selfsight.nn.precision import float32
 from selfsight.validation import SHARE, at_least, one_of, takes, whole
@@ -64,7 +65,7 @@ class SupCE(Method):
             raise UserError(
                 f"SupCE tells classes apart and these images have {num_classes}; choose a labelled data set."
             )
-        self.classifier = nn.Linear(cast(int, backbone.num_features), num_classes)
+        self.classifier = PrefixLinear(cast(int, backbone.num_features), num_classes)
         self.label_smoothing, self.decay, self.logit_adjustment = label_smoothing, decay, logit_adjustment
         shares = None if labels is None else log_shares(labels, num_classes)
         self.register_buffer("log_shares", shares, persistent=False)

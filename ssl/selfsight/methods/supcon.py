@@ -92,7 +92,7 @@ class SupCon(Method):
         super().__init__(backbone)
         width = cast(int, backbone.num_features)
         hidden = width if hidden_dim is None else hidden_dim
-        self.projector = mlp([width, hidden, dim] if hidden else [width, dim], last_bias=last_bias)
+        self.projector = mlp([width, hidden, dim] if hidden else [width, dim], last_bias=last_bias, of_features=True)
         if init_std is not None:
             _initialise(self.projector, init_std)
         self.supervised, self.normalize_embedding, self.decay = supervised, normalize_embedding, decay

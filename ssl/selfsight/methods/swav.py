@@ -121,7 +121,8 @@ class SwAV(Method):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:
         self.check_assignable(batch)
-        self.prototypes.normalise()
+        if not self.on_prefix:
+            self.prototypes.normalise()
         z = self.embed(multi_crop(self.backbone, batch.views))  # [M B, D]
         z = z.unflatten(0, (len(batch.views), -1))  # [M, B, D]
         scores = self.prototypes(z)  # [M, B, K]
@@ -198,4 +199,4 @@ class SwAV(Method):
 def projection_head(backbone: nn.Module, hidden_dim: int, dim: int) -> nn.Sequential:
     """Linear - BatchNorm - ReLU - Linear, or one linear layer where ``hidden_dim`` is 0."""
     width = cast(int, backbone.num_features)
-    return mlp([width, hidden_dim, dim] if hidden_dim else [width, dim], norm=nn.BatchNorm1d)
+    return mlp([width, hidden_dim, dim] if hidden_dim else [width, dim], norm=nn.BatchNorm1d, of_features=True)

@@ -50,7 +50,7 @@ class VICReg(Method):
     ) -> None:
         super().__init__(backbone)
         width: int = backbone.num_features  # type: ignore[assignment]
-        self.projector = mlp([width, *expander], norm=nn.BatchNorm1d, last_bias=False)
+        self.projector = mlp([width, *expander], norm=nn.BatchNorm1d, last_bias=False, of_features=True)
         self.sim_coeff, self.std_coeff, self.cov_coeff = sim_coeff, std_coeff, cov_coeff
 
     def training_step(self, batch: Batch, batch_idx: int) -> Mapping[str, Tensor]:

@@ -62,7 +62,7 @@ class DINOHead(nn.Module):
                 "(the paper: 3 and 65536)."
             )
         widths = [dim, *[hidden_dim] * (layers - 1), bottleneck_dim]
-        self.mlp = mlp(widths, norm=nn.BatchNorm1d if norm else None, activation=nn.GELU)
+        self.mlp = mlp(widths, norm=nn.BatchNorm1d if norm else None, activation=nn.GELU, of_features=True)
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)

@@ -8,6 +8,8 @@ from functools import partial
 
 from torch import nn
 
+from selfsight.nn.matryoshka import PrefixLinear
+
 Layer = Callable[..., nn.Module]
 RELU: Layer = partial(nn.ReLU, inplace=True)
 
@@ -21,6 +23,7 @@ def mlp(
     last_bias: bool = True,
     linear: Layer = nn.Linear,
     activation: Layer = RELU,
+    of_features: bool = False,
 ) -> nn.Sequential:
     """Linear (- norm) - activation, repeated, and a last linear layer (- norm) without activation.
 
@@ -30,11 +33,13 @@ def mlp(
         bias, last_bias: of the hidden and of the last linear layers.
         linear: called as ``linear(fan_in, fan_out, bias=...)``; a 1x1 convolution makes the same head for maps.
         activation: called without arguments.
+        of_features: what comes in are features of a backbone, or their first ones alone, see `PrefixLinear`.
     """
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(itertools.pairwise(dims)):
         last = i == len(dims) - 2
-        layers.append(linear(fan_in, fan_out, bias=last_bias if last else bias))
+        made = PrefixLinear if of_features and i == 0 else linear
+        layers.append(made(fan_in, fan_out, bias=last_bias if last else bias))
         make_norm = last_norm if last else norm
         if make_norm is not None:
             layers.append(make_norm(fan_out))

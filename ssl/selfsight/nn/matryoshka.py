@@ -1,7 +1,8 @@
-"""Embeddings that can be cut: a classifier for every prefix (Kusupati et al. 2022, arXiv 2205.13147; RAIVNLab/MRL)."""
+"""Embeddings that can be cut: layers for every prefix (Kusupati et al. 2022, arXiv 2205.13147; RAIVNLab/MRL)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -31,34 +32,65 @@ def checked_widths(widths: Sequence[int], features: int) -> list[int]:
     return ascending
 
 
-class MatryoshkaLinear(nn.Module):
-    """A linear classifier for each of the first ``m`` features, for every m of ``widths``.
+def all_widths(dims: Sequence[int] | None, features: int) -> list[int]:
+    """``dims``, or powers of two from 8 on where they are None, and after them ``features``, the whole width.
 
-    Each has weights of its own (MRL); with ``efficient`` all share one, of which the m-th uses the first m columns and
-    the whole bias (MRL-E: less memory, weaker at the smallest prefixes). Features beyond the largest m are not used.
+    Raises:
+        UserError: see `checked_widths`; or they do not ascend.
+    """
+    widths = nested_widths(3, features.bit_length() - 1) if dims is None else list(dims)
+    if widths != (ascending := sorted({*widths})):
+        raise UserError(
+            f"The nested dimensions are {widths}; different numbers that ascend were expected: {ascending}."
+        )
+    checked_widths(widths or [features], features)
+    return widths if widths[-1:] == [features] else [*widths, features]
+
+
+class PrefixLinear(nn.Linear):
+    """A linear layer on features that takes their first m as well, for any m.
+
+    They meet the first m columns of its weight and the whole bias (MRL-E), or weights of their own, where `own_weights`
+    has given them some (MRL).
     """
 
-    def __init__(
-        self,
-        widths: Sequence[int],
-        num_classes: int,
-        *,
-        efficient: bool = False,
-        bias: bool = True,
-        features: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.widths = checked_widths(widths, features or max(widths, default=0))
-        own = self.widths[-1:] if efficient else self.widths
-        self.heads = nn.ModuleList(nn.Linear(m, num_classes, bias=bias) for m in own)
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        self.prefixes = nn.ModuleDict()
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """``[B, D]`` to logits ``[B, C]`` of every prefix, the shortest first."""
-        if len(self.heads) == len(self.widths):
-            return [head(x[:, :m]) for m, head in zip(self.widths, self.heads, strict=True)]
-        shared = self.heads[0]
-        assert isinstance(shared, nn.Linear)
-        return [F.linear(x[:, :m], shared.weight[:, :m], shared.bias) for m in self.widths]
+    def own_weights(self, widths: Sequence[int]) -> None:
+        """A layer of its own for the first m features, for every m of ``widths`` below all of them.
+
+        It begins with the columns that would be shared, as large as those of a layer of m inputs are.
+        """
+        for m in checked_widths(widths, self.in_features):
+            if m < self.in_features:
+                layer = nn.Linear(m, self.out_features, bias=self.bias is not None).to(self.weight)
+                with torch.no_grad():
+                    layer.weight.copy_(self.weight[:, :m] * math.sqrt(self.in_features / m))
+                    if self.bias is not None:
+                        layer.bias.copy_(self.bias)
+                self.prefixes[str(m)] = layer.requires_grad_(self.weight.requires_grad)
+
+    def forward(self, x: Tensor) -> Tensor:
+        m = x.shape[-1]
+        if m == self.in_features:
+            return super().forward(x)
+        if str(m) in self.prefixes:
+            own: Tensor = self.prefixes[str(m)](x)
+            return own
+        return F.linear(x, self.weight[:, :m], self.bias)
+
+
+class PrefixLayerNorm(nn.LayerNorm):
+    """LayerNorm of features, or of their first m by themselves, with the first m scales and shifts."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        m = x.shape[-1]
+        return F.layer_norm(x, (m,), self.weight[:m], self.bias[:m], self.eps)
 
 
 def prefixes(x: Tensor, widths: Sequence[int]) -> list[Tensor]:

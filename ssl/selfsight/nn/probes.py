@@ -92,9 +92,9 @@ class AlexNetClassifier(nn.Sequential):
         initialise(self)
 
 
-def batch_norm_mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
+def batch_norm_mlp(inputs: int, hidden: tuple[int, ...], outputs: int, *, of_features: bool = False) -> nn.Sequential:
     """Linear without bias - BatchNorm - ReLU for each of ``hidden``, then linear with bias."""
-    return mlp([inputs, *hidden, outputs], norm=nn.BatchNorm1d, bias=False)
+    return mlp([inputs, *hidden, outputs], norm=nn.BatchNorm1d, bias=False, of_features=of_features)
 
 
 def initialise(head: nn.Module) -> None:

@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from selfsight.errors import UserError
 from selfsight.nn.batchnorm import BiasedBatchNorm1d
+from selfsight.nn.matryoshka import PrefixLinear
 
 
 class ProjectionLayer(nn.Module):
     """Linear without bias, BatchNorm, ReLU; the last layer's BatchNorm has no shift, and no ReLU follows."""
 
-    def __init__(self, fan_in: int, fan_out: int, *, last: bool) -> None:
+    def __init__(self, fan_in: int, fan_out: int, *, first: bool, last: bool) -> None:
         super().__init__()
-        self.linear = nn.Linear(fan_in, fan_out, bias=False)
+        self.linear = (PrefixLinear if first else nn.Linear)(fan_in, fan_out, bias=False)
         nn.init.normal_(self.linear.weight, std=0.01)
         self.bn = BiasedBatchNorm1d(fan_out)
         if last:
@@ -38,7 +39,9 @@ class ProjectionHead(nn.Sequential):
             raise UserError(f"The projection head was given {num_layers} layers; it needs at least 1 (SimCLRv2 has 3).")
         widths = [dim] * num_layers + [out_dim]
         last = num_layers - 1
-        super().__init__(*(ProjectionLayer(widths[j], widths[j + 1], last=j == last) for j in range(num_layers)))
+        super().__init__(
+            *(ProjectionLayer(widths[j], widths[j + 1], first=j == 0, last=j == last) for j in range(num_layers))
+        )
         self.widths = widths
 
     @classmethod
@@ -49,7 +52,8 @@ class ProjectionHead(nn.Sequential):
         if not layers or f"{layers - 1}.bn.weight" not in weights:
             return None
         head = cls(weights["0.linear.weight"].shape[1], len(weights[f"{layers - 1}.bn.weight"]), layers)
-        head.load_state_dict(weights)
+        # of one that has learned nested dimensions, the layer that takes whole features
+        head.load_state_dict({key: value for key, value in weights.items() if ".prefixes." not in key})
         return head
 
     def outputs(self, x: Tensor) -> list[Tensor]:

@@ -14,7 +14,7 @@ from selfsight.engine.measure import describe
 from selfsight.engine.reload import LoadedRun
 from selfsight.evaluation import Features
 from selfsight.files import write_text
-from selfsight.reporting import classification, embedding, embedding_map, pictures
+from selfsight.reporting import classification, dims, embedding, embedding_map, pictures
 from selfsight.reporting.curves import curves
 from selfsight.reporting.page import figure_html, page
 from selfsight.reporting.tables import table
@@ -32,7 +32,8 @@ def write(run: LoadedRun, train: Features, test: Features | None, projection: st
     """
     folder, data = run.folder, run.datamodule
     parts = [
-        table(folder.read_summary()),
+        table(summary := folder.read_summary()),
+        dims.section(summary, records.read(folder)),
         evaluations(folder),
         classification.section(folder),
         curves(folder.read_metrics(), data.data.num_classes),
@@ -78,8 +79,8 @@ def map_section(data: DataModule, known: embedding.EmbeddingMap, projection: str
 
 #: titles of sections, by their anchors
 SECTIONS = {
-    "good": "How good it is", "training": "Training", "embedding": "Embedding map", "neighbours": "Neighbours",
-    "views": "Views", "again": "To do it again",
+    "good": "How good it is", "dims": "Accuracy by dimension", "training": "Training", "embedding": "Embedding map",
+    "neighbours": "Neighbours", "views": "Views", "again": "To do it again",
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from selfsight.methods.semi.debiasing import DEBIASED, Debiasing
 from selfsight.nn.distributed import exchange, world_size
 from selfsight.nn.ema import EMATeacher
 from selfsight.nn.heads import mlp
+from selfsight.nn.matryoshka import PrefixLayerNorm, PrefixLinear
 from selfsight.nn.precision import float32
 
 
@@ -34,9 +35,9 @@ class Heads(nn.Module):
 
     def __init__(self, features: int, num_classes: int, dim: int, *, norm_feat: bool = False) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(features) if norm_feat else nn.Identity()
-        self.fc = nn.Linear(features, num_classes)
-        self.head = mlp([features, features, dim])
+        self.norm = PrefixLayerNorm(features) if norm_feat else nn.Identity()
+        self.fc = PrefixLinear(features, num_classes)
+        self.head = mlp([features, features, dim], of_features=True)
 
     def forward(self, f: Tensor) -> tuple[Tensor, Tensor]:
         """``[B, features]`` to logits ``[B, C]`` and unit-norm embeddings ``[B, D]``."""
@@ -44,7 +45,7 @@ class Heads(nn.Module):
         return self.fc(h), F.normalize(float32(self.head(h)), dim=1)
 
 
-class Classifier(nn.Linear):
+class Classifier(PrefixLinear):
     """The head of methods without embeddings: logits ``[B, C]``, in a tuple as `Heads` has them."""
 
     def forward(self, f: Tensor) -> tuple[Tensor]:  # type: ignore[override]

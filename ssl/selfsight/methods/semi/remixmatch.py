@@ -25,6 +25,7 @@ from selfsight.losses.semi import cross_entropy, mix_up, sharpen
 from selfsight.methods.semi.alignment import Alignment, WindowAlignment
 from selfsight.methods.semi.mixmatch import MixMatch
 from selfsight.nn.batchnorm import frozen_statistics
+from selfsight.nn.matryoshka import PrefixLinear
 from selfsight.nn.precision import float32
 from selfsight.nn.rotate import rotate
 from selfsight.optim.schedule import Ramp
@@ -97,7 +98,7 @@ class ReMixMatch(MixMatch):
             else WindowAlignment(num_classes, window, frequencies)
         )
         width: int = backbone.num_features  # type: ignore[assignment]
-        self.rotation_head = nn.Linear(width, 4) if lambda_r else None
+        self.rotation_head = PrefixLinear(width, 4) if lambda_r else None
 
     def training_step(self, batch: SemiBatch, batch_idx: int) -> Mapping[str, Tensor]:
         x, weak, *strong = self.views(batch)
