@@ -18,6 +18,7 @@ from selfsight.contracts import Batch, Targets
 from selfsight.datamodules.datasets.dataset import ImageData
 from selfsight.datamodules.images.bands import Bands, Kind, scaled
 from selfsight.datamodules.images.sets import ImageSet
+from selfsight.datamodules.loading.clusters import ClusterOrder
 from selfsight.datamodules.loading.loader import Loader, Reader, cores
 from selfsight.datamodules.loading.order import Order
 from selfsight.datamodules.loading.reader import EvaluationReader, PixelReader, RawBatch, TrainingReader
@@ -185,6 +186,17 @@ class ImageDataModule(LightningDataModule):
         Views of evaluation stay as they are. None: so do those of training.
         """
         self.curriculum = curriculum
+
+    def within(self, clusters: Tensor) -> None:
+        """Batches hold images of one cluster each from now on.
+
+        Args:
+            clusters: ``[N]`` int64, of each of `images`.
+
+        Raises:
+            UserError: no cluster fills a batch.
+        """
+        self.order = ClusterOrder(len(self.images), self.batch_size, seed=self.seed, labels=clusters)
 
     def train_dataloader(self) -> Loader:
         """Shuffled `Batch` es of views for this process; with a trainer, what `on_after_batch_transfer` finishes."""

@@ -72,7 +72,17 @@ class ClusterOrder(Order):
             raise UserError(
                 f"{len(self.labels)} clusters were given for {self.images} images; give one for each image."
             )
+        if self.steps < 1:
+            raise UserError(
+                f"batch_size is {self.batch_size} and the largest cluster has {int(torch.bincount(self.labels).max())} "
+                f"of the {self.images} images; choose a smaller batch_size or fewer clusters."
+            )
         super().__post_init__()
+
+    @property
+    def length(self) -> int:
+        """Images of an epoch."""
+        return self.steps * self.batch_size
 
     @property
     def steps(self) -> int:
@@ -82,7 +92,7 @@ class ClusterOrder(Order):
     @property
     def lost(self) -> float:
         """Share of the images that an epoch leaves out."""
-        return 1 - self.steps * self.batch_size / self.images
+        return 1 - self.length / self.images
 
     def batches(self, epoch: int, rank: int = 0, world: int = 1) -> list[Tensor]:
         """As in `Order`: of one process, ``[batch_size / world]`` each."""

@@ -46,6 +46,7 @@ EVALUATORS = (
 #: part of a configuration: what it and the parts inside it are made of
 PARTS: Mapping[str, tuple[str, ...]] = {
     "method": (*METHODS, *NETWORKS),
+    "batches": (r"selfsight\.engine\.stages\.Stages",),
     "heads": (r"selfsight\.methods\.matryoshka\.Matryoshka",),
     "backbone": NETWORKS,
     "dataset": DATASETS,

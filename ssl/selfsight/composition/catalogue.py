@@ -59,6 +59,7 @@ GROUPS = {
     "backbone": "the network (anything in timm by name, too)",
     "heads": "what of the features it learns from: all of them, or the first ones as well",
     "dataset": "what it learns from",
+    "batches": "which images come together in a batch: any, or those that earlier stages find alike",
     "views": "how images are cropped and altered",
     "optimizer": "how weights move",
     "schedule": "how rates change with the step",

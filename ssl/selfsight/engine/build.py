@@ -40,6 +40,7 @@ from selfsight.engine.options import RunOptions, TrainerOptions, resolved
 from selfsight.engine.prepared import PreparedCallback
 from selfsight.engine.sizes import by_rule, length, plan
 from selfsight.engine.teacher_features import TeacherFeatures
+from selfsight.engine.stages import Stages
 from selfsight.errors import UserError
 from selfsight.evaluation import OnlineEvaluation
 from selfsight.evaluation.base import Evaluator, is_evaluator
@@ -135,6 +136,8 @@ def parts(cfg: DictConfig, of: RunFolder | None = None, **inherited: nn.Module |
     seed_everything(run.seed, workers=True, verbose=False)
     data = datamodule(cfg, of)
     learner = method(cfg, data, **inherited)
+    if (multistage := stages(cfg)) is not None:
+        multistage.arrange(learner, data, where)
     check_views(learner, data)
     check_sizes(learner, data)
     check_batch(learner, data, processes(trainer, where))
@@ -174,6 +177,12 @@ def callbacks(cfg: DictConfig) -> list[Callback]:
     """
     nodes = (cfg.get("callbacks") or {}).values()
     return [of_kind(build(node), Callback, place(node), "a callback of lightning.pytorch") for node in nodes]
+
+
+def stages(cfg: DictConfig) -> Stages | None:
+    """The stages of a multistage training; None where batches are of any images."""
+    made: Stages | None = None if cfg.get("batches") is None else build(cfg.batches)
+    return made
 
 
 def final_evaluators(cfg: DictConfig, learner: Method) -> dict[str, Evaluator]:

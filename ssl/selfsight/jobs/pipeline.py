@@ -9,26 +9,36 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from selfsight.backbones.stages import Stages
+from selfsight.checkpoints.export import export_backbone
+from selfsight.checkpoints.load import load
 from selfsight.composition.catalogue import conf_dir
 from selfsight.composition.keys import flat_keys
 from selfsight.composition.overrides import checked, compose
 from selfsight.datamodules import DataModule
 from selfsight.datamodules.datasets.splits import chosen_labels
+from selfsight.engine import build, measure
+from selfsight.engine.devices import device
 from selfsight.engine.measure import Outcome, headline
 from selfsight.evaluation.base import Figures
 from selfsight.jobs.launch import run_nested_job
+from selfsight.runs import records
+from selfsight.runs.console import make_console, make_table
 from selfsight.runs.folder import RunFolder
 
 #: the key under which a job is told which run it starts from
 SOURCE = {"pretrain": "init_from", "finetune": "run", "distill": "teacher"}
 
 
-def perform(job: str, words: Sequence[str], folder: Path, settings: Mapping[str, object]) -> Figures:
+def perform(
+    job: str, words: Sequence[str], folder: Path, settings: Mapping[str, object], *, begun: DictConfig | None = None
+) -> Figures:
     """The summary of a job's run in ``folder``: done now, gone on with, or found finished there.
 
     Args:
         words: as on the command line.
         settings: further keys of the configuration, set after the words.
+        begun: the configuration that they are set in, in place of one of words.
     """
     run = RunFolder(folder)
     if run.summary.is_file():
@@ -37,7 +47,8 @@ def perform(job: str, words: Sequence[str], folder: Path, settings: Mapping[str,
         cfg = composed(job, [f"resume={folder}"])
     else:
         shutil.rmtree(folder, ignore_errors=True)  # begun, and stopped before the first checkpoint
-        cfg = composed(job, words, {**settings, "runs": str(folder.parent), "name": folder.name})
+        settings = {**settings, "runs": str(folder.parent), "name": folder.name}
+        cfg = composed(job, words, settings) if begun is None else changed(begun.copy(), settings)
     run_nested_job(job, cfg)
     return run.read_summary()
 
@@ -48,9 +59,13 @@ def composed(job: str, words: Sequence[str], settings: Mapping[str, object] | No
     Raises:
         UserError: naming a wrong word.
     """
-    cfg = compose(job, checked(job, words, sweep=False))
+    return changed(compose(job, checked(job, words, sweep=False)), settings or {})
+
+
+def changed(cfg: DictConfig, settings: Mapping[str, object]) -> DictConfig:
+    """A configuration in which keys have these values."""
     OmegaConf.set_struct(cfg, False)
-    for key, value in (settings or {}).items():
+    for key, value in settings.items():
         OmegaConf.update(cfg, key, value, merge=False)
     return cfg
 
@@ -66,12 +81,22 @@ def check(cfg: DictConfig, data: DataModule) -> None:
         chosen_labels(data.data.train, labels, data.data.classes)
 
 
+def goes_on(cfg: DictConfig) -> bool:
+    """Whether further jobs follow from a run."""
+    multistage = build.stages(cfg)
+    return "then" in cfg or (multistage is not None and multistage.leads)
+
+
 def follow(cfg: DictConfig, folder: RunFolder) -> Outcome:
-    """The steps that ``cfg.then`` names, each from the run before it, in folders inside the run's folder.
+    """The stages of a multistage training, or the steps that ``cfg.then`` names, each from the run before it.
+
+    They lie in folders inside the run's folder.
 
     Returns:
-        Headline figures of the last of them.
+        Headline figures of the last step, or of all stages together.
     """
+    if "then" not in cfg:
+        return further_stages(cfg, folder)
     source, summary = folder.path, folder.read_summary()
     for name, step in cfg.then.items():
         previous = source
@@ -86,6 +111,55 @@ def follow(cfg: DictConfig, folder: RunFolder) -> Outcome:
         source = folder.path / str(name)
         summary = perform(step.job, step.words, source, {SOURCE[step.job]: str(previous), **settings})
     return Outcome(headline(summary), folder)
+
+
+def further_stages(cfg: DictConfig, folder: RunFolder) -> Outcome:
+    """The same training in batches from within what the stages before find alike, and all of them as one backbone.
+
+    Stage i lies in ``stage<i>``, the backbone in ``stages``, and its figures in ``eval/stages.json``.
+    """
+    multistage = build.stages(cfg)
+    assert multistage is not None
+    runs = [folder]
+    for i in range(1, multistage.stages):
+        run = RunFolder(folder.path / f"stage{i}")
+        earlier = [str(one.path) for one in runs]
+        perform("pretrain", (), run.path, {"batches.runs": earlier, "resume": None, "extend": None}, begun=cfg)
+        runs.append(run)
+    return stages_together(cfg, folder, runs)
+
+
+def stages_together(cfg: DictConfig, folder: RunFolder, runs: Sequence[RunFolder]) -> Outcome:
+    """Figures of the features of all stages side by side; shown beside those of each, and kept."""
+    networks = [load(run.path) for run in runs]
+    spec = dict(networks[0].spec)
+    arguments = [{**network.spec["backbone"], "pretrained": False} for network in networks]
+    spec["backbone"] = {"_target_": f"{Stages.__module__}.{Stages.__name__}", "networks": arguments}
+    place = folder.path / "stages"
+    place.mkdir(exist_ok=True)
+    export_backbone(Stages(networks), spec, place)
+    evaluators = {str(name): build.build(node) for name, node in (cfg.evaluator.get("final") or {}).items()}
+    if not evaluators:
+        return Outcome(headline(folder.read_summary()), folder)
+    network = load(place).to(device(cfg.trainer.accelerator))
+    data = build.datamodule(cfg, folder)
+    chosen = measure.select_evaluators(evaluators, data)
+    together = measure.run_evaluators(chosen, network, data, measure.features(network, data))
+    rows = {f"stage {i}": run.read_summary()["pretrained"] for i, run in enumerate(runs)} | {"all stages": together}
+    console, columns = make_console(), measure.singles(rows.values())
+    table = make_table("", *columns.values())
+    for title, row in rows.items():
+        table.add_row(title, *(measure.figure(key, row[key]) if key in row else "" for key in columns))
+    console.print(table)
+    console.print(f"backbone of all stages: {place}", markup=False)
+    record = {
+        "protocol": "features of all stages side by side, divided by their norm; as those of the table",
+        "data": measure.describe(data.data),
+        "settings": {"batches": OmegaConf.to_container(cfg.batches, resolve=True)},
+        "result": {title: {key: row[key] for key in columns if key in row} for title, row in rows.items()},
+    }
+    records.write(folder.path / records.FOLDER / "stages.json", record)
+    return Outcome(headline({"pretrained": together}), folder)
 
 
 def shrunk(cfg: DictConfig) -> dict[str, object]:

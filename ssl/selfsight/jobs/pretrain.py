@@ -26,7 +26,7 @@ def run(cfg: DictConfig) -> Outcome:
     quiet()
     cfg, folder = reopen(cfg)
     cfg = build.sized(cfg)
-    if folder is not None and folder.summary.is_file() and "then" in cfg:  # the first of its jobs is done
+    if folder is not None and folder.summary.is_file() and pipeline.goes_on(cfg):  # the first of its jobs is done
         return pipeline.follow(cfg, folder)
     parts = build.parts(cfg, folder)
     pipeline.check(cfg, parts.datamodule)
@@ -35,7 +35,9 @@ def run(cfg: DictConfig) -> Outcome:
     if not session.fit():
         return Outcome({})
     summary = conclude(session)
-    return pipeline.follow(cfg, session.folder) if "then" in cfg else measure.outcome(session.folder, summary)
+    if pipeline.goes_on(cfg):
+        return pipeline.follow(cfg, session.folder)
+    return measure.outcome(session.folder, summary)
 
 
 def conclude(session: Session) -> Figures:

@@ -164,6 +164,10 @@ class Method(StepState, LightningModule):
             UserError: they are such.
         """
 
+    def tell(self, line: str) -> None:
+        """One thing more for the head of a run."""
+        self.about = f"{self.about}; {line}" if self.about else line
+
     # --- what a run calls --------------------------------------------------------------------------------------------
 
     @property

@@ -80,12 +80,9 @@ class Matryoshka:
         others = {name: part for name, part in method.named_children() if part is not method.backbone}
         whole = [name for name, part in others.items() if _twins(part, method)]
         method.uncompiled = (*method.uncompiled, *whole)  # compiled as one they would not be cut inside
-        method.about = f"{method.about}; {self._told(widths)}" if method.about else self._told(widths)
+        kind, listed = "MRL-E" if self.efficient else "MRL", ", ".join(map(str, widths[:-1]))
+        method.tell(f"nested dimensions ({kind}): the first {listed} features learn as all do")
         return method
-
-    def _told(self, widths: Sequence[int]) -> str:
-        kind = "MRL-E" if self.efficient else "MRL"
-        return f"nested dimensions ({kind}): the first {', '.join(map(str, widths[:-1]))} features learn as all do"
 
 
 def _times(chance: Callable[[], float | None], total: float) -> float | None:
