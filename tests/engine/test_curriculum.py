@@ -18,17 +18,22 @@ from torch import Tensor
 
 from selfsight import cli
 from selfsight.backbones.registry import create
+from selfsight.composition.overrides import compose
 from selfsight.contracts import Batch
 from selfsight.datamodules import ArrayImages, ImageData, ImageDataModule, SemiDataModule
 from selfsight.datamodules.views.frequency import low_frequencies
 from selfsight.datamodules.views.view import View
+from selfsight.engine import build
 from selfsight.engine.curriculum import EfficientTrain
 from selfsight.errors import UserError
 from selfsight.methods.base import Method
+from selfsight.methods.simclrv2 import SimCLRv2
+from selfsight.nn.distributed import all_reduce_sum, world_size
 from selfsight.optim.curriculum import Curriculum, stages
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Clock
 
+from ..distributed.spawn import run_on
 from ..jobs.test_evaluate import refused
 from ..small import SmallNet
 
@@ -164,6 +169,77 @@ def test_as_it_is_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     )
     with (tmp_path / "x" / "metrics.csv").open() as file:
         assert len({row["epoch"] for row in csv.DictReader(file)}) == 5
+
+
+def grown_on(rank: int) -> dict[str, Any]:
+    """What a process sees of the growing images, and a network that has learned from its share of them."""
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    network, seen = SmallNet(norm=torch.nn.Identity), []
+    method = SimCLRv2(network, projection_dim=4)
+    method.projector = torch.nn.Linear(8, 4)  # without a norm, whose batch is a process's own
+    data = module(engine="cpu")  # which draws image by image, whoever has it
+    data.follow(five_epochs())
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
+    for epoch in (0, 3, 4):
+        for batch in data.train_dataloader().from_epoch(epoch):
+            batch.views = batch.views[:2]
+            seen.append((batch.indices, batch.views[0]))
+            optimizer.zero_grad()
+            method.training_step(batch, 0)["loss"].backward()
+            for p in method.parameters():
+                p.grad = None if p.grad is None else all_reduce_sum(p.grad) / world_size()
+            optimizer.step()
+    return {"seen": seen, "state": method.state_dict()}
+
+
+def test_two_processes_see_and_learn_what_one_does() -> None:
+    one, two = grown_on(0), run_on(2, grown_on)
+    for step, (indices, views) in enumerate(one["seen"]):
+        parts = [process["seen"][step] for process in two]
+        assert torch.equal(torch.cat([indices for indices, _ in parts]), indices)
+        torch.testing.assert_close(torch.cat([views for _, views in parts]), views)
+    assert [views.shape[-1] for _, views in one["seen"]] == [10, 10, 12, 12, 14, 14]
+    for process in two:
+        for name, value in one["state"].items():
+            torch.testing.assert_close(process["state"][name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "sides", "resting"),
+    [
+        (["method=spark", "dataset.image_size=32"], [24, 24, 32], set()),  # whole cells of 8
+        (["method=byol", "backbone=vit_digits"], [12, 14, 16], {"pos_embed"}),  # of sines
+        (["method=mocov3", "backbone=vit_tiny_cifar", "dataset.image_size=32", "method.freeze_patches=false"],
+         [24, 28, 32], set()),
+    ],
+    ids=["spark", "byol on a ViT", "mocov3 on a ViT"],
+)  # fmt: skip
+def test_masked_networks_and_transformers_learn_from_images_that_grow(
+    words: list[str], sides: list[int], resting: set[str]
+) -> None:
+    parts = build.parts(compose("pretrain", [*SMOKE, *words, "evaluator.final={}"]))
+    method, data = parts.method.configure(parts.recipe, parts.length), parts.datamodule
+    optimizer, before = method.configure_optimizers(), {n: p.clone() for n, p in method.backbone.named_parameters()}
+    for step, epoch in enumerate((0, 3, 4)):
+        batch = one(data, epoch)
+        assert batch.views[0].shape[-1] == sides[step]
+        method.begin_step(step)
+        loss = method.training_step(batch, step)["loss"]
+        assert loss.isfinite()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        method.end_step()
+    still = {name for name, p in method.backbone.named_parameters() if torch.equal(p, before[name])}
+    assert still == resting
+
+
+def test_fine_tuning_takes_it_as_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["dataset=digits", "backbone=resnet_digits", "labels.per_class=1", "report=false", f"runs={tmp_path}"]
+    cli.main(["finetune", *SMOKE, *words, "name=x"])
+    assert "EfficientTrain: views of 12 (to epoch 3), 14 (to epoch 4), 16" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "x" / "classification.json").is_file()
 
 
 VIT = "backbone=vit_digits"
