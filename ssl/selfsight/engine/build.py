@@ -136,12 +136,14 @@ def parts(cfg: DictConfig, of: RunFolder | None = None, **inherited: nn.Module |
     seed_everything(run.seed, workers=True, verbose=False)
     data = datamodule(cfg, of)
     learner = method(cfg, data, **inherited)
-    if (multistage := stages(cfg)) is not None:
-        multistage.arrange(learner, data, where)
+    if cfg.get("batches") is not None:
+        stages: Stages = build(cfg.batches)
+        stages.arrange(learner, data, where)
     check_views(learner, data)
     check_sizes(learner, data)
     check_batch(learner, data, processes(trainer, where))
     made, clock = recipe(cfg), length(cfg, data)
+    final = {str(name): evaluator(node) for name, node in (cfg.evaluator.get("final") or {}).items()}
     chosen = callbacks(cfg)
     if learner.shown_once(plain=False) != "":
         chosen.append(TeacherFeatures())
@@ -158,7 +160,7 @@ def parts(cfg: DictConfig, of: RunFolder | None = None, **inherited: nn.Module |
         run=run,
         description=describe(cfg, data.dataset.channels),
         online=online(cfg.evaluator.online),
-        final=final_evaluators(cfg, learner),
+        final=of_features(final, learner),
         callbacks=chosen,
         loggers=[logger(node) for node in loggers],
         untrained=partial(network, cfg, data.dataset.channels),
@@ -179,20 +181,13 @@ def callbacks(cfg: DictConfig) -> list[Callback]:
     return [of_kind(build(node), Callback, place(node), "a callback of lightning.pytorch") for node in nodes]
 
 
-def stages(cfg: DictConfig) -> Stages | None:
-    """The stages of a multistage training; None where batches are of any images."""
-    made: Stages | None = None if cfg.get("batches") is None else build(cfg.batches)
-    return made
-
-
-def final_evaluators(cfg: DictConfig, learner: Method) -> dict[str, Evaluator]:
-    """Those of the table at the end, by name; of nested dimensions they look at each, where they can.
+def of_features(evaluators: Mapping[str, Evaluator], learner: Method) -> dict[str, Evaluator]:
+    """Evaluators of what a method learns; of nested dimensions they look at each, where they can.
 
     Raises:
         UserError: one is to look at more features than there are.
     """
-    made = {str(name): evaluator(node) for name, node in (cfg.evaluator.get("final") or {}).items()}
-    made = {name: at_dims(one, learner.prefixes or None) for name, one in made.items()}
+    made = {name: at_dims(one, learner.prefixes or None) for name, one in evaluators.items()}
     for one in made.values():
         check_dims(one, learner.backbone.num_features)  # type: ignore[arg-type]
     return made

@@ -81,12 +81,6 @@ def check(cfg: DictConfig, data: DataModule) -> None:
         chosen_labels(data.data.train, labels, data.data.classes)
 
 
-def goes_on(cfg: DictConfig) -> bool:
-    """Whether further jobs follow from a run."""
-    multistage = build.stages(cfg)
-    return "then" in cfg or (multistage is not None and multistage.leads)
-
-
 def follow(cfg: DictConfig, folder: RunFolder) -> Outcome:
     """The stages of a multistage training, or the steps that ``cfg.then`` names, each from the run before it.
 
@@ -118,8 +112,9 @@ def further_stages(cfg: DictConfig, folder: RunFolder) -> Outcome:
 
     Stage i lies in ``stage<i>``, the backbone in ``stages``, and its figures in ``eval/stages.json``.
     """
-    multistage = build.stages(cfg)
-    assert multistage is not None
+    multistage = build.build(cfg.batches)
+    if not multistage.leads:  # one of them
+        return Outcome(headline(folder.read_summary()), folder)
     runs = [folder]
     for i in range(1, multistage.stages):
         run = RunFolder(folder.path / f"stage{i}")

@@ -26,7 +26,8 @@ def run(cfg: DictConfig) -> Outcome:
     quiet()
     cfg, folder = reopen(cfg)
     cfg = build.sized(cfg)
-    if folder is not None and folder.summary.is_file() and pipeline.goes_on(cfg):  # the first of its jobs is done
+    follows = "then" in cfg or cfg.get("batches") is not None  # further jobs, or stages
+    if folder is not None and folder.summary.is_file() and follows:  # the first of its jobs is done
         return pipeline.follow(cfg, folder)
     parts = build.parts(cfg, folder)
     pipeline.check(cfg, parts.datamodule)
@@ -35,9 +36,7 @@ def run(cfg: DictConfig) -> Outcome:
     if not session.fit():
         return Outcome({})
     summary = conclude(session)
-    if pipeline.goes_on(cfg):
-        return pipeline.follow(cfg, session.folder)
-    return measure.outcome(session.folder, summary)
+    return pipeline.follow(cfg, session.folder) if follows else measure.outcome(session.folder, summary)
 
 
 def conclude(session: Session) -> Figures:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from selfsight.engine.measure import ROWS, SINGLES
+from selfsight.evaluation.base import Figures
 from selfsight.evaluation.probes.dims import BY_DIM
 from selfsight.reporting.page import figure_html, stroke
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 Curves = dict[str, dict[str, Mapping[str, float]]]
 
 
-def section(summary: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, Any]]) -> str:
+def section(summary: Mapping[str, Figures], evaluations: Mapping[str, Figures]) -> str:
     """A chart for each figure that is known by the number of features; empty where none is.
 
     Args:
@@ -34,7 +35,7 @@ def section(summary: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, A
     )
 
 
-def curves(results: Mapping[str, Mapping[str, Any]]) -> Curves:
+def curves(results: Mapping[str, Figures]) -> Curves:
     """The curves among results, by figure and then by the results' names."""
     found: Curves = {}
     for label, result in results.items():
