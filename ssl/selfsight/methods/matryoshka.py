@@ -99,26 +99,16 @@ def _learn(
     batch_idx: int,
 ) -> Mapping[str, Tensor]:
     """A training step of all features, then of each prefix with the same random numbers."""
-    states = list(method.states())
-    before, random = [part.put_aside() for part in states], random_state()
-
-    def go_back() -> None:
-        for part, rows in zip(states, before, strict=True):
-            part.put_back({name: list(parts) for name, parts in rows.items()})
-        set_random_state(random)
-
-    go_back()
+    before, random = method.collected(), random_state()
     with _kept_features(method) as features:
         found = whole_step(batch, batch_idx)
-        losses = {widths[-1]: found["loss"]}
-        collected, after = [part.put_aside() for part in states], random_state()
+        losses, after = {widths[-1]: found["loss"]}, random_state()
         with frozen_statistics(method), _on_prefix(method):
             for m in widths[:-1]:
-                go_back()
+                set_random_state(random)
                 features.cut(m)
-                losses[m] = whole_step(batch, batch_idx)["loss"]
-    for part, rows in zip(states, collected, strict=True):
-        part.put_back(rows)
+                with method.collecting_aside(before):
+                    losses[m] = whole_step(batch, batch_idx)["loss"]
     set_random_state(after)
     ordered = torch.stack([losses[m] for m in widths])
     single = {f"loss_first_{m}": losses[m].detach() for m in widths[:-1]}

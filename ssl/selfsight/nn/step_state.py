@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -47,12 +47,20 @@ class StepState(nn.Module):
         """What has such state in this module, the module itself among it."""
         return (part for part in self.modules() if isinstance(part, StepState))
 
+    def collected(self) -> list[dict[str, list[Tensor]]]:
+        """What each of `states` has collected in this step so far."""
+        return [{name: list(parts) for name, parts in part._collected.items()} for part in self.states()]
+
     @contextmanager
-    def collecting_aside(self) -> Iterator[None]:
-        """What any of `states` collects within is forgotten, and what was before stays: a step is gone over again."""
+    def collecting_aside(self, so_far: Sequence[dict[str, list[Tensor]]] | None = None) -> Iterator[None]:
+        """What any of `states` collects within is forgotten, and what was before stays: a step is gone over again.
+
+        Args:
+            so_far: what `collected` gave, and collecting goes on from within; None: nothing.
+        """
         kept = [(part, part._collected) for part in self.states()]
-        for part, _ in kept:
-            part._collected = {}
+        for i, (part, _) in enumerate(kept):
+            part._collected = {} if so_far is None else {name: list(parts) for name, parts in so_far[i].items()}
         try:
             yield
         finally:
