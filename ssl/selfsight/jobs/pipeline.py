@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,6 +19,7 @@ from selfsight.datamodules.datasets.splits import chosen_labels
 from selfsight.engine import build, measure
 from selfsight.engine.devices import device
 from selfsight.engine.measure import Outcome, headline
+from selfsight.engine.options import resolved
 from selfsight.evaluation.base import Figures
 from selfsight.jobs.launch import run_nested_job
 from selfsight.runs import records
@@ -77,8 +77,7 @@ def check(cfg: DictConfig, data: DataModule) -> None:
         UserError: see `chosen_labels`.
     """
     if "then" in cfg:
-        labels: Any = OmegaConf.to_container(cfg.labels, resolve=True)
-        chosen_labels(data.data.train, labels, data.data.classes)
+        chosen_labels(data.data.train, resolved(cfg.labels), data.data.classes)
 
 
 def follow(cfg: DictConfig, folder: RunFolder) -> Outcome:
