@@ -39,8 +39,8 @@ from selfsight.engine.devices import device, processes, resolve_auto, spread
 from selfsight.engine.options import RunOptions, TrainerOptions, resolved
 from selfsight.engine.prepared import PreparedCallback
 from selfsight.engine.sizes import by_rule, length, plan
-from selfsight.engine.teacher_features import TeacherFeatures
 from selfsight.engine.stages import Stages
+from selfsight.engine.teacher_features import TeacherFeatures
 from selfsight.errors import UserError
 from selfsight.evaluation import OnlineEvaluation
 from selfsight.evaluation.base import Evaluator, is_evaluator
