@@ -642,7 +642,7 @@ OTHERS = {
     "mae": {"filled", "patch_size"},
     "multilabel": {"multi_hot"},
     "logit_adjustment": {"adjusted", "log_shares"},
-    "matryoshka": {"over_prefixes", "matryoshka"},  # sums of the losses above
+    "matryoshka": {"over_prefixes", "matryoshka", "weighted_sum"},  # sums of the losses above
     "mixing": {"even_batch", "mixup", "cutmix_box", "cutmix", "mixed_targets"},
     "ntxent": {"contrast_accuracy"},
     "pixpro": {"pixel_distances", "positives"},
