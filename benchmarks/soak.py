@@ -36,7 +36,7 @@ SETTINGS = (
     "trainer.max_epochs=6",
 )
 #: columns of metrics.csv that tell of the clock, or of the views since the last start
-PASSING = {"seconds", "images_per_second", "alignment", "uniformity", "view_knn_top1"}
+PASSING = {"seconds", "images_per_second", "data_wait_share", "alignment", "uniformity", "view_knn_top1"}
 #: the command, which leaves a mark beside its folder where an evaluation begins
 MARKING = """
 import pathlib, sys
