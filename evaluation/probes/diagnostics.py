@@ -181,17 +181,17 @@ def judge_nothing(loss: float) -> str | None:
     )
 
 
-def judge_mask(rate: float, epoch: int, epochs: int) -> str | None:
+def judge_mask(rate: float, behind: float) -> str | None:
     """A sentence when nearly every pseudo-label is taken in the first tenth of a training: then nothing is chosen.
 
     Args:
-        rate: ``mask_rate`` of the epoch. epoch: counted from 1.
+        rate: ``mask_rate`` of the epoch. behind: share of the training that is done with it.
     """
-    if rate < 0.9995 or epoch > epochs / 10:
+    if rate < 0.9995 or behind > 0.1:
         return None
     return (
-        f"Every pseudo-label counts as confident in epoch {epoch} already, before the classifier can know much: raise "
-        "the threshold, or see whether all images are given one class."
+        "Every pseudo-label counts as confident in the first tenth of the training, when the classifier cannot know "
+        "much: raise the threshold, or see whether all images are given one class."
     )
 
 

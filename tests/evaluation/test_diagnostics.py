@@ -114,9 +114,9 @@ def test_alarms_on_codes_and_on_figures_that_are_no_number() -> None:
 
 
 def test_pseudo_labels_that_all_count_from_the_start_ring() -> None:
-    assert "Every pseudo-label" in (d.judge_mask(1.0, epoch=3, epochs=30) or "")
-    assert d.judge_mask(1.0, epoch=4, epochs=30) is None, "late in a training all may be confident"
-    assert d.judge_mask(0.99, epoch=1, epochs=30) is None
+    assert "Every pseudo-label" in (d.judge_mask(1.0, behind=0.1) or "")
+    assert d.judge_mask(1.0, behind=0.13) is None, "late in a training all may be confident"
+    assert d.judge_mask(0.99, behind=0.03) is None
 
 
 def test_an_untrained_network_does_not_ring() -> None:

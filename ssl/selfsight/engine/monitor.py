@@ -140,7 +140,7 @@ class Monitor(Callback):
                 {k: float(v) for k, v in row.items() if k not in ("epoch", "step")}, step=trainer.global_step
             )
         self.console.print(line(epoch, epochs, {**means, **found}, speed, left), highlight=False)
-        for warning in self.warnings(means, result, chance, epoch, epochs):
+        for warning in self.warnings(means, result, chance, epoch / epochs):
             self.console.print(f"[yellow]warning[/yellow] {escape(warning)}")
 
     def waiting(self, trainer: Trainer, seconds: float) -> dict[str, str]:
@@ -149,14 +149,18 @@ class Monitor(Callback):
         return {} if gone is None else {WAITING: f"{min(1.0, (gone - self.waited_before) / max(seconds, 1e-9)):.4f}"}
 
     def warnings(
-        self, means: Mapping[str, float], result: Figures, chance: float | None, epoch: int, epochs: int
+        self, means: Mapping[str, float], result: Figures, chance: float | None, behind: float = 1.0
     ) -> list[str]:
-        """What the numbers of this epoch say is wrong: one sentence each, with the remedy, each told once."""
+        """What the numbers of this epoch say is wrong: one sentence each, with the remedy, each told once.
+
+        Args:
+            behind: share of the training that is done with it.
+        """
         self.losses.append(means.get("loss", math.nan))
         found = [result.get("warning"), diagnostics.judge(means), diagnostics.judge_nothing(self.losses[-1])]
         if chance is not None:
             found.append(diagnostics.judge_loss(self.losses, chance))
-        found.append(diagnostics.judge_mask(means.get("mask_rate", 0.0), epoch, epochs))
+        found.append(diagnostics.judge_mask(means.get("mask_rate", 0.0), behind))
         told = {re.sub(r"[\d.,%]+", "", sentence): sentence for sentence in found if sentence}  # whatever the numbers
         new = {key: sentence for key, sentence in told.items() if key not in self.warned}
         self.warned.update(new)
