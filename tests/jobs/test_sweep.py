@@ -66,6 +66,8 @@ def test_each_run_knows_its_own_command(
     """The one that repeats it alone, and that Lightning starts again for further devices."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "d" / "x y").mkdir(parents=True)
+    for i in range(256):  # a batch
+        (tmp_path / "d" / "x y" / f"{i}.jpg").touch()
     cli.run(["pretrain", "-m", "seed=0,3", "dataset=folder", "dataset.root=d/x y", f"runs={tmp_path}"])
     assert [cfg.seed for _, cfg in ran] == [0, 3]
     (job, *again), cfg = ran[1]
