@@ -1,4 +1,4 @@
-"""Every command on the pages is one that composes; none of them is run."""
+"""Every command on the pages is one that composes; none of them is run here. test_sequences.py types most of them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from selfsight.cli import split_flags
 from selfsight.composition.catalogue import POSITIONAL, choices
 from selfsight.composition.overrides import checked, load
 
+from . import test_sequences
+
 DOCS = Path(__file__).parents[2] / "docs"
 #: those of extending.md take a package, with which tests/plugin runs them
 PAGES = [
@@ -21,14 +23,16 @@ PAGES = [
     DOCS.parent / "CONTRIBUTING.md",
     *(page for page in sorted(DOCS.rglob("*.md")) if page.name != "extending.md"),
 ]
+TYPED = [DOCS.parent / page for page in test_sequences.PAGES]
 #: a line of its own, or a phrase of a sentence or a table; a line may go on after a backslash
 COMMAND = re.compile(r"^    (selfsight (?:\\\n|.)*)$|`(selfsight \w[^`]*=[^`…]*)`", re.M)
 
 
 def commands(page: Path) -> Iterator[str]:
-    """Those of a page, each once."""
-    found = COMMAND.finditer(page.read_text())
-    yield from dict.fromkeys((line or phrase).replace("\\\n", " ") for line, phrase in (hit.groups() for hit in found))
+    """Those of a page, each once; of a page that is typed from top to bottom those within sentences."""
+    found = [hit.groups() for hit in COMMAND.finditer(page.read_text())]
+    said = [phrase if page in TYPED else line or phrase for line, phrase in found]
+    yield from dict.fromkeys(command.replace("\\\n", " ") for command in said if command)
 
 
 @pytest.mark.slow

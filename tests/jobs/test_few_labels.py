@@ -487,7 +487,7 @@ def test_comparison_survives_being_killed(tmp_path: Path) -> None:
     words = [
         "compare",
         "recipe=digits/few_labels",
-        "approaches=[finetune,linear_swav]",
+        "approaches=[finetune,linear_simclrv2]",
         "labels_per_class=[1,2]",
         "seeds=1",
     ]
