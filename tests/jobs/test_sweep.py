@@ -60,14 +60,19 @@ def test_what_fails_is_told_and_the_others_run(
     assert RUN_VARIABLE not in os.environ
 
 
+def write_a_batch(folder: Path) -> None:
+    """As many files as a batch has images; nobody reads them here."""
+    folder.mkdir(parents=True)
+    for i in range(256):
+        (folder / f"{i}.jpg").touch()
+
+
 def test_each_run_knows_its_own_command(
     ran: list[tuple[list[str], Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one that repeats it alone, and that Lightning starts again for further devices."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "d" / "x y").mkdir(parents=True)
-    for i in range(256):  # a batch
-        (tmp_path / "d" / "x y" / f"{i}.jpg").touch()
+    write_a_batch(tmp_path / "d" / "x y")
     cli.run(["pretrain", "-m", "seed=0,3", "dataset=folder", "dataset.root=d/x y", f"runs={tmp_path}"])
     assert [cfg.seed for _, cfg in ran] == [0, 3]
     (job, *again), cfg = ran[1]
@@ -238,7 +243,7 @@ def test_a_run_on_several_devices_has_processes_of_its_own(
     started = Started(0)
     monkeypatch.chdir(tmp_path)
     for place in "de":
-        (tmp_path / place).mkdir()
+        write_a_batch(tmp_path / place)
     monkeypatch.setattr(subprocess, "Popen", started)
     monkeypatch.setenv("LOCAL_RANK", "0")
     words = ["trainer.devices=1,2", "trainer.accelerator=cpu", "dataset=folder", "dataset.root=d,e", f"runs={tmp_path}"]
