@@ -18,6 +18,8 @@ from selfsight.composition.words import parse_override
 from selfsight.engine import measure, monitor
 from selfsight.errors import UserError
 
+from ..docs.test_commands import PAGES, commands
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -191,11 +193,18 @@ def test_help_is_quick_and_loads_no_torch() -> None:
 
 
 def test_every_choice_composes() -> None:
-    """Each method with its own values, each recipe with those of its job, and the choices of all other groups."""
+    """Each method with its own values, each recipe with those of its job, and the choices of all other groups.
+
+    What stands in a command on one of the pages is composed with the pages.
+    """
+    on_pages = {command for page in PAGES for command in commands(page)}
+    typed = {word for command in on_pages for word in command.split()}
     for name in cli.choices("method", "pretrain"):
-        cli.compose("pretrain", [f"method={name}"])
+        if f"method={name}" not in typed:
+            cli.compose("pretrain", [f"method={name}"])
     for name in cli.choices("recipe"):
-        cli.compose(str(catalogue.recipe_job(name)), [f"recipe={name}"])
+        if f"recipe={name}" not in typed:
+            cli.compose(str(catalogue.recipe_job(name)), [f"recipe={name}"])
     others = {group: cli.choices(group, "pretrain") for group in cli.GROUPS if group not in ("method", "recipe")}
     for i in range(max(map(len, others.values()))):  # these say nothing of each other
         words = {group: names[i] for group, names in others.items() if i < len(names)}

@@ -30,6 +30,8 @@ def test_grid(method: str, backbone: str, dataset: str, tmp_path: Path) -> None:
     if dataset == "folder":
         words.append(f"dataset.root={photographs(tmp_path / 'photos', 60, classes=3, size=34)}")
     words.append("labels.per_class=2" if method == "simmatchv2" else "limit_images=24")
+    if backbone != "resnet_digits":  # the table at the end is the same for all
+        words.append("evaluator.final={}")
     size = BACKBONES[backbone]
     cli.main(["pretrain", *words, f"dataset.image_size={size}", f"runs={tmp_path / 'runs'}", f"name={backbone}"])
     assert (tmp_path / "runs" / backbone / "summary.json").is_file()
