@@ -33,9 +33,9 @@ from .test_examples import place
 __all__ = ["place"]
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/backbones.md", "docs/datasets.md", "docs/evaluation.md", "docs/few_labels.md",
+PAGES = ("README.md", "docs/backbones.md", "docs/datasets.md", "docs/few_labels.md",
          "docs/performance.md", "docs/reliability.md", "docs/start.md", "docs/weights.md",
-         "docs/howto/channels.md", "docs/howto/export.md", "docs/howto/own_data.md", "docs/howto/own_network.md",
+         "docs/howto/channels.md", "docs/howto/own_data.md", "docs/howto/own_network.md",
          "docs/howto/spot.md")  # fmt: skip
 COMMAND = re.compile(r"^    (selfsight\b(?:\\\n|.)*)$", re.M)
 #: in a command that takes what a test has not: downloads, large sets, a hub, a server, a page left open, a failed run,
