@@ -153,11 +153,12 @@ class Remote:
         except Unreachable as error:
             raise UserError(f"'{self.url}' cannot be read ({error.strerror}).") from None
         above = str(self._filesystem()._strip_protocol(self.base)).rstrip("/") + "/"
-        return {
+        below = {
             str(path).partition("?")[0].removeprefix(above): about
             for path, about in found.items()
             if str(path).startswith(above)
         }
+        return {path: about for path, about in below.items() if stays_below(path)}
 
     def fetch_beside(self, folders: Iterable[str], names: Sequence[str]) -> None:
         """Keep the files of these names, which say what the images are, as they lie there in these folders."""
@@ -377,6 +378,11 @@ def common_folder(urls: Sequence[str]) -> str:
     """The folder that all of them lie in."""
     parts = zip(*(url.split("/")[:-1] for url in urls), strict=False)
     return "/".join(each[0] for each in itertools.takewhile(lambda each: len(set(each)) == 1, parts))
+
+
+def stays_below(path: str) -> bool:
+    """Whether a path that a server names leads to no other place than below the folder that it is taken from."""
+    return all(part not in ("", ".", "..") for part in path.split("/"))
 
 
 def is_page(content: bytes) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 
 from selfsight.datamodules.images.archives import Archives
 from selfsight.datamodules.images.formats import EXTENSIONS
-from selfsight.datamodules.images.remote import Remote, Unreachable, is_page
+from selfsight.datamodules.images.remote import Remote, Unreachable, is_page, stays_below
 from selfsight.errors import UserError
 
 LABELS, NAMES = "labels.csv", "files.txt"
@@ -110,7 +110,8 @@ def stated(root: Path) -> dict[str, dict[str, Any]]:
         lines = [row[0] for row in csv.reader(io.StringIO(table.read_text(encoding="utf-8-sig"))) if row]
     else:
         return {}
-    return {path.strip().removeprefix("./"): {} for path in lines if ending(path.strip())}
+    paths = (line.strip().removeprefix("./") for line in lines)
+    return {path: {} for path in paths if ending(path) and stays_below(path)}
 
 
 def ending(path: str) -> str:

@@ -305,6 +305,19 @@ def test_single_files_of_a_web_server(photos: Path, tmp_path: Path, how: str) ->
         assert equal(batches(data), batches(expected))  # from the cache
 
 
+def test_a_list_from_elsewhere_names_nothing_outside_the_cache(photos: Path, tmp_path: Path) -> None:
+    """Folders and tables are kept here by the paths of the list, which a stranger has written."""
+    shutil.copytree(photos / "train", tmp_path / "served")
+    (tmp_path / "served" / "labels.csv").write_text("sea/1.png,sea\nwood/0.png,wood\n")
+    out = tmp_path / "out"
+    odd = [f"{out}/labels.csv", f"{out}/1.png", "../../../up/1.png", "sea/../../../../up/labels.csv", "sea//2.png"]
+    (tmp_path / "served" / "files.txt").write_text("\n".join(["sea/1.png", "wood/0.png", *odd]) + "\n")
+    with serving(tmp_path / "served") as server:
+        data = files_of(server.url, tmp_path / "cache", test_fraction=0)
+    assert data.num_images == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"served", "cache"}
+
+
 def test_the_cache_of_single_files_is_bounded_and_what_is_gone_is_named(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
