@@ -44,7 +44,7 @@ def conclude(session: Session) -> Figures:
     parts, console, data = session.parts, session.console, session.parts.datamodule
     session.export_backbone()
     run = session.loaded()
-    wanted = parts.final or parts.run.report or session.loggers
+    wanted = parts.final or parts.run.report or trackers.show_features(session.loggers)
     trained = measure.features(run.backbone, data) if wanted else None
     rows = beside_untrained(session, trained) if parts.final else {}
     protocols = measure.protocols(parts.final, data, rows.get("pretrained"))
@@ -65,9 +65,10 @@ def conclude(session: Session) -> Figures:
     console.print(f"trained in {clock_text(session.seconds)}; backbone: {session.folder.path / 'backbone.safetensors'}")
     if parts.run.report and trained is not None:
         console.print(f"report: {report.write(run, *trained)}")
+    shown = None
     if trained is not None:
-        part, shown = ("train", trained[0]) if trained[1] is None else ("test", trained[1])
-        trackers.conclude(session.loggers, run, rows.get("pretrained", {}), session.steps, (part, shown))
+        shown = ("train", trained[0]) if trained[1] is None else ("test", trained[1])
+    trackers.conclude(session.loggers, run, rows.get("pretrained", {}), session.steps, shown)
     return summary
 
 

@@ -47,6 +47,11 @@ def conclude(
             logger.experiment.finish()  # a further run of this process is another one there, too
 
 
+def show_features(loggers: Sequence[Logger]) -> bool:
+    """Whether one of them shows features."""
+    return any(isinstance(logger, TensorBoardLogger) for logger in loggers)
+
+
 def project(logger: TensorBoardLogger, run: LoadedRun, part: str, features: Features, step: int) -> None:
     """The features of (at most `PROJECTED`, evenly spread) images with class, name and picture, for the projector."""
     rows = torch.linspace(0, len(features) - 1, min(PROJECTED, len(features))).long()
