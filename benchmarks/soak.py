@@ -19,11 +19,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 from selfsight.composition.catalogue import choices, defaults, file
+from selfsight.datamodules.loading.loader import cores
 from selfsight.runs.folder import RunFolder
 
 MOMENTS = ("beginning", "between checkpoints", "evaluating", "writing a checkpoint")
@@ -32,7 +34,6 @@ SETTINGS = (
     "debug=smoke",
     "report=false",
     "evaluator.final={}",
-    "evaluator.online.evaluators={}",
     "trainer.max_epochs=6",
 )
 #: columns of metrics.csv that tell of the clock, or of the views since the last start
@@ -148,20 +149,26 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", help="choices of the group; none: all")
     parser.add_argument("--kills", type=int, default=3, help="of each run")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--at-once", type=int, default=cores(), help="trainings beside one another")
     parser.add_argument("--words", nargs="*", default=[], help="further words of the command, such as num_workers=2")
     options = parser.parse_args()
     methods = options.methods or choices("method")
-    draw, lost, total = random.Random(options.seed), 0, Counter[str]()
-    with tempfile.TemporaryDirectory() as place:
-        for method in methods:
+    lost, total = 0, Counter[str]()
+
+    def one(method: str) -> tuple[Counter[str], int, str]:
+        draw = random.Random(f"{options.seed} {method}")
+        with tempfile.TemporaryDirectory() as place:
             few = needed(method, Path(place))
             how = f"views.engine={draw.choice(ENGINES)}", f"num_workers={draw.choice(WORKERS)}"
-            injected, wrong = soak(Path(place), method, options.kills, draw, [*few, *how, *options.words])
+            return *soak(Path(place), method, options.kills, draw, [*few, *how, *options.words]), " ".join(how)
+
+    with ThreadPoolExecutor(options.at_once) as pool:
+        for method, (injected, wrong, how) in zip(methods, pool.map(one, methods), strict=True):
             total += injected
             lost += wrong > 0
             told = ", ".join(f"{count} {moment}" for moment, count in injected.items())
             end = "lost" if wrong else "bit-equal"
-            print(f"{method:16} {' '.join(how)}: killed {injected.total()} ({told}); {end}", flush=True)
+            print(f"{method:16} {how}: killed {injected.total()} ({told}); {end}", flush=True)
     kinds = ", ".join(f"{n} {moment}" for moment, n in total.items())
     survived = len(methods) - lost
     print(f"injected {total.total()} ({kinds}); trainings survived {survived} of {len(methods)}, lost {lost}")

@@ -15,12 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from selfsight.composition.catalogue import choices
+from selfsight.datamodules.loading.loader import cores
 
-from soak import learns_from_few_labels  # isort: skip  # beside this file
+from soak import learns_from_few_labels, needed  # isort: skip  # beside this file
 
 MOST = 1.02  # of the memory after the warm-up
 SETTINGS = (
@@ -55,8 +57,8 @@ def watch(runs: Path, method: str, steps: int, words: list[str]) -> list[Sample]
     Raises:
         RuntimeError: it has not come to its end; with what it said.
     """
-    few = ["labels.per_class=1", f"steps_per_epoch={100}"] if learns_from_few_labels(method) else []
-    typed = ["pretrain", f"method={method}", *SETTINGS, *few, f"trainer.max_steps={steps}", f"runs={runs}", "name=run"]
+    epoch = ["steps_per_epoch=100"] if learns_from_few_labels(method) else []
+    typed = ["pretrain", f"method={method}", *SETTINGS, *epoch, f"trainer.max_steps={steps}", f"runs={runs}", "name=run"]
     said, found = runs / "said.txt", []
     with said.open("wb") as file:
         process = subprocess.Popen(
@@ -94,17 +96,23 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", help="choices of the group; none: all")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--words", nargs="*", default=[], help="further words of the command, such as num_workers=2")
+    parser.add_argument("--at-once", type=int, default=cores(), help="trainings beside one another")
     options, wrong = parser.parse_args(), 0
-    for method in options.methods or choices("method"):
+    methods = options.methods or choices("method")
+
+    def one(method: str) -> tuple[Sample, Sample]:
         with tempfile.TemporaryDirectory() as place:
-            early, late = growth(watch(Path(place), method, options.steps, options.words))
-        wrong += grew(early, late)
-        print(
-            f"{method:16} {options.steps} steps: {early.memory:.1f} → {late.memory:.1f} MiB "
-            f"({late.memory / early.memory - 1:+.2%}), files {early.files:g} → {late.files:g}, processes "
-            f"{early.children:g} → {late.children:g}; {'grew' if grew(early, late) else 'steady'}",
-            flush=True,
-        )
+            return growth(watch(Path(place), method, options.steps, [*needed(method, Path(place)), *options.words]))
+
+    with ThreadPoolExecutor(options.at_once) as pool:
+        for method, (early, late) in zip(methods, pool.map(one, methods), strict=True):
+            wrong += grew(early, late)
+            print(
+                f"{method:16} {options.steps} steps: {early.memory:.1f} → {late.memory:.1f} MiB "
+                f"({late.memory / early.memory - 1:+.2%}), files {early.files:g} → {late.files:g}, processes "
+                f"{early.children:g} → {late.children:g}; {'grew' if grew(early, late) else 'steady'}",
+                flush=True,
+            )
     sys.exit(wrong > 0)
 
 
