@@ -141,7 +141,7 @@ def needed(method: str, runs: Path) -> list[str]:
         return [f"method.teacher={runs / 'teacher'}"]
     if learns_from_few_labels(method):
         return ["labels.per_class=1"]
-    return ["backbone=vit_digits"] if method == "mae" else []
+    return {"mae": ["backbone=vit_digits"], "deepclusterv2": ["method.num_prototypes=[4,4,4]"]}.get(method, [])
 
 
 def main() -> None:
@@ -155,20 +155,24 @@ def main() -> None:
     methods = options.methods or choices("method")
     lost, total = 0, Counter[str]()
 
-    def one(method: str) -> tuple[Counter[str], int, str]:
+    def one(method: str) -> tuple[Counter[str], bool, str]:
         draw = random.Random(f"{options.seed} {method}")
+        how = f"views.engine={draw.choice(ENGINES)}", f"num_workers={draw.choice(WORKERS)}"
         with tempfile.TemporaryDirectory() as place:
-            few = needed(method, Path(place))
-            how = f"views.engine={draw.choice(ENGINES)}", f"num_workers={draw.choice(WORKERS)}"
-            return *soak(Path(place), method, options.kills, draw, [*few, *how, *options.words]), " ".join(how)
+            try:
+                words = [*needed(method, Path(place)), *how, *options.words]
+                injected, wrong = soak(Path(place), method, options.kills, draw, words)
+            except RuntimeError as error:
+                return Counter(), True, f"{method:16} {' '.join(how)}: did not come to its end: {error}"
+        told = ", ".join(f"{count} {moment}" for moment, count in injected.items())
+        end = "lost" if wrong else "bit-equal"
+        return injected, wrong > 0, f"{method:16} {' '.join(how)}: killed {injected.total()} ({told}); {end}"
 
     with ThreadPoolExecutor(options.at_once) as pool:
-        for method, (injected, wrong, how) in zip(methods, pool.map(one, methods), strict=True):
+        for injected, wrong, told in pool.map(one, methods):
             total += injected
-            lost += wrong > 0
-            told = ", ".join(f"{count} {moment}" for moment, count in injected.items())
-            end = "lost" if wrong else "bit-equal"
-            print(f"{method:16} {how}: killed {injected.total()} ({told}); {end}", flush=True)
+            lost += wrong
+            print(told, flush=True)
     kinds = ", ".join(f"{n} {moment}" for moment, n in total.items())
     survived = len(methods) - lost
     print(f"injected {total.total()} ({kinds}); trainings survived {survived} of {len(methods)}, lost {lost}")

@@ -58,11 +58,11 @@ def watch(runs: Path, method: str, steps: int, words: list[str]) -> list[Sample]
         RuntimeError: it has not come to its end; with what it said.
     """
     epoch = ["steps_per_epoch=100"] if learns_from_few_labels(method) else []
-    typed = ["pretrain", f"method={method}", *SETTINGS, *epoch, f"trainer.max_steps={steps}", f"runs={runs}", "name=run"]
+    typed = ["pretrain", f"method={method}", *SETTINGS, *epoch, f"trainer.max_steps={steps}", f"runs={runs}"]
     said, found = runs / "said.txt", []
     with said.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "selfsight.cli", *typed, *words], stdout=file, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "selfsight.cli", *typed, *words, "name=run"], stdout=file, stderr=subprocess.STDOUT
         )
         while process.poll() is None:
             if (runs / "run" / "metrics.csv").exists() and (one := sample(process.pid)) is not None:
@@ -100,19 +100,23 @@ def main() -> None:
     options, wrong = parser.parse_args(), 0
     methods = options.methods or choices("method")
 
-    def one(method: str) -> tuple[Sample, Sample]:
+    def one(method: str) -> tuple[bool, str]:
         with tempfile.TemporaryDirectory() as place:
-            return growth(watch(Path(place), method, options.steps, [*needed(method, Path(place)), *options.words]))
+            try:
+                words = [*needed(method, Path(place)), *options.words]
+                early, late = growth(watch(Path(place), method, options.steps, words))
+            except (RuntimeError, ValueError) as error:
+                return True, f"{method:16} did not come to its end: {error}"
+        return grew(early, late), (
+            f"{method:16} {options.steps} steps: {early.memory:.1f} → {late.memory:.1f} MiB "
+            f"({late.memory / early.memory - 1:+.2%}), files {early.files:g} → {late.files:g}, processes "
+            f"{early.children:g} → {late.children:g}; {'grew' if grew(early, late) else 'steady'}"
+        )
 
     with ThreadPoolExecutor(options.at_once) as pool:
-        for method, (early, late) in zip(methods, pool.map(one, methods), strict=True):
-            wrong += grew(early, late)
-            print(
-                f"{method:16} {options.steps} steps: {early.memory:.1f} → {late.memory:.1f} MiB "
-                f"({late.memory / early.memory - 1:+.2%}), files {early.files:g} → {late.files:g}, processes "
-                f"{early.children:g} → {late.children:g}; {'grew' if grew(early, late) else 'steady'}",
-                flush=True,
-            )
+        for more, told in pool.map(one, methods):
+            wrong += more
+            print(told, flush=True)
     sys.exit(wrong > 0)
 
 
