@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from selfsight import cli
+from selfsight.engine import slurm
 from selfsight.engine.checkpointing import GracefulInterrupt, epochs_done, read_checkpoint
 from selfsight.evaluation import OnlineEvaluation
 from selfsight.methods.simclrv2 import SimCLRv2
@@ -39,11 +40,11 @@ def a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     os.environ.pop(RUN_VARIABLE, None)
 
 
-def typed() -> int:
+def typed(*more: str) -> int:
     """The exit status of the command."""
     os.environ.pop(RUN_VARIABLE, None)
     with pytest.raises(SystemExit) as end:
-        cli.main(WORDS)
+        cli.main([*WORDS, *more])
     assert isinstance(end.value.code, int)
     return end.value.code
 
@@ -121,6 +122,44 @@ def test_a_launcher_has_its_signal_when_the_run_has_saved(monkeypatch: pytest.Mo
     assert typed() == 99
     assert read_checkpoint(RUN.checkpoint)["global_step"] == 3
     assert signal.signal(signal.SIGUSR2, before) is requeue
+
+
+def scontrol(monkeypatch: pytest.MonkeyPatch, status: int = 0) -> Path:
+    """SLURM's command, which notes what it is given; the file with its notes."""
+    program, notes = Path("bin/scontrol"), Path("asked.txt").absolute()
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho \"$@\" >> {notes}\necho 'Invalid job id specified' >&2\nexit {status}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent.absolute()), prepend=os.pathsep)
+    return notes
+
+
+def test_a_job_of_slurm_is_put_in_its_queue_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = scontrol(monkeypatch)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    for number, asked in ((signal.SIGTERM, []), (signal.SIGUSR1, ["requeue 17"])):  # by SIGTERM jobs are cancelled
+        with monkeypatch.context() as patched:
+            patched.setattr(SimCLRv2, "training_step", at_call(2, send(number), SimCLRv2.training_step))
+            assert typed("requeue=true") == 128 + number
+        assert (notes.read_text().splitlines() if notes.exists() else []) == asked
+    assert "stopped, state saved" in (said := capsys.readouterr().out)
+    assert "SLURM has job 17 in its queue again" in said
+    cli.main([*WORDS, "requeue=true"])
+    assert [row["epoch"] for row in RUN.read_metrics()] == ["1", "2", "3"]
+
+
+def test_what_slurm_answers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert slurm.requeue().endswith("this run is none: SLURM_JOB_ID is not set")
+    monkeypatch.setenv("SLURM_JOB_ID", "19")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    assert "No such file or directory: 'scontrol'" in slurm.requeue()
+    notes = scontrol(monkeypatch, status=1)
+    expected = "scontrol requeue 17_2 did not put the job in its queue again: Invalid job id specified"
+    assert slurm.requeue() == expected
+    assert notes.read_text() == "requeue 17_2\n"
 
 
 def test_a_second_one_stops_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -172,6 +172,7 @@ class RunOptions(Options):
         runs: the folder in which run folders are kept.
         resume: a run folder to go on with.
         extend: epochs that a run which goes on has been given beyond its first length.
+        requeue: put the SLURM job in its queue again where SIGUSR1 has stopped the run.
         trust: build whatever a run folder names, and not only what `selfsight.trust` knows.
         seed: of weights, views and order.
         batch_size: images a step, over all devices.
@@ -184,6 +185,7 @@ class RunOptions(Options):
     runs: Annotated[str, FOLDER] = "runs"
     resume: str | None = None
     extend: Annotated[int | None, NULL | whole(1)] = None
+    requeue: Annotated[bool, SWITCH] = False
     trust: Annotated[bool, SWITCH] = False
     seed: Annotated[int, whole(0, 2**32 - 1)] = 0
     batch_size: Annotated[int, whole(1)] = 256

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,7 +18,7 @@ from selfsight.backbones.interface import one_line
 from selfsight.backbones.registry import weights_line
 from selfsight.checkpoints.export import export_backbone
 from selfsight.datamodules import DataModule, LabelSplit
-from selfsight.engine import advice, measure
+from selfsight.engine import advice, measure, slurm
 from selfsight.engine.build import Parts, as_user_error
 from selfsight.engine.checkpointing import (
     AtomicCheckpoints,
@@ -149,6 +150,8 @@ class Session:
             trainer.fit(parts.method, datamodule=data, ckpt_path=self.checkpoint_to_resume(), weights_only=True)
         except Interrupted as stop:
             self.tell_stop(saved=stop.saved)
+            if parts.run.requeue and stop.signal == getattr(signal, "SIGUSR1", None) and on_first_process():
+                self.console.print(slurm.requeue(), markup=False, highlight=False)
             raise SystemExit(128 + stop.signal) from None
         except KeyboardInterrupt:  # before training has begun
             self.tell_stop(saved=False)
