@@ -16,7 +16,7 @@ import torch
 
 from selfsight.contracts import Targets
 from selfsight.datamodules.datasets.checks import channels, shown
-from selfsight.datamodules.datasets.copies import Tails, copies
+from selfsight.datamodules.datasets.copies import Looks, copies
 from selfsight.datamodules.datasets.manifest import LIST, PARTS, Changes, Manifest, Part
 from selfsight.datamodules.datasets.unreadable import UnreadableFiles
 from selfsight.datamodules.images.archives import ArchiveImages
@@ -206,15 +206,15 @@ class ImageData:
 
     # --- copies of test images -----------------------------------------------------------------------------------
 
-    def copies_of_test(self, part: str, tails: Tails | None = None) -> dict[int, int]:
+    def copies_of_test(self, part: str, looks: Looks | None = None) -> dict[int, int]:
         """The images of ``train`` or ``unlabelled`` that are test images too, with the position of the test image.
 
         Args:
-            tails: see `copies`.
+            looks: see `copies`.
         """
         if part not in self._copies:
             images = self.parts().get(part)
-            self._copies[part] = {} if images is None or self.test is None else copies(images, self.test, tails)
+            self._copies[part] = {} if images is None or self.test is None else copies(images, self.test, looks)
         return self._copies[part]
 
     def without_copies(self) -> ImageData:

@@ -291,10 +291,10 @@ def _copies(data: ImageData, looks: Mapping[str, Look]) -> dict[str, list[tuple[
     top = data.root
     assert top is not None
 
-    def tails(images: ImageSet) -> list[bytes]:
-        return [looks[path].tail if path in looks else b"" for path in images.addresses(top)]
+    def looks_of(images: ImageSet) -> list[Look]:
+        return [looks.get(path, Look(False)) for path in images.addresses(top)]
 
-    found = {part: data.copies_of_test(part, tails if looks else None) for part in ("train", "unlabelled")}
+    found = {part: data.copies_of_test(part, looks_of if looks else None) for part in ("train", "unlabelled")}
     copied = {part: pairs for part, pairs in found.items() if pairs}
     paths = {part: data.split(part).addresses(top) for part in (*copied, "test") if copied}
     return {part: [(paths[part][a], paths["test"][b]) for a, b in pairs.items()] for part, pairs in copied.items()}

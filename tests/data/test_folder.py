@@ -341,13 +341,25 @@ def test_copies_of_test_images_are_left_out_of_training_where_that_is_asked(tmp_
     (tmp_path / "train" / "a" / "same bytes.png").write_bytes(copied.read_bytes())
     told = PngInfo()
     told.add_text("camera", "another one")
-    Image.open(copied).save(tmp_path / "train" / "b" / "same pixels.png", pnginfo=told)
+    image = Image.open(copied)
+    image.save(tmp_path / "train" / "b" / "same pixels.png", pnginfo=told)
+    image.save(tmp_path / "train" / "b" / "another format.bmp")
+    image.save(tmp_path / "train" / "a" / "a third one.webp", lossless=True)
     kept = ["a/1.png", "b/2.png", "b/5.png"]
-    assert len(names(make(tmp_path, resident=resident))) == 5
+    assert len(names(make(tmp_path, resident=resident))) == 7
     data = make(tmp_path, resident=resident, drop_copies=True)
     assert names(data) == kept
     assert data.train.labels.tolist() == [0, 1, 1]
     assert names(data, "test") == ["a/3.png", "b/4.png"]
+
+
+def test_of_very_many_images_none_is_decoded_to_find_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures(tmp_path, ["train/a/1.png", "train/b/2.png", "test/a/3.png", "test/b/4.png"])
+    Image.open(tmp_path / "test/a/3.png").save(tmp_path / "train/b/3.bmp")
+    monkeypatch.setattr(copies, "MOST_DECODED", 2)  # of the one BMP file and two PNG files of its size
+    assert len(names(make(tmp_path, resident=False, drop_copies=True))) == 3
+    monkeypatch.setattr(copies, "MOST_DECODED", 3)
+    assert names(make(tmp_path, resident=False, drop_copies=True)) == ["a/1.png", "b/2.png"]
 
 
 @pytest.mark.parametrize("resident", [False, True, "auto"])
