@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.ready
 # Compiled modules are kept: hundreds of the tests start Python anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo quick test lint notebooks docs docs-serve bench soak steady audit clean
+.PHONY: setup demo quick test tests lint notebooks docs docs-serve bench soak steady audit clean
 
 setup: $(STAMP)
 
@@ -35,8 +35,11 @@ quick: setup
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m quick tests/parity tests/properties tests/structure
 
+# All that is asked of the code.
+test: lint tests
+
 # One thread a process, and a process more than there are cores: some tests wait for others that they start.
-test: lint
+tests: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$($(PYTHON) -c 'import os; print(1 + len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0)))') --dist worksteal
 
 # Runs every notebook in a clean kernel, two at a time, and keeps the outputs in it.
