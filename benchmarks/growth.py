@@ -2,7 +2,8 @@
 
 ``files`` makes folders of 1,000, 10,000, … hard links to a few small JPEG files and measures, each in a process of its
 own, the seconds to list them and to open the data set, the bytes it keeps for each file, the seconds of an epoch of
-reading, and how much memory a worker process gains from the second epoch to the last. ``knn`` and ``linear`` put
+reading, how much memory a worker process gains from the second epoch to the last, and the seconds that a training of
+two steps takes from its command to its end, and that it takes when it goes on for two more. ``knn`` and ``linear`` put
 features of ``--images`` x 256 in half precision into a file and measure how far the memory of the process peaks above
 what it was before, the pages of the file included.
 """
@@ -29,6 +30,11 @@ from watch import MIB, cpu_seconds, memory, workers
 #: files in a folder of a class, and different files that the links lead to
 IN_FOLDER, FILES = 1000, 16
 WIDTH, CLASSES, QUERIES = 256, 100, 10_000
+TRAINING = (
+    "method=simsiam", "dataset=folder", "dataset.image_size=32", "dataset.test_fraction=0", "dataset.resident=false",
+    "backbone=resnet_digits", "batch_size=64", "num_workers=1", "trainer.limit_batches=2", "trainer.accelerator=cpu",
+    "trainer.max_epochs=1", "report=false", "evaluator.final={}", "evaluator.online.evaluators={}",
+)  # fmt: skip
 
 
 def linked(root: Path, files: int) -> None:
@@ -88,6 +94,20 @@ def of_folder(root: Path, epochs: int = 4) -> dict[str, float]:
         "epoch_cpu_seconds": min(cpu),
         "worker_gain_mib": (private[-1] - private[1]) / MIB,
     }
+
+
+def of_training(root: Path) -> dict[str, float]:
+    """Seconds of a command that trains for two steps on a folder, and of one that goes on for two more."""
+    with tempfile.TemporaryDirectory() as runs:
+        words = [f"dataset.root={root}", f"runs={runs}", "name=run", *TRAINING]
+        seconds = []
+        for typed in (words, [f"resume={runs}/run", "extend=1"]):
+            began = time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-m", "selfsight.cli", "pretrain", *typed], check=True, stdout=subprocess.DEVNULL
+            )
+            seconds.append(time.perf_counter() - began)
+    return dict(zip(("start_seconds", "resume_seconds"), seconds, strict=True))
 
 
 def of_features(images: int, probe: str) -> dict[str, float]:
@@ -173,7 +193,8 @@ def main() -> None:
         while files <= asked.most:
             with tempfile.TemporaryDirectory() as place:
                 linked(Path(place), files)
-                points.append((files, apart("files", "--folder", f"{place}/images")))
+                figures = apart("files", "--folder", f"{place}/images") | of_training(Path(place, "images"))
+            points.append((files, figures))
             show(points[-1][1])
             files *= 10
         if len(points) > 1:
