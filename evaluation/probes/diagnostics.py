@@ -195,18 +195,32 @@ def judge_mask(rate: float, behind: float) -> str | None:
     )
 
 
-def judge_loss(losses: Sequence[float], chance: float, tolerance: float = 0.01, patience: int = 3) -> str | None:
-    """A sentence when the last ``patience`` epochs' losses are all within ``tolerance`` of the loss of guessing.
+def judge_loss(
+    losses: Sequence[float], chance: float, behind: float = 0.0, tolerance: float = 0.01, patience: int = 3
+) -> str | None:
+    """A sentence when the last ``patience`` epochs' losses are the loss of guessing, or all so far are above it.
 
-    A share of it, and as much of 1 where it is smaller: SimSiam's is 0.
+    Within ``tolerance``: a share of it, and as much of 1 where it is smaller, since SimSiam's is 0. Above it is where
+    contrastive losses begin; it is told when half of the training is behind.
+
+    Args:
+        behind: share of the training that is done.
     """
     recent = losses[-patience:]
-    if len(recent) < patience or any(abs(loss - chance) > tolerance * max(1, abs(chance)) for loss in recent):
+    if len(recent) < patience:
         return None
-    return (
-        f"The loss sits at {chance:.2f}, which is guessing, for {patience} epochs: change the learning rate (often it "
-        "is too high), warm up for longer, or lower the temperature."
-    )
+    near = tolerance * max(1, abs(chance))
+    if all(abs(loss - chance) <= near for loss in recent):
+        return (
+            f"The loss sits at {chance:.2f}, which is guessing, for {patience} epochs: change the learning rate (often "
+            "it is too high), warm up for longer, or lower the temperature."
+        )
+    if behind >= 0.5 and all(loss > chance + near for loss in losses):
+        return (
+            f"The loss is {losses[-1]:.2f} and was never below the {chance:.2f} of guessing: train for more steps "
+            "(smaller batches, more epochs), with views that leave more in common, or with a lower learning rate."
+        )
+    return None
 
 
 def feature_std(x: Tensor) -> float:

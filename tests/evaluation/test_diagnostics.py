@@ -144,6 +144,10 @@ def test_a_loss_at_chance_is_said_once_it_stays_there() -> None:
     assert d.judge_loss([chance, chance], chance) is None
     assert "guessing" in (d.judge_loss([9.0, chance, chance * 1.002, chance * 0.998], chance) or "")
     assert d.judge_loss([chance, chance, 0.9 * chance], chance) is None
+    above = [chance + 2, chance + 1, chance + 0.5]
+    assert d.judge_loss(above, chance, behind=0.4) is None, "where contrastive losses begin"
+    assert "never below" in (d.judge_loss(above, chance, behind=0.5) or "")
+    assert d.judge_loss([*above, chance - 0.5, chance + 0.5], chance, behind=1.0) is None
     assert d.judge_loss([0.004, -0.003, 0.0], 0.0) is not None, "SimSiam guesses at 0"
     assert d.judge_loss([0.0, -0.01, -0.05], 0.0) is None
 

@@ -159,7 +159,7 @@ class Monitor(Callback):
         self.losses.append(means.get("loss", math.nan))
         found = [result.get("warning"), diagnostics.judge(means), diagnostics.judge_nothing(self.losses[-1])]
         if chance is not None:
-            found.append(diagnostics.judge_loss(self.losses, chance))
+            found.append(diagnostics.judge_loss(self.losses, chance, behind))
         found.append(diagnostics.judge_mask(means.get("mask_rate", 0.0), behind))
         told = {re.sub(r"[\d.,%]+", "", sentence): sentence for sentence in found if sentence}  # whatever the numbers
         new = {key: sentence for key, sentence in told.items() if key not in self.warned}
