@@ -29,7 +29,6 @@ BEGIN, END = "<!-- table of `selfsight backbones` -->", "<!-- end of the table -
 
 def run(cfg: DictConfig) -> None:
     """Take the steps, show the table, write it where a file is named."""
-    quiet()
     console = make_console()
     families, methods = named(cfg.families), methods_of(cfg.methods)
     rows = []

@@ -43,7 +43,6 @@ Values = Mapping[int | str, float]
 
 def run(cfg: DictConfig) -> None:
     """Every row that is not there yet; the same command goes on where it was stopped, by SIGKILL, too."""
-    quiet()
     console = make_console()
     check(cfg)
     check_steps(cfg)

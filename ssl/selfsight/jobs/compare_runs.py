@@ -21,12 +21,11 @@ from selfsight.files import write_text
 from selfsight.reporting.page import html_table, page
 from selfsight.reporting.run_comparison import curves_of, differences, table, titles_of
 from selfsight.runs import records
-from selfsight.runs.console import make_console, make_table, quiet
+from selfsight.runs.console import make_console, make_table
 from selfsight.runs.folder import RunFolder
 
 
 def run(cfg: DictConfig) -> None:
-    quiet()
     console = make_console()
     folders = opened(cfg.runs)
     if cfg.features:

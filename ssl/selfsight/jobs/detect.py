@@ -17,7 +17,7 @@ from selfsight.errors import UserError
 from selfsight.files import replace
 from selfsight.jobs.evaluate import show
 from selfsight.runs import records
-from selfsight.runs.console import clock_text, make_console, quiet
+from selfsight.runs.console import clock_text, make_console
 from selfsight.runs.environment import command
 from selfsight.runs.folder import RunFolder
 
@@ -32,7 +32,6 @@ def run(cfg: DictConfig) -> None:
     """
     from safetensors.torch import save
 
-    quiet()
     console = make_console()
     out = place(cfg)
     source = Path(cfg.weights).expanduser() if cfg.run is None else RunFolder.open(cfg.run).path

@@ -11,13 +11,11 @@ from selfsight.engine import build, inherit, measure
 from selfsight.engine.measure import Outcome
 from selfsight.engine.session import Session, reopen
 from selfsight.jobs.finetune import conclude
-from selfsight.runs.console import quiet
 from selfsight.runs.folder import RunFolder
 
 
 def run(cfg: DictConfig) -> Outcome:
     """Distil, measure, export. Data set, labels and views are the teacher's where nothing else is said."""
-    quiet()
     cfg, folder = reopen(cfg)
     student = None if cfg.student == inherit.SELF else student_backbone(str(cfg.student))
     cfg, teacher, classes = inherit.completed_for_distillation(cfg, student)

@@ -13,8 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from selfsight.runs.console import quiet
-
 PACKAGES = (
     "torch", "torchvision", "lightning", "hydra-core", "timm", "numpy", "opencv-python-headless", "pillow",
     "faiss-cpu", "torchmetrics", "scikit-learn", "safetensors", "wandb",
@@ -42,7 +40,6 @@ OPTIONAL = (
 
 
 def run(cfg: DictConfig) -> None:
-    quiet()
     console = Console(highlight=False)
     console.print(f"Python {platform.python_version()} on {platform.platform()}, {os.cpu_count()} cores")
     versions = Table("package", "version", title="packages", title_justify="left")

@@ -21,7 +21,7 @@ from selfsight.evaluation.probes import knn
 from selfsight.files import replace
 from selfsight.jobs.evaluate import subject
 from selfsight.reporting import embedding
-from selfsight.runs.console import make_console, quiet
+from selfsight.runs.console import make_console
 from selfsight.runs.records import with_folder
 
 #: images that are listed as the nearest of each, in a table
@@ -39,7 +39,6 @@ def run(cfg: DictConfig) -> None:
     numbers of each image are in ``train_targets [N, T]``. A file called
     ``.parquet`` gets a table with a row for each image instead, see `rows_of`.
     """
-    quiet()
     check(cfg.out, cfg.projection)
     backbone, data, folder, _ = subject(cfg)
     if cfg.out is None and folder is None:

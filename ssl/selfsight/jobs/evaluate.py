@@ -26,7 +26,7 @@ from selfsight.evaluation.features import FINAL, PROJECTION, stage_names
 from selfsight.evaluation.probes import diagnostics
 from selfsight.evaluation.published import PublishedProbe
 from selfsight.runs import records
-from selfsight.runs.console import make_console, make_table, quiet
+from selfsight.runs.console import make_console, make_table
 from selfsight.runs.environment import command
 from selfsight.runs.folder import RunFolder
 
@@ -44,7 +44,6 @@ class Subject(NamedTuple):
 
 def run(cfg: DictConfig) -> Figures:
     """Extract features once, evaluate, show the numbers with their protocol, keep them in ``eval/<name>.json``."""
-    quiet()
     console = make_console()
     evaluator = evaluator_of(cfg)
     of = subject(cfg)

@@ -18,7 +18,7 @@ from selfsight.errors import UserError
 from selfsight.evaluation.features import FINAL
 from selfsight.reporting import embedding
 from selfsight.reporting.explorer import Explorer
-from selfsight.runs.console import make_console, quiet
+from selfsight.runs.console import make_console
 from selfsight.runs.folder import RunFolder
 from selfsight.validation import expect, one_of, whole
 
@@ -32,7 +32,6 @@ PORTS = 2**16
 def run(cfg: DictConfig) -> None:
     import selfsight
 
-    quiet()
     console = make_console()
     check(cfg)
     if find_spec("bokeh") is None:

@@ -16,7 +16,7 @@ from selfsight.contracts import Backbone
 from selfsight.errors import USAGE, UserError, nearest
 from selfsight.files import replace
 from selfsight.reporting.model_card import model_card
-from selfsight.runs.console import make_console, quiet
+from selfsight.runs.console import make_console
 from selfsight.runs.folder import RunFolder
 from selfsight.runs.records import with_folder
 
@@ -33,7 +33,6 @@ FILES = {
 
 def run(cfg: DictConfig) -> None:
     """Write the file and say what its reader has to know."""
-    quiet()
     if cfg.format not in FILES:
         raise UserError(
             f"there is no format '{cfg.format}'; choose from {', '.join(FILES)}.{nearest(str(cfg.format), FILES)}",

@@ -12,13 +12,12 @@ from selfsight.engine.session import Session, labels_used, reopen
 from selfsight.evaluation.base import Figures
 from selfsight.reporting import report, trackers
 from selfsight.reporting.classification import show_classifiers
-from selfsight.runs.console import clock_text, quiet
+from selfsight.runs.console import clock_text
 from selfsight.runs.folder import RunFolder
 
 
 def run(cfg: DictConfig) -> Outcome:
     """Fine-tune, measure, export. The run folder names the run it started from in its configuration."""
-    quiet()
     cfg, folder = reopen(cfg)
     if folder is None or not folder.began:
         cfg, backbone, projector = inherit.completed_for_finetuning(cfg, again=folder is not None)

@@ -19,14 +19,13 @@ from selfsight.engine.imported_run import KEPT_ON, begin_with
 from selfsight.engine.options import resolved
 from selfsight.errors import USAGE, UserError
 from selfsight.jobs.pipeline import composed
-from selfsight.runs.console import make_console, quiet
+from selfsight.runs.console import make_console
 
 OPTIMISER = "state of the optimiser"
 
 
 def run(cfg: DictConfig) -> None:
     """Read the file, say what was found and what is left out, write the folder."""
-    quiet()
     out = Path(cfg.out).expanduser()
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"'{out}' exists already and is not empty; name another folder: out=DIR.")

@@ -57,7 +57,11 @@ def start(job: str, cfg: DictConfig) -> Outcome | None:
                 cfg = with_run_of_name(job, cfg, typed)
                 if cfg.resume is not None and (done := finished(cfg)) is not None:
                     return done
-            outcome: Outcome | None = module_of(job).run(cfg)
+            run = module_of(job).run
+            from selfsight.runs.console import quiet  # what is refused does without these libraries
+
+            quiet()
+            outcome: Outcome | None = run(cfg)
             return outcome
     except OmegaConfBaseException as error:
         raise UserError(f"the configuration is not complete: {' '.join(str(error).split())}.", status=USAGE) from error

@@ -14,7 +14,7 @@ from selfsight.evaluation.probes.dims import at_dims
 from selfsight.jobs import pipeline
 from selfsight.reporting import report, trackers
 from selfsight.reporting.classification import show_classifiers
-from selfsight.runs.console import clock_text, quiet
+from selfsight.runs.console import clock_text
 
 
 def run(cfg: DictConfig) -> Outcome:
@@ -23,7 +23,6 @@ def run(cfg: DictConfig) -> Outcome:
     Returns:
         Its headline figures; none on the processes that only train.
     """
-    quiet()
     cfg, folder = reopen(cfg)
     cfg = build.sized(cfg)
     follows = "then" in cfg or cfg.get("batches") is not None  # further jobs, or stages

@@ -26,7 +26,7 @@ from selfsight.engine.performance import apply_performance_options
 from selfsight.engine.precision import WORTH_IT, bf16_gain, bf16_told, resolve_precision, with_fastest
 from selfsight.engine.session import make_trainer
 from selfsight.engine.teacher_features import TeacherFeatures
-from selfsight.runs.console import make_console, make_table, quiet
+from selfsight.runs.console import make_console, make_table
 from selfsight.runs.folder import RunFolder
 
 #: parts of a step in their order
@@ -43,7 +43,6 @@ PARTS = {
 
 def run(cfg: DictConfig) -> None:
     """Train some steps as `pretrain` would, and say what they were spent on. Nothing is kept."""
-    quiet()
     console, timed = make_console(), ProfileOptions.read(cfg)
     parts = build.parts(build.sized(with_fastest(cfg)))
     data, where = parts.datamodule, device(parts.trainer.accelerator)

@@ -20,7 +20,7 @@ from selfsight.evaluation.pruning import Prototypes, choose, default_prototypes,
 from selfsight.files import write_text
 from selfsight.jobs.evaluate import Subject, subject
 from selfsight.reporting.pruning import Pruned, pruning_page
-from selfsight.runs.console import make_console, quiet
+from selfsight.runs.console import make_console
 from selfsight.runs.folder import RunFolder
 from selfsight.runs.records import with_folder
 
@@ -29,7 +29,6 @@ PAGE = ".html"
 
 def run(cfg: DictConfig) -> None:
     """Score all images one may learn from, choose, and write the list and the page beside it."""
-    quiet()
     options = PruneOptions.read(cfg)
     if cfg.stage == ALL:
         raise UserError(

@@ -17,7 +17,7 @@ from selfsight.engine.devices import device
 from selfsight.engine.first_wrong import first_wrong
 from selfsight.engine.reload import classifier_of, method_with
 from selfsight.errors import UserError
-from selfsight.runs.console import make_console, quiet
+from selfsight.runs.console import make_console
 from selfsight.runs.folder import RunFolder
 
 TOLD = 8  # images named, at most
@@ -26,7 +26,6 @@ TYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 def run(cfg: DictConfig) -> None:
     """Do the step again with the state, the batch and the random numbers that it had."""
-    quiet()
     folder = RunFolder.open(cfg.run)
     if not folder.broken_step.is_file():
         raise UserError(

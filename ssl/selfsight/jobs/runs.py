@@ -15,7 +15,7 @@ from selfsight.engine import measure
 from selfsight.errors import USAGE, UserError, nearest
 from selfsight.reporting.run_comparison import CLASSIFIERS, figures, heading
 from selfsight.runs import records
-from selfsight.runs.console import make_console, make_table, quiet
+from selfsight.runs.console import make_console, make_table
 from selfsight.runs.folder import RUNS, RunFolder
 from selfsight.trust import Trust, trusting
 
@@ -64,7 +64,6 @@ WIDEST = 10_000
 
 
 def run(cfg: DictConfig) -> None:
-    quiet()
     console = make_console()
     places = [Path(str(folder)).expanduser() for folder in cfg.folders] or [Path("runs")]
     tests = conditions(cfg.where)

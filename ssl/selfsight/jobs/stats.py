@@ -9,13 +9,12 @@ from omegaconf import DictConfig
 from selfsight.datamodules.images.bands import TYPES, Bands, Kind, measuring
 from selfsight.engine import build
 from selfsight.engine.measure import describe
-from selfsight.runs.console import make_console, make_table, quiet
+from selfsight.runs.console import make_console, make_table
 from selfsight.validation import NULL, expect, whole
 
 
 def run(cfg: DictConfig) -> Bands:
     """Print the facts, and the words that make a run use them."""
-    quiet()
     most = expect("images", cfg.images, NULL | whole(1))
     data = build.dataset(cfg)
     found = measuring(data.train, most)
