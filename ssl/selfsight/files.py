@@ -38,3 +38,20 @@ def write_text(path: Path, text: str) -> None:
         UserError: it cannot be written.
     """
     replace(path, lambda beside: beside.write_text(text, encoding="utf-8", newline=""))
+
+
+def with_folder(path: Path) -> Path:
+    """``path``, a file to write, once its folder is there.
+
+    Raises:
+        UserError: the folder cannot be made, or the file would take the place of a folder.
+    """
+    if path.is_dir():
+        raise UserError(f"'{path}' is a folder; name a file to write, such as {path / 'NAME'}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the folder of '{path}' cannot be made ({error.strerror}); name a place you may write."
+        ) from None
+    return path

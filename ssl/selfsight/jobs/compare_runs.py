@@ -17,10 +17,9 @@ from selfsight.engine.devices import device
 from selfsight.engine.reload import eval_datamodule
 from selfsight.errors import UserError
 from selfsight.evaluation.probes.comparison import compare
-from selfsight.files import write_text
+from selfsight.files import with_folder, write_text
 from selfsight.reporting.page import html_table, page
 from selfsight.reporting.run_comparison import curves_of, differences, table, titles_of
-from selfsight.runs import records
 from selfsight.runs.console import make_console, make_table
 from selfsight.runs.folder import RunFolder
 
@@ -30,7 +29,7 @@ def run(cfg: DictConfig) -> None:
     folders = opened(cfg.runs)
     if cfg.features:
         check_images(folders)
-    out = records.with_folder(Path(cfg.out).expanduser())
+    out = with_folder(Path(cfg.out).expanduser())
     titles, rows = table(folders)
     shown = make_table(*titles)
     for row in rows:

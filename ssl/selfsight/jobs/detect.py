@@ -14,7 +14,7 @@ from selfsight.checkpoints.load import described
 from selfsight.engine import build
 from selfsight.engine.devices import device
 from selfsight.errors import UserError
-from selfsight.files import replace
+from selfsight.files import replace, with_folder
 from selfsight.jobs.evaluate import show
 from selfsight.runs import records
 from selfsight.runs.console import clock_text, make_console
@@ -43,7 +43,7 @@ def run(cfg: DictConfig) -> None:
     detection = build.build(cfg.detection, data=data, optimizer=build.optimizer(cfg.optimizer))
     settings: dict[str, object] = {key: records.to_json(cfg[key]) for key in ("dataset", "detection", "optimizer")}
     settings["backbone"] = str(source.resolve())
-    path = records.with_folder(records.free_path(out, NAME, settings))
+    path = with_folder(records.free_path(out, NAME, settings))
     console.print(detection.protocol, style="dim")
     figures, net = detection(
         backbone.to(device(cfg.accelerator)),

@@ -18,11 +18,10 @@ from selfsight.engine.reload import feature_cache, head_of
 from selfsight.errors import UserError
 from selfsight.evaluation import Features
 from selfsight.evaluation.probes import knn
-from selfsight.files import replace
+from selfsight.files import replace, with_folder
 from selfsight.jobs.evaluate import subject
 from selfsight.reporting import embedding
 from selfsight.runs.console import make_console
-from selfsight.runs.records import with_folder
 
 #: images that are listed as the nearest of each, in a table
 NEAREST = 10

@@ -14,11 +14,10 @@ from selfsight.checkpoints.export import SMALL_STEMS
 from selfsight.checkpoints.load import described
 from selfsight.contracts import Backbone
 from selfsight.errors import USAGE, UserError, nearest
-from selfsight.files import replace
+from selfsight.files import replace, with_folder
 from selfsight.reporting.model_card import model_card
 from selfsight.runs.console import make_console
 from selfsight.runs.folder import RunFolder
-from selfsight.runs.records import with_folder
 
 #: format: name of its file, or folder, in the run folder
 FILES = {

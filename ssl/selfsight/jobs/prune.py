@@ -17,12 +17,11 @@ from selfsight.engine.reload import ALL, feature_cache, head_of
 from selfsight.errors import USAGE, UserError
 from selfsight.evaluation import Features
 from selfsight.evaluation.pruning import Prototypes, choose, default_prototypes, prototype_scores
-from selfsight.files import write_text
+from selfsight.files import with_folder, write_text
 from selfsight.jobs.evaluate import Subject, subject
 from selfsight.reporting.pruning import Pruned, pruning_page
 from selfsight.runs.console import make_console
 from selfsight.runs.folder import RunFolder
-from selfsight.runs.records import with_folder
 
 PAGE = ".html"
 

@@ -21,12 +21,12 @@ from selfsight.engine import measure
 from selfsight.engine.measure import NO_LABEL, class_name, readable
 from selfsight.errors import UserError
 from selfsight.evaluation import Features
+from selfsight.files import with_folder
 from selfsight.reporting import embedding_map
 from selfsight.reporting.embedding import EmbeddingMap
 from selfsight.reporting.embedding_map import PALE, WRONG
 from selfsight.reporting.thumbnails import about_pictures, thumbnail
 from selfsight.runs.folder import RunFolder
-from selfsight.runs.records import with_folder
 
 if TYPE_CHECKING:
     from bokeh.models import LayoutDOM

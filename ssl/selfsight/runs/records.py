@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from selfsight.errors import UserError
-from selfsight.files import write_text
+from selfsight.files import with_folder, write_text
 from selfsight.runs.folder import RunFolder
 
 #: what an evaluation leaves behind: protocol, command, data, settings, result
@@ -63,23 +63,6 @@ def write(path: Path, record: Mapping[str, object]) -> None:
         UserError: it cannot be written.
     """
     write_text(with_folder(path), json.dumps(record, indent=2) + "\n")
-
-
-def with_folder(path: Path) -> Path:
-    """``path``, a file to write, once its folder is there.
-
-    Raises:
-        UserError: the folder cannot be made, or the file would take the place of a folder.
-    """
-    if path.is_dir():
-        raise UserError(f"'{path}' is a folder; name a file to write, such as {path / 'NAME'}.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"the folder of '{path}' cannot be made ({error.strerror}); name a place you may write."
-        ) from None
-    return path
 
 
 def to_json(node: DictConfig | None) -> dict[str, object]:
