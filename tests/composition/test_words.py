@@ -15,8 +15,9 @@ from selfsight import cli
 from selfsight.composition import catalogue
 from selfsight.composition.help import about
 from selfsight.composition.words import parse_override
-from selfsight.engine import measure, monitor
+from selfsight.engine import monitor
 from selfsight.errors import UserError
+from selfsight.reporting import tables
 
 from ..docs.test_commands import PAGES, commands
 
@@ -244,10 +245,10 @@ def test_what_a_run_tells_fits_into_eighty_columns() -> None:
     shots = {k: {"mean": 0.6571, "std": 0.1234} for k in ("1", "5", "20")}
     row = {"knn_top1": 1.0, "linear_top1": 1.0, "rank": 512.04, "few_shot": shots}
     console = Console(file=io.StringIO(), width=80)
-    measure.show(console, dict.fromkeys(measure.ROWS, row), {})
+    tables.show_run(console, dict.fromkeys(tables.ROWS, row), {})
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert max(map(len, lines)) <= 80
-    for label in measure.ROWS.values():
+    for label in tables.ROWS.values():
         (told,) = (line for line in lines if line.startswith(label))
         assert told.removeprefix(label).split() == ["100.0%", "100.0%", "512.0", *["65.7", "±", "12.3%"] * 3]
 

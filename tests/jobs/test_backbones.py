@@ -12,7 +12,7 @@ from selfsight.backbones.families import FAMILIES
 from selfsight.backbones.registry import create
 from selfsight.engine import one_step
 from selfsight.jobs import backbones
-from selfsight.jobs.backbones import BEGIN, END
+from selfsight.reporting.backbone_table import BEGIN, END
 
 #: of a dozen kinds: stems of several strides, tokens and maps, channels last, hybrids, wide outputs of small maps
 DOZEN = (

@@ -221,7 +221,7 @@ def test_the_projection_of_runs_that_have_none(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_figures_as_a_person_reads_them(capsys: pytest.CaptureFixture[str]) -> None:
-    from selfsight.jobs.evaluate import show_stages
+    from selfsight.reporting.tables import show_stages
     from selfsight.runs.console import make_console
 
     assert records.number({"mean": 0.6186, "std": 0.1012, "interval": 0.0081}) == "0.6186 ± 0.0081"

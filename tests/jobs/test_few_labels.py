@@ -26,6 +26,7 @@ from selfsight.engine.session import Session
 from selfsight.errors import UserError
 from selfsight.jobs import compare, pipeline
 from selfsight.reporting import classification
+from selfsight.runs import comparison
 from selfsight.runs.folder import RUN_VARIABLE, RunFolder
 
 SMOKE = ["debug=smoke", "report=false", "seed=0"]
@@ -302,7 +303,7 @@ def test_comparison_of_figures(tmp_path: Path) -> None:
     teacher = fixmatch["classifiers"]["teacher"]["top1"]
     assert found["fixmatch", "classifier_top1"] == pytest.approx(teacher, abs=1e-6)
     assert "Methods on digits" in (folder / "comparison.html").read_text()
-    assert len(compare.read(folder / "comparison.csv")) == 15
+    assert len(comparison.read(folder / "comparison.csv")) == 15
 
 
 def test_every_method_of_the_table_has_its_presets() -> None:
@@ -501,11 +502,11 @@ def test_comparison_survives_being_killed(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     assert table.exists()
-    before = compare.read(table)
+    before = comparison.read(table)
     time.sleep(1.5)  # for the workers to notice
     subprocess.run(command, check=True, capture_output=True)
     go(*words[:-1], "workers=1", f"runs={tmp_path / 'whole'}")
-    killed, whole = compare.read(table), compare.read(tmp_path / "whole" / "compare-digits" / "comparison.csv")
+    killed, whole = comparison.read(table), comparison.read(tmp_path / "whole" / "compare-digits" / "comparison.csv")
     assert killed[: len(before)] == before
     assert sorted(killed) == sorted(whole)
     assert len(whole) == 4

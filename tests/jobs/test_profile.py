@@ -11,7 +11,7 @@ import pytest
 
 from selfsight import cli
 from selfsight.datamodules import ImageDataModule
-from selfsight.jobs.profile import PARTS, Stopwatch, bottleneck
+from selfsight.engine.stopwatch import PARTS, Stopwatch, bottleneck
 
 WORDS = ["steps=4", "warmup=2", "batch_size=32", "limit_images=96", "trainer.accelerator=cpu"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from selfsight import cli
-from selfsight.jobs import runs
+from selfsight.reporting import run_list
 from selfsight.runs.folder import RunFolder
 
 
@@ -89,9 +89,9 @@ def test_words_that_cannot_be_meant(
 
 
 def test_a_run_of_ours(finished_run: Path) -> None:
-    row = runs.read(RunFolder(finished_run))
+    row = run_list.read(RunFolder(finished_run))
     summary = json.loads((finished_run / "summary.json").read_text())
-    assert (row.state, row.job) == (runs.FINISHED, "pretrain")
+    assert (row.state, row.job) == (run_list.FINISHED, "pretrain")
     assert row.figures["knn_top1"] == summary["pretrained"]["knn_top1"]
     assert row.epochs == row.planned > 0
     assert float(RunFolder(finished_run).read_metrics()[-1]["grad_norm"]) > 0

@@ -22,7 +22,6 @@ from selfsight.contracts import Batch
 from selfsight.datamodules import digits
 from selfsight.evaluation import cache
 from selfsight.evaluation.features import Features
-from selfsight.jobs import compare_runs
 from selfsight.reporting import comparison, curves, embedding, embedding_map, page, pictures, report, run_comparison
 from selfsight.reporting.galleries import galleries
 from selfsight.reporting.thumbnails import denormalised
@@ -318,7 +317,7 @@ def test_compare_runs(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert changed["method._target_"][2] == "selfsight.methods.swav.SwAV"
     assert "dataset.name" not in changed
     twin = RunFolder.open(shutil.copytree(runs / "a", tmp_path / "twin"))
-    assert compare_runs.alike([folders[0], twin], "cpu") == [["a and twin", "1.000", "100.0%"]]
+    assert run_comparison.alike([folders[0], twin], "cpu") == [["a and twin", "1.000", "100.0%"]]
     assert "What differs in the configuration" in (tmp_path / "page.html").read_text()
     for words in ([str(runs / "a")], [str(runs / "a"), f"{runs}/b/../a"]):
         with pytest.raises(SystemExit):

@@ -255,7 +255,7 @@ def look_back(rows: Mapping[str, Mapping[str, object]], plan: Plan, lr: float) -
     """A sentence where the trained network is not above the untrained one or the pixels: likely cause and next words.
 
     Args:
-        rows: of the table, by `measure.ROWS`. lr: as it is configured.
+        rows: of the table, by `reporting.tables.ROWS`. lr: as it is configured.
     """
     trained = rows.get("pretrained", {})
     for key, title in COMPARED.items():

@@ -40,14 +40,6 @@ from selfsight.runs.console import make_table
 from selfsight.runs.folder import RunFolder
 from selfsight.runs.records import Record
 
-#: rows of the table, from nothing learnt to what was learnt here
-ROWS = {
-    "largest": "largest class",
-    "pixels": "raw pixels",
-    "untrained": "untrained",
-    "pretrained": "pretrained",
-}
-
 #: features of training and test images; the latter None where there are none
 Pair = tuple[Features, Features | None]
 
@@ -248,24 +240,6 @@ def run_evaluators(evaluators: Mapping[str, Evaluator], backbone: nn.Module, dat
     for evaluator in evaluators.values():
         found |= evaluator.on_images(backbone, data) if looks_at_images(evaluator) else run_evaluator(evaluator, *pair)
     return found
-
-
-def show(console: Console, summary: Mapping[str, Figures], protocols: Mapping[str, str]) -> None:
-    """The table of a run: raw pixels, untrained and pretrained network under the same protocols."""
-    rows = {key: label for key, label in ROWS.items() if key in summary}
-    shots = sorted({k for key in rows for k in summary[key].get("few_shot", {})}, key=int)
-    columns = singles(summary[row] for row in rows)
-    table = make_table("", *columns.values(), *[f"{k}/class" for k in shots])
-    for row, label in rows.items():
-        values = summary[row]
-        cells = ["" if key not in values else figure(key, values[key]) for key in columns]
-        for k in shots:
-            shot = values.get("few_shot", {}).get(k)
-            cells.append("" if shot is None else f"{100 * shot['mean']:.1f} ± {100 * shot['std']:.1f}%")
-        table.add_row(label, *cells)
-    console.print(table)
-    for name, told in protocols.items():
-        console.print(f"  {name}: {told}", style="dim", highlight=False)
 
 
 def classifiers(method: Method, data: DataModule, folder: RunFolder) -> dict[str, Figures]:

@@ -1,10 +1,16 @@
-"""The progress bar of a training: one, over all its steps."""
+"""How far a training is: a bar over all its steps, or a line now and then."""
 
 from __future__ import annotations
+
+import time
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from selfsight.runs.console import clock_text
+
+NOTES = 20  # lines of progress
 
 
 class ProgressBar(Callback):
@@ -53,3 +59,20 @@ class ProgressBar(Callback):
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
+
+
+class StepLines:
+    """A line now and then: step, mean loss since the last one, time left."""
+
+    def __init__(self, console: Console, steps: int) -> None:
+        self.console, self.steps, self.start = console, steps, time.monotonic()
+        self.losses: list[float] = []
+
+    def __call__(self, step: int, loss: float) -> None:
+        self.losses.append(loss)
+        if step % max(1, self.steps // NOTES) and step != self.steps:
+            return
+        left = (time.monotonic() - self.start) / step * (self.steps - step)
+        mean = sum(self.losses) / len(self.losses)
+        self.console.print(f"step {step:>6}/{self.steps}  loss {mean:.3f}  {clock_text(left)} left")
+        self.losses.clear()

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
 
-from selfsight.backbones.families import FAMILIES, LEFT_OUT, Family
+from selfsight.backbones.families import FAMILIES, Family
 from selfsight.composition.catalogue import choices
 from selfsight.datamodules.loading.loader import cores
 from selfsight.engine.one_step import Row, tried
 from selfsight.engine.tasks import in_order
 from selfsight.errors import USAGE, UserError, nearest
 from selfsight.files import write_text
+from selfsight.reporting.backbone_table import TITLES, cells, inserted, markdown, reasons
 from selfsight.runs.console import make_console, make_table, quiet
 
 #: a method for each thing that methods ask of a network: features of views of one size and of several, of turned
@@ -24,7 +25,6 @@ from selfsight.runs.console import make_console, make_table, quiet
 METHODS = ("simclrv2", "supcon", "swav", "rotation", "pixpro", "spark", "simmatchv2", "mae")
 WORTH_A_PROCESS = 8  # families: it takes some seconds to begin
 WIDTH = 140  # of the table on the screen
-BEGIN, END = "<!-- table of `selfsight backbones` -->", "<!-- end of the table -->"
 
 
 def run(cfg: DictConfig) -> None:
@@ -98,30 +98,6 @@ def methods_of(words: Sequence[str] | None) -> list[str]:
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def cells(row: Row, methods: Iterable[str]) -> list[str]:
-    """The columns of a row: family, smallest member, million parameters, pixels, sizes, and a mark for each method."""
-    sizes = "" if row.side is None else "several" if row.several else "one"
-    marks = ["–" if row.refusals[method] else "✓" for method in methods]
-    side = "" if row.side is None else str(row.side)
-    return [row.family.title, row.family.smallest, f"{row.parameters / 1e6:.1f}", side, sizes, *marks]
-
-
-TITLES = ("family", "smallest member", "M parameters", "pixels", "sizes")
-
-
-def reasons(rows: Iterable[Row], methods: Iterable[str]) -> list[str]:
-    """A line for each reason why a method and some families do not go together."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for method in methods:
-        for row in rows:
-            if row.refusals[method]:
-                found.setdefault((method, row.refusals[method]), []).append(row.family.title)
-    merged: dict[tuple[str, tuple[str, ...]], list[str]] = {}  # what holds for all methods is said once
-    for (method, reason), families in found.items():
-        merged.setdefault((reason, tuple(families)), []).append(method)
-    return [f"{', '.join(names)} · {', '.join(families)}: {reason}" for (reason, families), names in merged.items()]
-
-
 def show(console: Console, rows: Sequence[Row], methods: Sequence[str]) -> None:
     """The table on the screen, and below it why not."""
     table = make_table(*TITLES, *methods)
@@ -130,26 +106,6 @@ def show(console: Console, rows: Sequence[Row], methods: Sequence[str]) -> None:
     console.print(table, width=max(console.width, WIDTH))
     for line in reasons(rows, methods):
         console.print(f"  {line}", style="dim", markup=False)
-
-
-def markdown(rows: Sequence[Row], methods: Sequence[str]) -> str:
-    """The table as Markdown, with the reasons and the networks that are left out."""
-    header = [*TITLES, *methods]
-    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-    lines += [f"| {' | '.join(cells(row, methods))} |" for row in rows]
-    lines += ["", "Why not:", "", *(f"- {line}" for line in reasons(rows, methods))]
-    lines += ["", "Left out, because timm lacks them and they are longer than a page; nearest:", ""]
-    lines += [f"- {name}: {instead}" for name, instead in LEFT_OUT.items()]
-    return "\n".join(lines)
-
-
-def inserted(page: str, table: str) -> str:
-    """A page with the table in its place, or at its end."""
-    block = f"{BEGIN}\n\n{table}\n\n{END}"
-    if BEGIN in page and END in page:
-        before, _, rest = page.partition(BEGIN)
-        return before + block + rest.partition(END)[2]
-    return f"{page.rstrip()}\n\n{block}\n"
 
 
 def _plain(text: str) -> str:

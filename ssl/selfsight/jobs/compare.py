@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -24,13 +22,10 @@ from selfsight.evaluation.base import Figures
 from selfsight.evaluation.probes.linear import FewShot
 from selfsight.files import write_text
 from selfsight.jobs.pipeline import SOURCE, composed, perform
-from selfsight.reporting.comparison import TABLE, Row, cell_text, columns, figures, read, show, title, told, write
-from selfsight.runs import records
+from selfsight.reporting.comparison import cell_text, columns, figure_of, figures, show, title, told
+from selfsight.runs.comparison import TABLE, Row, drop_unused, opened, read, write
 from selfsight.runs.console import make_console, quiet
 from selfsight.runs.folder import RunFolder
-
-#: keys in which the same command may differ from the one that began the comparison: they only add rows
-GROWING = ("seeds", "labels_per_class", "approaches", "name", "runs", "workers", "job")
 
 #: the step that is no run of its own: a linear probe on the features of the run before it
 PROBE = "linear"
@@ -161,36 +156,6 @@ def do(plain: str, folder: Path, task: Task) -> Values:
     return values(cfg, RunFolder(folder), *task)
 
 
-def opened(cfg: DictConfig) -> RunFolder:
-    """The comparison's folder, made now or found as the same command has left it.
-
-    Raises:
-        UserError: it holds a comparison with other settings.
-    """
-    path = Path(cfg.runs).expanduser() / str(cfg.name or f"compare-{records.data_name(cfg.dataset)}")
-    folder = RunFolder(path)
-    if (path / "config.yaml").is_file():
-        old, new = folder.config(), OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True))
-        assert isinstance(new, DictConfig)
-        other = [str(key) for key in {*old, *new} if key not in GROWING and old.get(key) != new.get(key)]
-        if other:
-            raise UserError(f"'{path}' holds a comparison with another {min(other)}; give this one a name: name=NAME.")
-    elif path.is_dir() and any(path.iterdir()):
-        raise UserError(f"'{path}' exists already and is no comparison; give this one another name: name=NAME.")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be made ({error.strerror}); name a folder you may write: runs=DIR.") from None
-    folder.write_config(cfg)
-    return folder
-
-
-def drop_unused(folder: RunFolder) -> None:
-    """Remove the folder of a comparison that was refused before any of its runs had a checkpoint."""
-    if not (folder.path / TABLE).exists() and not any(folder.path.glob("runs/*/checkpoints/*.ckpt")):
-        shutil.rmtree(folder.path, ignore_errors=True)
-
-
 def values(cfg: DictConfig, folder: RunFolder, name: str, labels: int, seed: int) -> Values:
     """What a task gives the table: an accuracy for its number of labels, or the figures of its run."""
     if not figures(cfg):
@@ -201,24 +166,6 @@ def values(cfg: DictConfig, folder: RunFolder, name: str, labels: int, seed: int
     else:
         summary, trained = perform_step(cfg, folder, name, labels, seed)[0], True
     return {str(figure): figure_of(summary, str(figure), step, trained) for figure in figures(cfg)}
-
-
-def figure_of(summary: Figures, figure: str, step: DictConfig, trained: bool) -> float:
-    """A figure of a run's summary, not a number where it has none.
-
-    Args:
-        trained: it is of the trained network, and not of what stands beside that in the run's table.
-    """
-    kind, _, rest = figure.rpartition("_")
-    found: Any
-    if figure == "seconds":
-        found = summary.get("train_seconds") if trained else None
-    elif figure == "classifier_top1":
-        found = summary["classifiers"].get(step.get("measured", "student"), {}).get("top1") if trained else None
-    else:
-        row = summary.get(step.get("row", "pretrained"), {})
-        found = row.get("few_shot", {}).get(rest, {}).get("mean") if kind == "few_shot" else row.get(figure)
-    return math.nan if found is None else float(found)
 
 
 def accuracy(cfg: DictConfig, folder: RunFolder, name: str, labels: int, seed: int) -> float:

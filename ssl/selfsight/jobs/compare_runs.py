@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
-from itertools import combinations
 from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 
-import selfsight
-from selfsight.engine import build, measure
-from selfsight.engine.devices import device
-from selfsight.engine.reload import eval_datamodule
 from selfsight.errors import UserError
-from selfsight.evaluation.probes.comparison import compare
 from selfsight.files import with_folder, write_text
 from selfsight.reporting.page import html_table, page
-from selfsight.reporting.run_comparison import curves_of, differences, table, titles_of
+from selfsight.reporting.run_comparison import alike, check_images, curves_of, differences, table, titles_of
 from selfsight.runs.console import make_console, make_table
 from selfsight.runs.folder import RunFolder
 
@@ -76,27 +70,3 @@ def tell_differences(console: Console, folders: Sequence[RunFolder], changed: Se
     for row in changed:
         shown.add_row(*(escape(cell) for cell in row))
     console.print(shown)
-
-
-def check_images(folders: Sequence[RunFolder]) -> None:
-    """
-    Raises:
-        UserError: the runs learned from different images, so that their features have none in common.
-    """
-    seen = [(cfg.dataset, cfg.get("limit_images")) for cfg in (folder.config() for folder in folders)]
-    if any(one != seen[0] for one in seen):
-        raise UserError("features=true compares how runs see the same images, and these learned from different ones.")
-
-
-def alike(folders: Sequence[RunFolder], accelerator: str) -> list[list[str]]:
-    """CKA and share of common neighbours of the test features (the training features without a test set), by pairs."""
-    features = []
-    for folder in folders:
-        backbone = selfsight.load(folder.path).to(device(accelerator))
-        train, test = measure.features(backbone, eval_datamodule(build.dataset(folder.config(), folder), backbone))
-        features.append(train if test is None else test)
-    rows = []
-    for (a, x), (b, y) in combinations(zip(titles_of(folders), features, strict=True), 2):
-        found = compare(x, y)
-        rows.append([f"{a} and {b}", f"{found['cka']:.3f}", f"{found['neighbour_overlap']:.1%}"])
-    return rows

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.console import Console
 
 import selfsight
 from selfsight.checkpoints.export import state
 from selfsight.checkpoints.load import described
 from selfsight.engine import build
 from selfsight.engine.devices import device
+from selfsight.engine.progress import StepLines
 from selfsight.errors import UserError
 from selfsight.files import replace, with_folder
-from selfsight.jobs.evaluate import show
+from selfsight.reporting.tables import show_figures
 from selfsight.runs import records
-from selfsight.runs.console import clock_text, make_console
+from selfsight.runs.console import make_console
 from selfsight.runs.environment import command
 from selfsight.runs.folder import RunFolder
 
 NAME = "detect"
-NOTES = 20  # lines of progress
 
 
 def run(cfg: DictConfig) -> None:
@@ -50,9 +48,9 @@ def run(cfg: DictConfig) -> None:
         mean,
         std,
         num_workers=cfg.num_workers,
-        watch=Progress(console, detection.iterations),
+        watch=StepLines(console, detection.iterations),
     )
-    show(console, figures)
+    show_figures(console, figures)
     record = {
         "protocol": detection.protocol,
         "command": command(),
@@ -80,20 +78,3 @@ def place(cfg: DictConfig) -> Path:
     if cfg.run is None:
         raise UserError("say where the results of an exported backbone go: out=DIR.", status=2)
     return RunFolder.open(cfg.run).path / "eval"
-
-
-class Progress:
-    """A line now and then: step, mean loss since the last one, time left."""
-
-    def __init__(self, console: Console, steps: int) -> None:
-        self.console, self.steps, self.start = console, steps, time.monotonic()
-        self.losses: list[float] = []
-
-    def __call__(self, step: int, loss: float) -> None:
-        self.losses.append(loss)
-        if step % max(1, self.steps // NOTES) and step != self.steps:
-            return
-        left = (time.monotonic() - self.start) / step * (self.steps - step)
-        mean = sum(self.losses) / len(self.losses)
-        self.console.print(f"step {step:>6}/{self.steps}  loss {mean:.3f}  {clock_text(left)} left")
-        self.losses.clear()

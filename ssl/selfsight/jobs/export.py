@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
 import selfsight
-from selfsight.checkpoints import export, hub
-from selfsight.checkpoints.export import SMALL_STEMS
-from selfsight.checkpoints.load import described
+from selfsight.checkpoints import hub
+from selfsight.checkpoints.outgoing import FILES, write
 from selfsight.contracts import Backbone
 from selfsight.errors import USAGE, UserError, nearest
-from selfsight.files import replace, with_folder
 from selfsight.reporting.model_card import model_card
 from selfsight.runs.console import make_console
 from selfsight.runs.folder import RunFolder
-
-#: format: name of its file, or folder, in the run folder
-FILES = {
-    "torchvision": "backbone.torchvision.pth",
-    "timm": "backbone.timm.safetensors",
-    "detectron2": "backbone.detectron2.pkl",
-    "onnx": "backbone.onnx",
-    "safetensors": "",
-    "hub": "hub",
-}
 
 
 def run(cfg: DictConfig) -> None:
@@ -52,26 +38,6 @@ def run(cfg: DictConfig) -> None:
     make_console().print(f"{out}: {told}", markup=False, highlight=False, soft_wrap=True)
 
 
-def write(backbone: Backbone, form: str, out: Path) -> str:
-    """The weights of a loaded backbone in one of the `FILES`; returns what their reader has to know."""
-    spec, sizes = backbone.spec, ""
-    if form == "torchvision":
-        content = io.BytesIO()
-        torch.save(export.to_torchvision(backbone), content)
-        replace(out, lambda path: path.write_bytes(content.getbuffer()))
-    elif form == "timm":
-        export.export_timm(backbone, spec["backbone"], out)
-    elif form == "detectron2":
-        export.export_detectron2(backbone, out)
-    elif form == "onnx":
-        size = described(backbone, "image_size")
-        free = export.export_onnx(backbone, out, size, spec["backbone"].get("in_chans", 3))
-        sizes = "; any number of images, " + ("of any size" if free else f"of {size} x {size} pixels")
-    else:
-        export.export_backbone(backbone, spec, with_folder(out / export.WEIGHTS).parent)
-    return how_to_read(backbone, form) + sizes
-
-
 def to_hub(cfg: DictConfig, backbone: Backbone, out: Path, run: RunFolder | None) -> str:
     """A folder as the Hub has them, uploaded where ``push`` names a repository; returns what was done."""
     name = cfg.push or out.resolve().name
@@ -85,26 +51,3 @@ def to_hub(cfg: DictConfig, backbone: Backbone, out: Path, run: RunFolder | None
     if cfg.push is None:
         return f"{told}; push=PERSON/MODEL uploads it"
     return f"{told}; uploaded to {hub.push(out, str(cfg.push))}, selfsight.load('{hub.PREFIX}{cfg.push}') loads it"
-
-
-def how_to_read(backbone: Backbone, form: str) -> str:
-    """What the reader has to do with the images, and before the weights fit."""
-    spec = backbone.spec
-    mean, std = described(backbone, "mean") or (0.0,) * 3, described(backbone, "std") or (1.0,) * 3
-    if form == "detectron2":
-        mean, std = ([round(255 * value, 3) for value in values] for values in (mean, std))
-        return f"INPUT.FORMAT RGB, MODEL.PIXEL_MEAN {mean}, MODEL.PIXEL_STD {std}, MODEL.RESNETS.STRIDE_IN_1X1 False"
-    images = f"RGB images from 0 to 1, less mean {list(mean)}, divided by std {list(std)}"
-    arguments = spec["backbone"]
-    name = export.name_of(arguments)
-    if form == "timm" and (call := export.timm_call(backbone, arguments)) is not None:
-        options = "".join(f", {key}={value!r}" for key, value in call[1].items())
-        name = f"net = timm.create_model('{call[0]}', num_classes=0{options})"
-    padding = SMALL_STEMS.get(str(arguments.get("stem")))
-    if form in ("timm", "torchvision") and padding is not None:
-        channels = ", ".join(map(str, backbone.get_parameter("conv1.weight").shape[1::-1]))
-        name += (
-            f"; before loading, net.conv1 = torch.nn.Conv2d({channels}, 3, padding={padding}, bias=False) and "
-            "net.maxpool = torch.nn.Identity()"
-        )
-    return f"{name}; {images}"

@@ -26,9 +26,9 @@ from selfsight.composition.overrides import AUTO
 from selfsight.composition.places import check_places
 from selfsight.engine import options
 from selfsight.engine.options import RunOptions, TrainerOptions
+from selfsight.engine.resume import OTHER_RUNS, check_job, finished, with_run_of_name
 from selfsight.errors import USAGE, UserError
 from selfsight.files import write_text
-from selfsight.jobs.resume import OTHER_RUNS, check_job, finished, with_run_of_name
 from selfsight.runs.folder import RunFolder
 from selfsight.runs.processes import RUN_VARIABLE, SPREAD_VARIABLES, STOPPED, TASK_VARIABLE, on_first_process
 from selfsight.trust import Trust, given, targets, trusting

@@ -14,6 +14,7 @@ from selfsight.evaluation.probes.dims import at_dims
 from selfsight.jobs import pipeline
 from selfsight.reporting import report, trackers
 from selfsight.reporting.classification import show_classifiers
+from selfsight.reporting.tables import show_run
 from selfsight.runs.console import clock_text
 
 
@@ -48,7 +49,7 @@ def conclude(session: Session) -> Figures:
     rows = beside_untrained(session, trained) if parts.final else {}
     protocols = measure.protocols(parts.final, data, rows.get("pretrained"))
     if parts.final:
-        measure.show(console, rows, protocols)
+        show_run(console, rows, protocols)
         if parts.plan is not None and (sentence := advice.look_back(rows, parts.plan, parts.recipe.lr)):
             console.print(f"[yellow]warning[/yellow] {escape(sentence)}")
     classifiers = measure.classifiers(parts.method, data, session.folder)

@@ -2,51 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 import math
-import os
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from selfsight.engine.options import FIGURES
-from selfsight.files import write_text
+from selfsight.evaluation.base import Figures
 from selfsight.reporting.page import figure_html, html_table, page, stroke
 from selfsight.runs import records
+from selfsight.runs.comparison import Row
 from selfsight.runs.console import make_table
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-TABLE = "comparison.csv"
-COLUMNS = ("approach", "labels_per_class", "seed", "accuracy")
-OF_FIGURES = ("approach", "figure", "seed", "value")
-#: approach, labels a class or the name of a figure, seed, value
-Row = tuple[str, int | str, int, float]
-
-
-def read(path: Path) -> list[Row]:
-    """The rows of a comparison that are finished."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        header, *rows = csv.reader(file)
-    kind = str if tuple(header) == OF_FIGURES else int
-    return [(name, kind(column), int(seed), float(value)) for name, column, seed, value in rows]
-
-
-def write(path: Path, rows: Sequence[Row]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator=os.linesep)
-    writer.writerow(OF_FIGURES if any(isinstance(row[1], str) for row in rows) else COLUMNS)
-    writer.writerows((*row[:3], f"{row[3]:.6f}") for row in rows)
-    write_text(path, text.getvalue())
 
 
 def figures(cfg: DictConfig) -> Sequence[str]:
@@ -157,3 +130,21 @@ def side_by_side(rows: Sequence[Row], cfg: DictConfig) -> Figure:
     figure.update_xaxes(title="test accuracy", tickformat=".0%")
     figure.update_yaxes(autorange="reversed", dtick=1)
     return figure
+
+
+def figure_of(summary: Figures, figure: str, step: DictConfig, trained: bool) -> float:
+    """A figure of a run's summary, not a number where it has none.
+
+    Args:
+        trained: it is of the trained network, and not of what stands beside that in the run's table.
+    """
+    kind, _, rest = figure.rpartition("_")
+    found: Any
+    if figure == "seconds":
+        found = summary.get("train_seconds") if trained else None
+    elif figure == "classifier_top1":
+        found = summary["classifiers"].get(step.get("measured", "student"), {}).get("top1") if trained else None
+    else:
+        row = summary.get(step.get("row", "pretrained"), {})
+        found = row.get("few_shot", {}).get(rest, {}).get("mean") if kind == "few_shot" else row.get(figure)
+    return math.nan if found is None else float(found)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
-from selfsight.engine import measure
+import selfsight
+from selfsight.engine import build, measure
+from selfsight.engine.devices import device
+from selfsight.engine.reload import eval_datamodule
+from selfsight.errors import UserError
 from selfsight.evaluation.base import Figures
+from selfsight.evaluation.probes.comparison import compare
 from selfsight.reporting import curves
 from selfsight.reporting.page import figure_html
 from selfsight.runs import records
@@ -166,3 +172,27 @@ def curves_of(folders: Sequence[RunFolder]) -> str:
             charts.append(f"<div>{figure_html(made, 320)}</div>")
     note = "<p class='soft'>Losses of different methods are different quantities.</p>"
     return f"<h2>Training</h2>{note}<div class='grid'>{''.join(charts)}</div>"
+
+
+def check_images(folders: Sequence[RunFolder]) -> None:
+    """
+    Raises:
+        UserError: the runs learned from different images, so that their features have none in common.
+    """
+    seen = [(cfg.dataset, cfg.get("limit_images")) for cfg in (folder.config() for folder in folders)]
+    if any(one != seen[0] for one in seen):
+        raise UserError("features=true compares how runs see the same images, and these learned from different ones.")
+
+
+def alike(folders: Sequence[RunFolder], accelerator: str) -> list[list[str]]:
+    """CKA and share of common neighbours of the test features (the training features without a test set), by pairs."""
+    features = []
+    for folder in folders:
+        backbone = selfsight.load(folder.path).to(device(accelerator))
+        train, test = measure.features(backbone, eval_datamodule(build.dataset(folder.config(), folder), backbone))
+        features.append(train if test is None else test)
+    rows = []
+    for (a, x), (b, y) in combinations(zip(titles_of(folders), features, strict=True), 2):
+        found = compare(x, y)
+        rows.append([f"{a} and {b}", f"{found['cka']:.3f}", f"{found['neighbour_overlap']:.1%}"])
+    return rows

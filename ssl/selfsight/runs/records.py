@@ -119,3 +119,11 @@ def number(value: object) -> str:
 def data_name(dataset: DictConfig) -> str:
     """What a data set is called in a configuration: by its ``name``, or by the function of a person's own."""
     return str(dataset.get("name") or str(dataset.get("_target_", "")).rpartition(".")[2])
+
+
+def note_in_metrics(folder: RunFolder, name: str, result: Mapping[str, object]) -> None:
+    """Single numbers of an evaluation, as columns of the last epoch in metrics.csv."""
+    rows = folder.read_metrics()
+    numbers = {f"{name}/{key}": f"{value:.6g}" for key, value in result.items() if isinstance(value, float)}
+    if rows and numbers:
+        folder.append_metrics({**rows[-1], **numbers})
