@@ -100,9 +100,7 @@ def methods_of(words: Sequence[str] | None) -> list[str]:
 
 def show(console: Console, rows: Sequence[Row], methods: Sequence[str]) -> None:
     """The table on the screen, and below it why not."""
-    table = make_table(*TITLES, *methods)
-    for row in rows:
-        table.add_row(*cells(row, methods))
+    table = make_table(*TITLES, *methods, rows=(cells(row, methods) for row in rows))
     console.print(table, width=max(console.width, WIDTH))
     for line in reasons(rows, methods):
         console.print(f"  {line}", style="dim", markup=False)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.markup import escape
 
 from selfsight.errors import UserError
@@ -25,13 +24,12 @@ def run(cfg: DictConfig) -> None:
         check_images(folders)
     out = with_folder(Path(cfg.out).expanduser())
     titles, rows = table(folders)
-    shown = make_table(*titles)
-    for row in rows:
-        shown.add_row(*map(escape, row))
-    console.print(shown)
-    changed = differences(folders)
-    tell_differences(console, folders, changed)
-    names = titles_of(folders)
+    console.print(make_table(*titles, rows=rows))
+    names, changed = titles_of(folders), differences(folders)
+    if changed:
+        console.print(make_table("configuration", *map(escape, names), rows=changed))
+    else:
+        console.print("The configurations are the same.")
     parts = [
         f"<h1>{' · '.join(map(html.escape, names))}</h1>",
         html_table("Figures", titles, rows),
@@ -60,13 +58,3 @@ def opened(paths: Iterable[str]) -> list[RunFolder]:
             "compare-runs takes two different run folders or more: selfsight compare-runs runs/A runs/B.", status=2
         )
     return list(folders.values())
-
-
-def tell_differences(console: Console, folders: Sequence[RunFolder], changed: Sequence[Sequence[str]]) -> None:
-    if not changed:
-        console.print("The configurations are the same.")
-        return
-    shown = make_table("configuration", *map(escape, titles_of(folders)))
-    for row in changed:
-        shown.add_row(*(escape(cell) for cell in row))
-    console.print(shown)

@@ -22,6 +22,7 @@ from selfsight.engine.measure import Outcome, headline
 from selfsight.engine.options import resolved
 from selfsight.evaluation.base import Figures
 from selfsight.jobs.launch import run_nested_job
+from selfsight.reporting.tables import singles_of
 from selfsight.runs import records
 from selfsight.runs.console import make_console, make_table
 from selfsight.runs.folder import RunFolder
@@ -141,10 +142,8 @@ def stages_together(cfg: DictConfig, folder: RunFolder, runs: Sequence[RunFolder
     together = measure.run_evaluators(chosen, network, data, measure.features(network, data))
     rows = {f"stage {i}": run.read_summary()["pretrained"] for i, run in enumerate(runs)} | {"all stages": together}
     console, columns = make_console(), measure.singles(rows.values())
-    table = make_table("", *columns.values())
-    for title, row in rows.items():
-        table.add_row(title, *(measure.figure(key, row[key]) if key in row else "" for key in columns))
-    console.print(table)
+    lines = ([title, *singles_of(row, columns)] for title, row in rows.items())
+    console.print(make_table("", *columns.values(), rows=lines))
     console.print(f"backbone of all stages: {place}", markup=False)
     record = {
         "protocol": "features of all stages side by side, divided by their norm; as those of the table",

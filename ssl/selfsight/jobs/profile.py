@@ -64,9 +64,10 @@ def tell(
 ) -> None:
     """Table, speed, and the bottleneck in one sentence; where it computed in float32, whether bf16 would be faster."""
     whole = sum(seconds.values())
-    table = make_table("part", "ms a step", "share")
-    for part, label in PARTS.items():
-        table.add_row(label, f"{1000 * seconds[part] / steps:.1f}", f"{seconds[part] / whole:.0%}")
+    rows = (
+        [label, f"{1000 * seconds[part] / steps:.1f}", f"{seconds[part] / whole:.0%}"] for part, label in PARTS.items()
+    )
+    table = make_table("part", "ms a step", "share", rows=rows)
     table.add_row("whole step", f"{1000 * whole / steps:.1f}", "100%", style="bold")
     console.print(table)
     console.print(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.markup import escape
 
 from selfsight.errors import USAGE, UserError, nearest
 from selfsight.reporting.run_comparison import heading
@@ -31,10 +30,9 @@ def run(cfg: DictConfig) -> None:
         console.print(f"no run in {', '.join(map(str, places))}{' that fits' if tests else ''}")
         return
     shown = [name for name in FIGURES if any(name in row.figures for row in rows)]
-    table = make_table("run", "job", "method", "data", "state", "epochs", *map(heading, shown), "size", "changed")
+    titles = ("run", "job", "method", "data", "state", "epochs", *map(heading, shown), "size", "changed")
+    table = make_table(*titles, rows=(cells(row, shown) for row in ordered(rows, str(cfg.sort))))
     table.columns[0].overflow = "fold"  # a path is there to be copied
-    for row in ordered(rows, str(cfg.sort)):
-        table.add_row(*map(escape, cells(row, shown)))
     if not console.is_terminal:  # a file is as wide as its lines
         console.width = max(console.width, console.measure(table, options=console.options.update(width=WIDEST)).maximum)
     console.print(table)

@@ -24,10 +24,9 @@ def run(cfg: DictConfig) -> Bands:
         f"{describe(data)}: {facts.kind}, {facts.low:g} to {facts.high:g}; of {facts.images:,} images", markup=False
     )
     console.print(f"width × height: {told_sizes(found.sizes)}", markup=False)
-    table = make_table("channel", "mean", "std")
-    for channel, (mean, std) in enumerate(zip(facts.mean, facts.std, strict=True), start=1):
-        table.add_row(str(channel), f"{mean:.6g}", f"{std:.6g}")
-    console.print(table)
+    channels = enumerate(zip(facts.mean, facts.std, strict=True), start=1)
+    rows = ([str(channel), f"{mean:.6g}", f"{std:.6g}"] for channel, (mean, std) in channels)
+    console.print(make_table("channel", "mean", "std", rows=rows))
     console.print(f"where 1 is {TYPES[facts.kind.dtype]:,}; to have these:", style="dim", markup=False)
     words = (",".join(f"{value:.6g}" for value in values) for values in (facts.mean, facts.std))
     console.print("  dataset.mean=[{}] dataset.std=[{}]".format(*words), style="dim", markup=False, soft_wrap=True)

@@ -26,10 +26,8 @@ def show_classifiers(console: Console, classifiers: Mapping[str, Figures]) -> No
     if not classifiers:
         return
     titles = {key: title for key, title in TITLES.items() if any(key in row for row in classifiers.values())}
-    table = make_table("", *titles.values())
-    for name, row in classifiers.items():
-        table.add_row(name, *(as_read(key, row.get(key)) for key in titles))
-    console.print(table)
+    rows = ([name, *(as_read(key, row.get(key)) for key in titles)] for name, row in classifiers.items())
+    console.print(make_table("", *titles.values(), rows=rows))
 
 
 #: figures of a network on the test images, in the order in which they are told

@@ -54,11 +54,18 @@ def title(column: int | str) -> str:
     return f"{column} label{'s' * (column != 1)} a class"
 
 
+def titles_of(cfg: DictConfig) -> list[str]:
+    """The titles of the table's columns."""
+    return ["", *(title(column) for column in columns(cfg))]
+
+
+def lines_of(rows: Sequence[Row], cfg: DictConfig) -> list[list[str]]:
+    """The lines of the table, one an approach."""
+    return [[str(name), *(cell_text(rows, name, column) for column in columns(cfg))] for name in cfg.approaches]
+
+
 def show(console: Console, rows: Sequence[Row], cfg: DictConfig) -> None:
-    table = make_table("", *[title(column) for column in columns(cfg)])
-    for name in cfg.approaches:
-        table.add_row(str(name), *[cell_text(rows, name, column) for column in columns(cfg)])
-    console.print(table)
+    console.print(make_table(*titles_of(cfg), rows=lines_of(rows, cfg)))
     console.print(about(cfg), style="dim")
 
 
@@ -72,8 +79,6 @@ def about(cfg: DictConfig) -> str:
 def told(rows: Sequence[Row], cfg: DictConfig) -> str:
     """The comparison as one self-contained page: picture with error bars, table, settings."""
     name, few = html.escape(records.data_name(cfg.dataset)), not figures(cfg)
-    titles = ["", *(title(column) for column in columns(cfg))]
-    cells_of = [[str(name), *(cell_text(rows, name, column) for column in columns(cfg))] for name in cfg.approaches]
     settings = html.escape(OmegaConf.to_yaml(cfg, resolve=True))
     labels = "; labels differ from seed to seed and are the same for all approaches" if few else ""
     return page(
@@ -82,7 +87,7 @@ def told(rows: Sequence[Row], cfg: DictConfig) -> str:
             f"<h1>{'Few labels' if few else 'Methods'} on {name}</h1>",
             f"<p class='soft'>{about(cfg)}{labels}.</p>",
             figure_html(against_labels(rows, cfg), 480) if few else figure_html(side_by_side(rows, cfg), 640),
-            html_table("", titles, cells_of),
+            html_table("", titles_of(cfg), lines_of(rows, cfg)),
             f"<details><summary>configuration</summary><pre>{settings}</pre></details>",
         ],
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from rich.console import Console
 from rich.table import Table
@@ -23,25 +23,39 @@ ROWS = {
 }
 
 
+def rows_of(summary: Mapping[str, Figures]) -> dict[str, Figures]:
+    """The rows of the table that a summary has, by their titles."""
+    return {label: summary[key] for key, label in ROWS.items() if key in summary}
+
+
+def shots_of(rows: Iterable[Figures]) -> list[str]:
+    """The numbers of labels a class that there are accuracies for."""
+    return sorted({k for row in rows for k in row.get("few_shot", {})}, key=int)
+
+
+def singles_of(row: Figures, columns: Iterable[str]) -> list[str]:
+    """The cells of the figures that are one number."""
+    return [measure.figure(key, row[key]) if key in row else "" for key in columns]
+
+
+def few_shot_of(row: Figures, shots: Iterable[str], percent: str) -> list[str]:
+    """The cells of accuracies from few labels a class, with their spread and the sign ``percent``."""
+    found = [row.get("few_shot", {}).get(k) for k in shots]
+    return [f"{100 * one['mean']:.1f} ± {100 * one['std']:.1f}{percent}" if one else "" for one in found]
+
+
 def table(summary: Mapping[str, Figures]) -> str:
     """Accuracy of pixels, untrained and pretrained network, with the protocol of each number below it."""
-    rows = {key: label for key, label in ROWS.items() if key in summary}
+    rows = rows_of(summary)
     if not rows:
         return ""
-    columns = measure.singles(summary[row] for row in rows)
-    shots = sorted({k for row in rows for k in summary[row].get("few_shot", {})}, key=int)
+    columns, shots = measure.singles(rows.values()), shots_of(rows.values())
     head = "".join(f"<th>{html.escape(title)}</th>" for title in columns.values())
     head += "".join(f"<th>{k} label{'s' * (k != '1')} a class</th>" for k in shots)
     body = ""
-    for row, label in rows.items():
-        values = summary[row]
-        cells = "".join(
-            f"<td>{measure.figure(key, values[key])}</td>" if key in values else "<td></td>" for key in columns
-        )
-        for k in shots:
-            shot = values.get("few_shot", {}).get(k)
-            cells += f"<td>{100 * shot['mean']:.1f} ± {100 * shot['std']:.1f} %</td>" if shot else "<td></td>"
-        body += f"<tr{' class=best' if row == 'pretrained' else ''}><td>{label}</td>{cells}</tr>"
+    for label, row in rows.items():
+        cells = "".join(f"<td>{cell}</td>" for cell in (*singles_of(row, columns), *few_shot_of(row, shots, " %")))
+        body += f"<tr{' class=best' if label == ROWS['pretrained'] else ''}><td>{label}</td>{cells}</tr>"
     notes = "".join(
         f"<p class='soft'>{html.escape(n)}: {html.escape(p)}</p>" for n, p in summary.get("protocols", {}).items()
     )
@@ -52,18 +66,10 @@ def table(summary: Mapping[str, Figures]) -> str:
 
 def show_run(console: Console, summary: Mapping[str, Figures], protocols: Mapping[str, str]) -> None:
     """The table of a run: raw pixels, untrained and pretrained network under the same protocols."""
-    rows = {key: label for key, label in ROWS.items() if key in summary}
-    shots = sorted({k for key in rows for k in summary[key].get("few_shot", {})}, key=int)
-    columns = measure.singles(summary[row] for row in rows)
-    table = make_table("", *columns.values(), *[f"{k}/class" for k in shots])
-    for row, label in rows.items():
-        values = summary[row]
-        cells = ["" if key not in values else measure.figure(key, values[key]) for key in columns]
-        for k in shots:
-            shot = values.get("few_shot", {}).get(k)
-            cells.append("" if shot is None else f"{100 * shot['mean']:.1f} ± {100 * shot['std']:.1f}%")
-        table.add_row(label, *cells)
-    console.print(table)
+    rows = rows_of(summary)
+    columns, shots = measure.singles(rows.values()), shots_of(rows.values())
+    lines = [[label, *singles_of(row, columns), *few_shot_of(row, shots, "%")] for label, row in rows.items()]
+    console.print(make_table("", *columns.values(), *[f"{k}/class" for k in shots], rows=lines))
     for name, told in protocols.items():
         console.print(f"  {name}: {told}", style="dim", highlight=False)
 
@@ -84,7 +90,5 @@ def show_stages(console: Console, results: Mapping[str, Figures]) -> None:
     """A row for each stage; the kNN of every k is left out."""
     rows = {stage: records.figures(result) for stage, result in results.items()}
     names = [name for name in next(iter(rows.values())) if not name.startswith("knn_k")]
-    table = make_table("stage", *names)
-    for stage, row in rows.items():
-        table.add_row(stage, *(records.number(row[name]) for name in names))
-    console.print(table)
+    lines = ([stage, *(records.number(row[name]) for name in names)] for stage, row in rows.items())
+    console.print(make_table("stage", *names, rows=lines))

@@ -7,9 +7,11 @@ import os
 import stat
 import sys
 import warnings
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -21,11 +23,17 @@ def make_console() -> Console:
     return console
 
 
-def make_table(*titles: str) -> Table:
-    """An empty table: words to the left in the first column, numbers to the right in the others."""
+def make_table(*titles: str, rows: Iterable[Sequence[str]] = ()) -> Table:
+    """A table: words to the left in the first column, numbers to the right in the others.
+
+    Args:
+        rows: as they stand; what looks like markup in them is none.
+    """
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for i, title in enumerate(titles):
         table.add_column(title, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*map(escape, row))
     return table
 
 
