@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from selfsight.errors import UserError
+from selfsight.errors import USAGE, UserError
 
 
 def replace(path: Path, write: Callable[[Path], Any]) -> None:
@@ -55,3 +55,30 @@ def with_folder(path: Path) -> Path:
             f"the folder of '{path}' cannot be made ({error.strerror}); name a place you may write."
         ) from None
     return path
+
+
+def in_folder(path: Path) -> Path:
+    """``path``, a file to write into a folder that is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder '{path.parent}' to write '{path.name}' into; make it first.")
+    return path
+
+
+def place_to_write(out: str | None, default: Path | None, lacking: str) -> Path:
+    """Where a command writes: what ``out`` names, else its ``default``.
+
+    Args:
+        lacking: what has to be said where there is neither: ``the list goes: out=kept.txt``.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if out is not None:
+        return Path(out).expanduser()
+    if default is None:
+        raise UserError(f"say where {lacking}.", status=USAGE)
+    return default

@@ -14,7 +14,7 @@ from selfsight.engine.devices import device
 from selfsight.engine.inherit import chosen_or_inherited, names_something
 from selfsight.engine.reload import eval_datamodule
 from selfsight.errors import UserError
-from selfsight.runs.folder import RunFolder
+from selfsight.runs.folder import RunFolder, run_or_exported
 
 
 class Subject(NamedTuple):
@@ -34,10 +34,7 @@ def subject(cfg: DictConfig) -> Subject:
     Raises:
         UserError: neither or both are given, or a backbone comes without a data set.
     """
-    if (cfg.run is None) == (cfg.weights is None):
-        raise UserError("give either a run folder (run=runs/NAME) or an exported backbone (weights=DIR).", status=2)
-    folder = RunFolder.open(cfg.run) if cfg.run is not None else None
-    given = cfg.get("dataset")
+    folder, given = run_or_exported(cfg.run, cfg.weights), cfg.get("dataset")
     if folder is None and not names_something(given):
         raise UserError("an exported backbone carries no images; add dataset=NAME.", status=2)
     of_run = given if folder is None else folder.config().dataset

@@ -16,7 +16,7 @@ from selfsight.datamodules.loading.loader import cores
 from selfsight.engine.one_step import Row, tried
 from selfsight.engine.tasks import in_order
 from selfsight.errors import USAGE, UserError, nearest
-from selfsight.files import write_text
+from selfsight.files import in_folder, write_text
 from selfsight.reporting.backbone_table import TITLES, cells, inserted, markdown, reasons
 from selfsight.runs.console import make_console, make_table, quiet
 
@@ -42,9 +42,7 @@ def run(cfg: DictConfig) -> None:
         for family in families:
             console.print(f"\n{family.title}: {', '.join(family.members())}", markup=False)
     if cfg.out is not None:
-        path = Path(cfg.out).expanduser()
-        if not path.parent.is_dir():
-            raise UserError(f"there is no folder '{path.parent}' to write '{path.name}' into; make it first.")
+        path = in_folder(Path(cfg.out).expanduser())
         write_text(path, inserted(path.read_text() if path.is_file() else "# Backbones\n", markdown(rows, methods)))
         console.print(f"table: {path}", markup=False)
 

@@ -13,12 +13,12 @@ from selfsight.engine import build
 from selfsight.engine.devices import device
 from selfsight.engine.progress import StepLines
 from selfsight.errors import UserError
-from selfsight.files import replace, with_folder
+from selfsight.files import place_to_write, replace, with_folder
 from selfsight.reporting.tables import show_figures
 from selfsight.runs import records
 from selfsight.runs.console import make_console
 from selfsight.runs.environment import command
-from selfsight.runs.folder import RunFolder
+from selfsight.runs.folder import run_or_exported
 
 NAME = "detect"
 
@@ -31,8 +31,10 @@ def run(cfg: DictConfig) -> None:
     from safetensors.torch import save
 
     console = make_console()
-    out = place(cfg)
-    source = Path(cfg.weights).expanduser() if cfg.run is None else RunFolder.open(cfg.run).path
+    folder = run_or_exported(cfg.run, cfg.weights)
+    in_run = None if folder is None else folder.path / records.FOLDER
+    out = place_to_write(cfg.out, in_run, "the results of an exported backbone go: out=DIR")
+    source = Path(cfg.weights).expanduser() if folder is None else folder.path
     backbone = selfsight.load(source)
     mean, std = described(backbone, "mean"), described(backbone, "std")
     if cfg.optimizer.sam is not None:
@@ -63,18 +65,3 @@ def run(cfg: DictConfig) -> None:
     replace(weights, lambda beside: beside.write_bytes(save(state(net))))
     records.write(path, record)
     console.print(f"kept in {path}")
-
-
-def place(cfg: DictConfig) -> Path:
-    """Where the results go.
-
-    Raises:
-        UserError: not exactly one of ``run`` and ``backbone`` is given, or a backbone without ``out``.
-    """
-    if (cfg.run is None) == (cfg.weights is None):
-        raise UserError("give either a run folder (run=runs/NAME) or an exported backbone (weights=DIR).", status=2)
-    if cfg.out is not None:
-        return Path(cfg.out).expanduser()
-    if cfg.run is None:
-        raise UserError("say where the results of an exported backbone go: out=DIR.", status=2)
-    return RunFolder.open(cfg.run).path / "eval"

@@ -11,9 +11,10 @@ from selfsight.checkpoints import hub
 from selfsight.checkpoints.outgoing import FILES, write
 from selfsight.contracts import Backbone
 from selfsight.errors import USAGE, UserError, nearest
+from selfsight.files import in_folder, place_to_write
 from selfsight.reporting.model_card import model_card
 from selfsight.runs.console import make_console
-from selfsight.runs.folder import RunFolder
+from selfsight.runs.folder import RunFolder, run_or_exported
 
 
 def run(cfg: DictConfig) -> None:
@@ -23,17 +24,13 @@ def run(cfg: DictConfig) -> None:
             f"there is no format '{cfg.format}'; choose from {', '.join(FILES)}.{nearest(str(cfg.format), FILES)}",
             status=USAGE,
         )
-    if (cfg.run is None) == (cfg.weights is None):
-        raise UserError("give either a run folder (run=runs/NAME) or an exported backbone (weights=DIR).", status=USAGE)
     if cfg.push is not None and cfg.format != "hub":
         raise UserError(f"push= is for format=hub, and format is '{cfg.format}'.", status=USAGE)
-    folder = RunFolder.open(cfg.run) if cfg.run is not None else None
-    if cfg.out is None and (folder is None or cfg.format == "safetensors"):
-        raise UserError("say where the file goes: out=PATH.", status=USAGE)
+    folder = run_or_exported(cfg.run, cfg.weights)
+    in_run = None if folder is None or cfg.format == "safetensors" else folder.path / FILES[cfg.format]
+    out = place_to_write(cfg.out, in_run, "the file goes: out=PATH")
     backbone = selfsight.load(cfg.weights if folder is None else folder.path)
-    out = Path(cfg.out).expanduser() if folder is None or cfg.out is not None else folder.path / FILES[cfg.format]
-    if not out.parent.is_dir():
-        raise UserError(f"there is no folder '{out.parent}' to write '{out.name}' into; make it first.")
+    in_folder(out)
     told = to_hub(cfg, backbone, out, folder) if cfg.format == "hub" else write(backbone, cfg.format, out)
     make_console().print(f"{out}: {told}", markup=False, highlight=False, soft_wrap=True)
 

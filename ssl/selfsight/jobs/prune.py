@@ -14,11 +14,11 @@ from selfsight.datamodules.datasets.lists import lines_of
 from selfsight.engine import measure
 from selfsight.engine.options import PruneOptions
 from selfsight.engine.reload import ALL, feature_cache, head_of
+from selfsight.engine.subject import Subject, subject
 from selfsight.errors import USAGE, UserError
 from selfsight.evaluation import Features
 from selfsight.evaluation.pruning import Prototypes, choose, default_prototypes, prototype_scores
-from selfsight.files import with_folder, write_text
-from selfsight.jobs.evaluate import Subject, subject
+from selfsight.files import place_to_write, with_folder, write_text
 from selfsight.reporting.pruning import Pruned, pruning_page
 from selfsight.runs.console import make_console
 from selfsight.runs.folder import RunFolder
@@ -53,11 +53,8 @@ def place_of(out: str | None, folder: RunFolder | None, options: PruneOptions) -
     Raises:
         UserError: it is not said and there is no run folder, or the page beside it would take its place.
     """
-    if out is None and folder is None:
-        raise UserError("say where the list goes: out=kept.txt.", status=USAGE)
-    if out is None and folder is not None:
-        return folder.path / "pruned" / f"{options.rule}-{options.keep:g}.txt"
-    path = Path(str(out)).expanduser()
+    in_run = None if folder is None else folder.path / "pruned" / f"{options.rule}-{options.keep:g}.txt"
+    path = place_to_write(out, in_run, "the list goes: out=kept.txt")
     if path.suffix == PAGE:
         raise UserError(f"out is '{path}', where the page beside the list goes; name the list, such as kept.txt.")
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,14 +12,41 @@ import torch.nn.functional as F
 
 from selfsight.contracts import Targets
 from selfsight.datamodules import ImageData
+from selfsight.errors import UserError
 from selfsight.evaluation import Features
 from selfsight.evaluation.probes import knn
+from selfsight.files import replace
 from selfsight.reporting import embedding
 
+PARQUET, NUMPY = ".parquet", ".npz"
 #: images that are listed as the nearest of each, in a table
 NEAREST = 10
 #: of a table, by their names
 Columns = dict[str, list[object]]
+
+
+def check(out: str | None, projection: str) -> None:
+    """Refuse, before anything is computed, what cannot be written.
+
+    Raises:
+        UserError: a file of another kind, a table without the package that writes it, or see
+            `embedding.check_projection`.
+    """
+    embedding.check_projection(projection)
+    if out is not None and Path(out).suffix not in (NUMPY, PARQUET) and not Path(out).expanduser().is_dir():
+        raise UserError(f"out is '{out}'; a file that ends in {NUMPY} (arrays) or {PARQUET} (a table) was expected.")
+    if out is not None and str(out).endswith(PARQUET) and importlib.util.find_spec("pyarrow") is None:
+        raise UserError("a table needs a package: pip install 'selfsight[parquet]'; out=features.npz does without.")
+
+
+def write(path: Path, data: ImageData, parts: Mapping[str, Features], projection: str) -> None:
+    """Write the features of the parts of a data set: a table where the name ends in ``.parquet``, else an archive."""
+    if path.suffix == PARQUET:
+        columns = rows_of(data, parts, projection)
+        replace(path, lambda beside: save_table(beside, columns))
+    else:
+        arrays = arrays_of(data, parts)
+        replace(path, lambda beside: save(beside, arrays))
 
 
 def arrays_of(data: ImageData, parts: Mapping[str, Features]) -> dict[str, np.ndarray]:

@@ -202,6 +202,17 @@ class RunFolder:
         return json.loads(self.summary.read_text(encoding="utf-8")) if self.summary.is_file() else {}
 
 
+def run_or_exported(run: str | None, weights: str | None) -> RunFolder | None:
+    """The run that a command is about; None where it is about an exported backbone.
+
+    Raises:
+        UserError: neither or both are given, or there is no such run.
+    """
+    if (run is None) == (weights is None):
+        raise UserError("give either a run folder (run=runs/NAME) or an exported backbone (weights=DIR).", status=USAGE)
+    return None if run is None else RunFolder.open(run)
+
+
 def _resolved_text(cfg: DictConfig) -> str:
     """
     Raises:
