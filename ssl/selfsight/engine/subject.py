@@ -1,7 +1,8 @@
-"""What a job that trains nothing looks at: a frozen backbone, of a run or exported, and images."""
+"""A frozen backbone, of a run or exported, with images that it is to be judged by; what an evaluator says of it."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 from omegaconf import DictConfig
@@ -9,11 +10,14 @@ from torch import nn
 
 import selfsight
 from selfsight.datamodules import ImageDataModule
-from selfsight.engine import build
+from selfsight.engine import build, measure
 from selfsight.engine.devices import device
 from selfsight.engine.inherit import chosen_or_inherited, names_something
-from selfsight.engine.reload import eval_datamodule
+from selfsight.engine.reload import ALL, eval_datamodule, feature_cache, head_of
 from selfsight.errors import UserError
+from selfsight.evaluation import base
+from selfsight.evaluation.base import Evaluator, Figures
+from selfsight.evaluation.features import FINAL, PROJECTION, stage_names
 from selfsight.runs.folder import RunFolder, run_or_exported
 
 
@@ -44,3 +48,23 @@ def subject(cfg: DictConfig) -> Subject:
     images = images if folder is None else build.as_of_run(images, dataset, folder)
     data = eval_datamodule(images, backbone, cfg.batch_size, cfg.num_workers)
     return Subject(backbone, data, folder, dataset if given is not None else None)
+
+
+def evaluate(evaluator: Evaluator, of: Subject, stage: str, *, cache: bool) -> dict[str, Figures]:
+    """Results by stage: of the one asked for, or of every one (``stage=all``) from a single pass over the images."""
+    backbone, data, folder, _ = of
+    measure.check_labels(evaluator, data)
+    head = head_of(stage, folder, backbone)
+    if base.looks_at_images(evaluator):  # needs more than features: augmented images, maps
+        if stage == ALL:
+            raise UserError(f"{type(evaluator).__name__} looks at one stage at a time; give stage=NAME.", status=2)
+        if stage != FINAL and not hasattr(evaluator, "stage") and not hasattr(evaluator, "stages"):
+            raise UserError(f"{type(evaluator).__name__} looks at the last stage alone; leave stage out.", status=2)
+        if hasattr(evaluator, "head"):
+            evaluator = dataclasses.replace(evaluator, head=head)  # type: ignore[type-var]
+        return {stage: evaluator.on_images(backbone, data)}
+    stages = [stage]
+    if stage == ALL:
+        stages = [*stage_names(backbone), *([PROJECTION] if head else [])]
+    pairs = measure.staged_features(backbone, data, stages, head=head, cache=feature_cache(folder, cache))
+    return {stage: measure.run_evaluator(evaluator, *pair) for stage, pair in pairs.items()}

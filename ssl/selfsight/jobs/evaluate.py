@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from omegaconf import DictConfig
 
 from selfsight.engine import build, measure
-from selfsight.engine.reload import ALL, feature_cache, head_of
-from selfsight.engine.subject import Subject, subject
+from selfsight.engine.reload import ALL
+from selfsight.engine.subject import evaluate, subject
 from selfsight.engine.titles import published, settings_of, title, transfer
-from selfsight.errors import UserError
 from selfsight.evaluation import base
 from selfsight.evaluation.base import Evaluator, Figures
-from selfsight.evaluation.features import FINAL, PROJECTION, stage_names
+from selfsight.evaluation.features import FINAL
 from selfsight.evaluation.published import PublishedProbe
 from selfsight.reporting.tables import show_figures, show_stages
 from selfsight.runs import records
@@ -64,23 +61,3 @@ def evaluator_of(cfg: DictConfig) -> Evaluator:
         linear.lr,
         linear.first_per_class,
     )
-
-
-def evaluate(evaluator: Evaluator, of: Subject, stage: str, *, cache: bool) -> dict[str, Figures]:
-    """Results by stage: of the one asked for, or of every one (``stage=all``) from a single pass over the images."""
-    backbone, data, folder, _ = of
-    measure.check_labels(evaluator, data)
-    head = head_of(stage, folder, backbone)
-    if base.looks_at_images(evaluator):  # needs more than features: augmented images, maps
-        if stage == ALL:
-            raise UserError(f"{type(evaluator).__name__} looks at one stage at a time; give stage=NAME.", status=2)
-        if stage != FINAL and not hasattr(evaluator, "stage") and not hasattr(evaluator, "stages"):
-            raise UserError(f"{type(evaluator).__name__} looks at the last stage alone; leave stage out.", status=2)
-        if hasattr(evaluator, "head"):
-            evaluator = dataclasses.replace(evaluator, head=head)  # type: ignore[type-var]
-        return {stage: evaluator.on_images(backbone, data)}
-    stages = [stage]
-    if stage == ALL:
-        stages = [*stage_names(backbone), *([PROJECTION] if head else [])]
-    pairs = measure.staged_features(backbone, data, stages, head=head, cache=feature_cache(folder, cache))
-    return {stage: measure.run_evaluator(evaluator, *pair) for stage, pair in pairs.items()}
