@@ -12,14 +12,15 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from omegaconf import DictConfig, OmegaConf
 
 from selfsight.errors import UserError
+from selfsight.files import write_text
 from selfsight.runs.folder import RunFolder
-from selfsight.runs.processes import SPREAD_VARIABLES, STOPPED, TASK_VARIABLE
-from selfsight.trust import given
+from selfsight.runs.processes import SPREAD_VARIABLES, STOPPED, TASK_VARIABLE, on_first_process
+from selfsight.trust import Trust, given
 
 if TYPE_CHECKING:
     from selfsight.engine.measure import Outcome
@@ -79,6 +80,30 @@ def written_to(stream: TextIO) -> TextIO | None:
     except (AttributeError, OSError):
         return None
     return stream
+
+
+class Task(NamedTuple):
+    """What a process is to do, and where its answer is waited for."""
+
+    job: str
+    cfg: DictConfig
+    trust: Trust
+    answer: Path
+
+    @classmethod
+    def given(cls) -> Task:
+        """What `run_in_subprocess` has left for this process and those that Lightning starts beside it."""
+        job, content, answer, (everything, named) = json.loads(os.environ[TASK_VARIABLE])
+        cfg = OmegaConf.create(content)
+        OmegaConf.set_struct(cfg, True)
+        return cls(job, cfg, Trust(everything, frozenset(named)), Path(answer))
+
+    def write(self, outcome: Outcome | None) -> None:
+        """Answer with what the job has come to; the first process does it."""
+        if outcome is not None and on_first_process() and self.answer.parent.is_dir():  # whoever asked for it is there
+            folder = getattr(outcome, "folder", None)
+            told = {"figures": dict(outcome), "folder": None if folder is None else str(folder.path)}
+            write_text(self.answer, json.dumps(told, default=str))
 
 
 def _read_outcome(answer: Path) -> Outcome | None:

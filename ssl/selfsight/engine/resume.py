@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
+from selfsight.composition.overrides import AUTO
 from selfsight.engine.options import FASTEST
 from selfsight.errors import USAGE, UserError
 from selfsight.runs import records
@@ -35,6 +36,22 @@ def check_job(folder: RunFolder, job: str) -> None:
             f"'{folder.path}' is a run of {folder.job}; go on with it: selfsight {folder.job} resume={folder.path}",
             status=USAGE,
         )
+
+
+def check_named(cfg: DictConfig) -> None:
+    """
+    Raises:
+        UserError: a run is to be lengthened or gone on with, and none is named.
+    """
+    if cfg.get("extend") is not None:
+        run = "RUN" if cfg.get("name") is None else Path(cfg.runs) / str(cfg.name)
+        raise UserError(
+            f"extend={cfg.extend} lengthens a run that is named, each time that it is typed: resume={run} "
+            f"extend={cfg.extend}.",
+            status=USAGE,
+        )
+    if cfg.get("resume") == AUTO and cfg.get("name") is None:
+        raise UserError("resume=auto goes on with the run of a name, and none is given: name=NAME.", status=USAGE)
 
 
 def with_run_of_name(job: str, cfg: DictConfig, typed: DictConfig) -> DictConfig:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -21,13 +19,12 @@ from selfsight.composition.keys import flat_keys
 from selfsight.composition.overrides import AUTO
 from selfsight.composition.places import check_places
 from selfsight.engine import options
-from selfsight.engine.job_process import run_in_subprocess
+from selfsight.engine.job_process import Task, run_in_subprocess
 from selfsight.engine.options import RunOptions, TrainerOptions
-from selfsight.engine.resume import OTHER_RUNS, check_job, finished, with_run_of_name
+from selfsight.engine.resume import OTHER_RUNS, check_job, check_named, finished, with_run_of_name
 from selfsight.errors import USAGE, UserError
-from selfsight.files import write_text
 from selfsight.runs.folder import RunFolder
-from selfsight.runs.processes import RUN_VARIABLE, TASK_VARIABLE, on_first_process
+from selfsight.runs.processes import RUN_VARIABLE
 from selfsight.trust import Trust, targets, trusting
 
 if TYPE_CHECKING:
@@ -83,29 +80,26 @@ def check(job: str, cfg: DictConfig) -> DictConfig:
     with trusting(trust_of(cfg)):
         cfg = with_last_run(cfg)
         if cfg.get("resume") in (None, AUTO):
-            check_given(cfg)
-            options.check(job, cfg)
-            for key in ("run", "teacher"):
-                if cfg.get(key) is not None:
-                    RunFolder.open(cfg[key])
-            for path in cfg.runs if job == "compare-runs" else ():
-                RunFolder.open(path)
-            check_places(job, cfg)
-            if cfg.get("extend") is not None:
-                run = "RUN" if cfg.get("name") is None else Path(cfg.runs) / str(cfg.name)
-                raise UserError(
-                    f"extend={cfg.extend} lengthens a run that is named, each time that it is typed: resume={run} "
-                    f"extend={cfg.extend}.",
-                    status=USAGE,
-                )
-            if cfg.get("resume") == AUTO and cfg.get("name") is None:
-                raise UserError(
-                    "resume=auto goes on with the run of a name, and none is given: name=NAME.", status=USAGE
-                )
+            check_beginning(job, cfg)
         else:
             check_job(RunFolder.open(cfg.resume), job)
             RunOptions.read(cfg)
     return cfg
+
+
+def check_beginning(job: str, cfg: DictConfig) -> None:
+    """Refuse what a job cannot begin with.
+
+    Raises:
+        UserError: a value is missing or cannot be meant, or a place is not there.
+    """
+    check_given(cfg)
+    options.check(job, cfg)
+    named = [cfg[key] for key in ("run", "teacher") if cfg.get(key) is not None]
+    for path in [*named, *(cfg.runs if job == "compare-runs" else ())]:
+        RunFolder.open(path)
+    check_places(job, cfg)
+    check_named(cfg)
 
 
 def trust_of(cfg: DictConfig) -> Trust:
@@ -184,14 +178,9 @@ def as_command(argv: list[str]) -> Iterator[None]:
 
 
 def do_given_task() -> Outcome | None:
-    """What `run_in_subprocess` has left for this process and those that Lightning starts beside it."""
-    job, content, answer, (everything, named) = json.loads(os.environ[TASK_VARIABLE])
-    cfg = OmegaConf.create(content)
-    OmegaConf.set_struct(cfg, True)
-    with trusting(Trust(everything, frozenset(named))):
-        outcome = start(job, cfg)
-    if outcome is not None and on_first_process() and Path(answer).parent.is_dir():  # whoever asked for it is there
-        folder = getattr(outcome, "folder", None)
-        told = {"figures": dict(outcome), "folder": None if folder is None else str(folder.path)}
-        write_text(Path(answer), json.dumps(told, default=str))
+    """What another process has started this one for, see `engine.job_process`."""
+    task = Task.given()
+    with trusting(task.trust):
+        outcome = start(task.job, task.cfg)
+    task.write(outcome)
     return outcome
