@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from selfsight import cli
 from selfsight.composition import catalogue
+from selfsight.composition.overrides import compose_with
 from selfsight.engine.monitor import Monitor
 from selfsight.engine.session import Session
 from selfsight.errors import UserError
@@ -242,7 +243,7 @@ def test_the_steps_of_a_shrunk_run_are_as_short(monkeypatch: pytest.MonkeyPatch,
     performed: dict[str, Any] = {}
 
     def perform(job: str, words: list[str], folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-        performed[job] = pipeline.composed(job, words, settings)
+        performed[job] = compose_with(job, words, settings)
         return {}
 
     monkeypatch.setattr(pipeline, "perform", perform)

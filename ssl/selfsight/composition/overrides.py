@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from selfsight.composition.catalogue import (
@@ -62,6 +62,21 @@ def compose(job: str, words: Sequence[str]) -> DictConfig:
     """
     overrides = checked(job, words)
     return finish(job, load(job, overrides), overrides)
+
+
+def compose_with(job: str, words: Sequence[str], settings: Mapping[str, object]) -> DictConfig:
+    """`compose`, and keys that get these values after all words; further ones may be set in it."""
+    return with_settings(compose(job, words), settings)
+
+
+def with_settings(cfg: DictConfig, settings: Mapping[str, object]) -> DictConfig:
+    """A configuration, opened, in which keys have these values."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.set_struct(cfg, False)
+    for key, value in settings.items():
+        OmegaConf.update(cfg, key, value, merge=False)
+    return cfg
 
 
 def load(job: str, overrides: Sequence[str]) -> Composed:

@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from selfsight.backbones.stages import Stages as SideBySide
+from selfsight.checkpoints.export import export_backbone
 from selfsight.checkpoints.load import load
 from selfsight.datamodules import DataModule, ImageDataModule
 from selfsight.datamodules.loading.clusters import ClusterOrder, pseudo_labels
@@ -107,3 +109,14 @@ class Stages:
         clusters[features.indices.cpu()] = torch.from_numpy(own).long()
         write_text(file, json.dumps(clusters.tolist()) + "\n")
         return clusters
+
+
+def export_together(runs: Sequence[Path], place: Path) -> Path:
+    """The backbones of all stages as one that gives their features side by side, exported into the folder ``place``."""
+    networks = [load(run) for run in runs]
+    spec = dict(networks[0].spec)
+    arguments = [{**network.spec["backbone"], "pretrained": False} for network in networks]
+    spec["backbone"] = {"_target_": f"{SideBySide.__module__}.{SideBySide.__name__}", "networks": arguments}
+    place.mkdir(exist_ok=True)
+    export_backbone(SideBySide(networks), spec, place)
+    return place

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 import selfsight
+from selfsight.composition.overrides import compose_with
 from selfsight.datamodules import select_labels
 from selfsight.engine import build, measure
 from selfsight.engine.devices import device
@@ -21,7 +22,7 @@ from selfsight.errors import UserError, nearest
 from selfsight.evaluation.base import Figures
 from selfsight.evaluation.probes.linear import FewShot
 from selfsight.files import write_text
-from selfsight.jobs.pipeline import SOURCE, composed, perform
+from selfsight.jobs.pipeline import SOURCE, perform
 from selfsight.reporting.comparison import cell_text, columns, figure_of, figures, show, title, told
 from selfsight.runs.comparison import TABLE, Row, drop_unused, opened, read, write
 from selfsight.runs.console import make_console, quiet
@@ -112,7 +113,8 @@ def check_steps(cfg: DictConfig) -> None:
     needed = {task[0] for task in plan(cfg, {(str(name), most, 0) for name in cfg.approaches})}
     steps = {name: step for name, step in cfg.steps.items() if name in needed and step.job != PROBE}
     configs = {
-        name: composed(step.job, step_words(cfg, step), settings(cfg, step, most, 0)) for name, step in steps.items()
+        name: compose_with(step.job, step_words(cfg, step), settings(cfg, step, most, 0))
+        for name, step in steps.items()
     }
     for name, config in configs.items():
         build.check(steps[name].job, config)

@@ -15,10 +15,10 @@ from selfsight.checkpoints.export import export_backbone, is_ours
 from selfsight.checkpoints.formats import Imported, listed
 from selfsight.checkpoints.importing import built, description, made
 from selfsight.checkpoints.load import beyond_defaults
+from selfsight.composition.overrides import compose_with
 from selfsight.engine.imported_run import KEPT_ON, begin_with
 from selfsight.engine.options import resolved
 from selfsight.errors import USAGE, UserError
-from selfsight.jobs.pipeline import composed
 from selfsight.runs.console import make_console
 
 OPTIMISER = "state of the optimiser"
@@ -116,5 +116,7 @@ def write_run(imported: Imported, out: Path, words: Sequence[str], epoch: int | 
             f"pretrain= out, and begin one with its backbone: selfsight pretrain init_from={out}."
         )
     settings = {"backbone": {"_target_": "selfsight.backbones.registry.create", **imported.spec}}
-    cfg = composed("pretrain", [*imported.settings, *words], {**settings, "runs": str(out.parent), "name": out.name})
+    cfg = compose_with(
+        "pretrain", [*imported.settings, *words], {**settings, "runs": str(out.parent), "name": out.name}
+    )
     return begin_with(imported, cfg, out, epoch)

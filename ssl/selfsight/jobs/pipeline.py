@@ -8,18 +8,17 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from selfsight.backbones.stages import Stages
-from selfsight.checkpoints.export import export_backbone
 from selfsight.checkpoints.load import load
 from selfsight.composition.catalogue import conf_dir
 from selfsight.composition.keys import flat_keys
-from selfsight.composition.overrides import checked, compose
+from selfsight.composition.overrides import compose_with, with_settings
 from selfsight.datamodules import DataModule
 from selfsight.datamodules.datasets.splits import chosen_labels
 from selfsight.engine import build, measure
 from selfsight.engine.devices import device
 from selfsight.engine.measure import Outcome, headline
 from selfsight.engine.options import resolved
+from selfsight.engine.stages import export_together
 from selfsight.evaluation.base import Figures
 from selfsight.jobs.launch import run_nested_job
 from selfsight.reporting.tables import singles_of
@@ -45,30 +44,13 @@ def perform(
     if run.summary.is_file():
         return run.read_summary()
     if run.checkpoint.is_file():
-        cfg = composed(job, [f"resume={folder}"])
+        cfg = compose_with(job, [f"resume={folder}"], {})
     else:
         shutil.rmtree(folder, ignore_errors=True)  # begun, and stopped before the first checkpoint
         settings = {**settings, "runs": str(folder.parent), "name": folder.name}
-        cfg = composed(job, words, settings) if begun is None else changed(begun.copy(), settings)
+        cfg = compose_with(job, words, settings) if begun is None else with_settings(begun.copy(), settings)
     run_nested_job(job, cfg)
     return run.read_summary()
-
-
-def composed(job: str, words: Sequence[str], settings: Mapping[str, object] | None = None) -> DictConfig:
-    """The configuration of a job from words and, set after them, further keys.
-
-    Raises:
-        UserError: naming a wrong word.
-    """
-    return changed(compose(job, checked(job, words, sweep=False)), settings or {})
-
-
-def changed(cfg: DictConfig, settings: Mapping[str, object]) -> DictConfig:
-    """A configuration in which keys have these values."""
-    OmegaConf.set_struct(cfg, False)
-    for key, value in settings.items():
-        OmegaConf.update(cfg, key, value, merge=False)
-    return cfg
 
 
 def check(cfg: DictConfig, data: DataModule) -> None:
@@ -93,8 +75,8 @@ def follow(cfg: DictConfig, folder: RunFolder) -> Outcome:
         return further_stages(cfg, folder)
     source, summary = folder.path, folder.read_summary()
     for name, step in cfg.then.items():
-        previous = source
         settings = {
+            SOURCE[step.job]: str(source),
             "seed": cfg.seed,
             "labels": cfg.labels,
             "trainer.accelerator": cfg.trainer.accelerator,
@@ -103,7 +85,7 @@ def follow(cfg: DictConfig, folder: RunFolder) -> Outcome:
         if not any(word.startswith("debug=") for word in step.words):
             settings |= shrunk(cfg)
         source = folder.path / str(name)
-        summary = perform(step.job, step.words, source, {SOURCE[step.job]: str(previous), **settings})
+        summary = perform(step.job, step.words, source, settings)
     return Outcome(headline(summary), folder)
 
 
@@ -126,14 +108,8 @@ def further_stages(cfg: DictConfig, folder: RunFolder) -> Outcome:
 
 def stages_together(cfg: DictConfig, folder: RunFolder, runs: Sequence[RunFolder]) -> Outcome:
     """Figures of the features of all stages side by side; shown beside those of each, and kept."""
-    networks = [load(run.path) for run in runs]
-    spec = dict(networks[0].spec)
-    arguments = [{**network.spec["backbone"], "pretrained": False} for network in networks]
-    spec["backbone"] = {"_target_": f"{Stages.__module__}.{Stages.__name__}", "networks": arguments}
-    place = folder.path / "stages"
-    place.mkdir(exist_ok=True)
-    export_backbone(Stages(networks), spec, place)
-    evaluators = {str(name): build.build(node) for name, node in (cfg.evaluator.get("final") or {}).items()}
+    place = export_together([run.path for run in runs], folder.path / "stages")
+    evaluators = build.final(cfg)
     if not evaluators:
         return Outcome(headline(folder.read_summary()), folder)
     network = load(place).to(device(cfg.trainer.accelerator))
