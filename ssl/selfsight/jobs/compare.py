@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -63,7 +62,7 @@ def fill(console: Console, cfg: DictConfig, folder: RunFolder) -> list[Row]:
     }
     lacking = wanted - {row[:3] for row in rows}
     for (name, _, seed), found in done(cfg, folder, plan(cfg, {task_of(cfg, *place) for place in lacking})):
-        new: list[Row] = [(name, *place) for place in ((c, seed, v) for c, v in found.items())]
+        new: list[Row] = [(name, column, seed, value) for column, value in found.items()]
         new = [row for row in new if row[:3] in lacking]
         if new:
             rows += new
@@ -145,8 +144,8 @@ def plan(cfg: DictConfig, wanted: Collection[Task]) -> dict[Task, Task | None]:
 
 def done(cfg: DictConfig, folder: RunFolder, before: Mapping[Task, Task | None]) -> Iterator[tuple[Task, Values]]:
     """Each task with its values as it comes to its end; several at a time, each on its share of the cores."""
-    alone = 1 if torch.cuda.is_available() else None
-    workers = alone if cfg.workers == "auto" else int(cfg.workers)
+    one_on_a_gpu = 1 if torch.cuda.is_available() else None
+    workers = one_on_a_gpu if cfg.workers == "auto" else int(cfg.workers)
     return in_order(before, functools.partial(do, OmegaConf.to_yaml(cfg, resolve=True), folder.path), workers)
 
 
@@ -163,11 +162,9 @@ def values(cfg: DictConfig, folder: RunFolder, name: str, labels: int, seed: int
     if not figures(cfg):
         return {labels: accuracy(cfg, folder, name, labels, seed)}
     step = cfg.steps[name]
-    if step.job == PROBE:  # of the run before it, another row than the trained network's
-        summary, trained = perform_step(cfg, folder, str(step.after), labels, seed)[0], False
-    else:
-        summary, trained = perform_step(cfg, folder, name, labels, seed)[0], True
-    return {str(figure): figure_of(summary, str(figure), step, trained) for figure in figures(cfg)}
+    trained = step.job != PROBE  # a probe is another row of the run before it
+    summary, _ = perform_step(cfg, folder, name if trained else str(step.after), labels, seed)
+    return {str(figure): figure_of(summary, str(figure), step, trained=trained) for figure in figures(cfg)}
 
 
 def accuracy(cfg: DictConfig, folder: RunFolder, name: str, labels: int, seed: int) -> float:
@@ -176,7 +173,7 @@ def accuracy(cfg: DictConfig, folder: RunFolder, name: str, labels: int, seed: i
     if step.job == PROBE:
         return probe(perform_step(cfg, folder, str(step.after), labels, seed)[1], labels, seed)
     summary, _ = perform_step(cfg, folder, name, labels, seed)
-    return float(summary.get("classifiers", {}).get(step.get("measured", "student"), {}).get("top1", math.nan))
+    return figure_of(summary, "classifier_top1", step)
 
 
 def probe(source: Path, labels: int, seed: int) -> float:

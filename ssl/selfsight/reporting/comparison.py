@@ -137,7 +137,7 @@ def side_by_side(rows: Sequence[Row], cfg: DictConfig) -> Figure:
     return figure
 
 
-def figure_of(summary: Figures, figure: str, step: DictConfig, trained: bool) -> float:
+def figure_of(summary: Figures, figure: str, step: DictConfig, *, trained: bool = True) -> float:
     """A figure of a run's summary, not a number where it has none.
 
     Args:
@@ -148,7 +148,7 @@ def figure_of(summary: Figures, figure: str, step: DictConfig, trained: bool) ->
     if figure == "seconds":
         found = summary.get("train_seconds") if trained else None
     elif figure == "classifier_top1":
-        found = summary["classifiers"].get(step.get("measured", "student"), {}).get("top1") if trained else None
+        found = summary.get("classifiers", {}).get(step.get("measured", "student"), {}).get("top1") if trained else None
     else:
         row = summary.get(step.get("row", "pretrained"), {})
         found = row.get("few_shot", {}).get(rest, {}).get("mean") if kind == "few_shot" else row.get(figure)
