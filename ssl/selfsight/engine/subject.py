@@ -50,6 +50,12 @@ def subject(cfg: DictConfig) -> Subject:
     return Subject(backbone, data, folder, dataset if given is not None else None)
 
 
+def subject_of(folder: RunFolder, accelerator: str) -> Subject:
+    """The backbone of a run on the accelerator, and the images that the run is about."""
+    backbone = selfsight.load(folder.path).to(device(accelerator))
+    return Subject(backbone, eval_datamodule(build.dataset(folder.config(), folder), backbone), folder, None)
+
+
 def evaluate(evaluator: Evaluator, of: Subject, stage: str, *, cache: bool) -> dict[str, Figures]:
     """Results by stage: of the one asked for, or of every one (``stage=all``) from a single pass over the images."""
     backbone, data, folder, _ = of

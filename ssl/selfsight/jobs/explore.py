@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from selfsight.engine import build, measure
-from selfsight.engine.devices import device
-from selfsight.engine.reload import eval_datamodule
+from selfsight.engine import measure
+from selfsight.engine.reload import feature_cache
+from selfsight.engine.subject import subject_of
 from selfsight.errors import UserError
 from selfsight.evaluation.features import FINAL
 from selfsight.reporting import embedding
@@ -30,8 +30,6 @@ PORTS = 2**16
 
 
 def run(cfg: DictConfig) -> None:
-    import selfsight
-
     console = make_console()
     check(cfg)
     if find_spec("bokeh") is None:
@@ -39,11 +37,10 @@ def run(cfg: DictConfig) -> None:
     from selfsight.reporting.explorer_server import serve
 
     folder = RunFolder.open(cfg.run)
-    backbone = selfsight.load(folder.path).to(device(cfg.accelerator))
-    data = eval_datamodule(build.dataset(folder.config(), folder), backbone)
+    backbone, data, _, _ = subject_of(folder, cfg.accelerator)
     if cfg.split not in measure.available_splits(data):
         raise UserError(f"data set '{data.data.name}' has no {cfg.split} images; leave out split={cfg.split}.")
-    cache = folder.path / "features"
+    cache = feature_cache(folder)
     train, images = measure.learnt_from(backbone, data, cache=cache)
     shown = train
     if cfg.split == "test":

@@ -41,9 +41,8 @@ def run(cfg: DictConfig) -> None:
     trainer = replace(
         parts.trainer, max_epochs=epochs, max_steps=None, max_time=None, limit_batches=batches, checkpoint_every=epochs
     )
-    kept: list[Callback] = [
-        one for one in parts.callbacks if isinstance(one, TeacherFeatures)
-    ]  # the method cannot do without them
+    # the method cannot do without them
+    kept: list[Callback] = [one for one in parts.callbacks if isinstance(one, TeacherFeatures)]
     parts = replace(parts, trainer=trainer, loggers=[], callbacks=kept)
     watch = Stopwatch(timed.warmup, timed.steps, synchronise=where.type == "cuda")
     data.on_after_batch_transfer = watch.around(data.on_after_batch_transfer)  # type: ignore[method-assign, assignment]

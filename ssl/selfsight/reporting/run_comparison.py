@@ -10,10 +10,8 @@ from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
-import selfsight
-from selfsight.engine import build, measure
-from selfsight.engine.devices import device
-from selfsight.engine.reload import eval_datamodule
+from selfsight.engine import measure
+from selfsight.engine.subject import subject_of
 from selfsight.errors import UserError
 from selfsight.evaluation.base import Figures
 from selfsight.evaluation.probes.comparison import compare
@@ -188,8 +186,8 @@ def alike(folders: Sequence[RunFolder], accelerator: str) -> list[list[str]]:
     """CKA and share of common neighbours of the test features (the training features without a test set), by pairs."""
     features = []
     for folder in folders:
-        backbone = selfsight.load(folder.path).to(device(accelerator))
-        train, test = measure.features(backbone, eval_datamodule(build.dataset(folder.config(), folder), backbone))
+        of = subject_of(folder, accelerator)
+        train, test = measure.features(of.backbone, of.data)
         features.append(train if test is None else test)
     rows = []
     for (a, x), (b, y) in combinations(zip(titles_of(folders), features, strict=True), 2):
