@@ -24,7 +24,7 @@ from selfsight.cli import compose
 from selfsight.contracts import Batch
 from selfsight.datamodules.views.device_views import DeviceViews
 from selfsight.datamodules.views.view import View
-from selfsight.engine.build import build
+from selfsight.engine.nodes import build
 from selfsight.engine.options import TrainerOptions
 from selfsight.engine.performance import GraphSteps, apply_performance_options
 from selfsight.methods.base import Method

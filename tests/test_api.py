@@ -18,7 +18,7 @@ from torch import nn
 
 import selfsight as ss
 import selfsight.methods
-from selfsight.api import _word
+from selfsight.composition.keywords import word_of
 from selfsight.errors import UserError
 from selfsight.evaluation import KNN, Features
 from selfsight.methods.base import Method
@@ -244,7 +244,7 @@ def test_images_without_labels(tmp_path: Path, photos: Path) -> None:
     ],
 )
 def test_settings_as_words(key: str, value: object, word: str) -> None:
-    assert _word(key, value) == word
+    assert word_of(key, value) == word
 
 
 def test_every_method_is_found_by_its_class() -> None:

@@ -8,7 +8,6 @@ run.knn()
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -18,19 +17,19 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from selfsight.checkpoints.load import described, load
-from selfsight.composition.catalogue import GROUPS
+from selfsight.composition.keywords import word_of
 from selfsight.composition.overrides import compose
-from selfsight.composition.words import quoted
 from selfsight.datamodules import DataModule, ImageSet, join
 from selfsight.datamodules import folder as folder_of_images
 from selfsight.datamodules.images.bands import Kind
 from selfsight.datamodules.images.decode import Unreadable
 from selfsight.datamodules.images.formats import read_file
 from selfsight.engine import build, measure
+from selfsight.engine.outcome import headline
 from selfsight.engine.reload import (
     LoadedRun,
     eval_datamodule,
@@ -39,7 +38,7 @@ from selfsight.engine.reload import (
     loaded_run,
     trained_method,
 )
-from selfsight.errors import USAGE, UserError, nearest
+from selfsight.errors import UserError, nearest
 from selfsight.evaluation import KNN, Features, LinearProbe
 from selfsight.evaluation.base import Figures
 from selfsight.evaluation.features import FINAL
@@ -54,18 +53,6 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
 Split = Literal["train", "test", "unlabelled"]
-
-#: short words of Python for keys of the configuration
-SHORT = {
-    "root": "dataset.root",
-    "image_size": "dataset.image_size",
-    "epochs": "trainer.max_epochs",
-    "lr": "optimizer.lr",
-    "devices": "trainer.devices",
-    "accelerator": "trainer.accelerator",
-    "precision": "trainer.precision",
-    "labels_per_class": "labels.per_class",
-}
 
 
 def pretrain(**settings: object) -> Run:
@@ -206,7 +193,7 @@ class Run:
     @property
     def headline(self) -> dict[str, float]:
         """The figures by which it may be chosen among others: ``knn_top1``, ``linear_top1``, ``student_top1``, …"""
-        return measure.headline(self.summary)
+        return headline(self.summary)
 
     @property
     def metrics(self) -> pandas.DataFrame:
@@ -376,7 +363,7 @@ class Run:
 
 
 def _trained(job: str, settings: Mapping[str, object]) -> Run:
-    words = [_word(str(key), value) for key, value in settings.items()]
+    words = [word_of(str(key), value) for key, value in settings.items()]
     try:
         cfg = compose(job, words)
         outcome = run_nested_job(job, cfg, words)
@@ -385,38 +372,6 @@ def _trained(job: str, settings: Mapping[str, object]) -> Run:
     folder = outcome.folder.path if outcome is not None and outcome.folder is not None else "last"
     with trusting(trust_of(cfg)):
         return Run(folder, trust=given())
-
-
-def _word(key: str, value: object) -> str:
-    """A setting as it is typed on the command line: ``optimizer.lr=0.3``.
-
-    Raises:
-        UserError: an object that no words stand for.
-    """
-    key = SHORT.get(key, key)
-    if isinstance(value, (str, os.PathLike)):
-        text = os.fspath(value)
-        return f"{key}={text if key in GROUPS else quoted(text)}"
-    try:
-        return f"{key}={json.dumps(_plain(value))}"
-    except (TypeError, ValueError):
-        raise UserError(
-            f"{key} was given a {type(value).__name__}; text, numbers, lists and mappings were expected (a part "
-            f"of your own is named: **{{'{key}._target_': 'module.Name'}}).",
-            status=USAGE,
-        ) from None
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, (np.generic, np.ndarray, Tensor)):
-        return value.tolist()
-    if isinstance(value, (DictConfig, ListConfig)):
-        return OmegaConf.to_container(value, resolve=True)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple, range)):
-        return [_plain(one) for one in value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _named(features: Features, images: ImageSet) -> Features:

@@ -17,7 +17,7 @@ from selfsight.composition import catalogue, keys
 from selfsight.composition.defaults import presets_line, stated
 from selfsight.composition.overrides import checked, compose
 from selfsight.datamodules import folder, select_labels
-from selfsight.engine import build
+from selfsight.engine import build, nodes
 from selfsight.errors import UserError
 from tests.composition.test_words import fails
 
@@ -88,7 +88,7 @@ def test_every_key_is_there_with_its_value() -> None:
         short = OmegaConf.create({"evaluator": stated(node), "stage": "final"}).evaluator
         assert len(short) <= len(node)
         whole = OmegaConf.create({"evaluator": node, "stage": "final"}).evaluator
-        made = [re.sub(r"0x\w+|[()\[\]]", "", repr(build.build(one))) for one in (short, whole)]
+        made = [re.sub(r"0x\w+|[()\[\]]", "", repr(nodes.build(one))) for one in (short, whole)]
         assert made[0] == made[1], name
 
 

@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from selfsight.datamodules import ArrayImages, ImageData
-from selfsight.engine.measure import about_few_tests, show_classes
+from selfsight.engine.about_data import about_few_tests, show_classes
 
 
 def told(counts: list[int], test: list[int] | None = None) -> str:

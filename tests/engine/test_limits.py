@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from selfsight import cli
-from selfsight.engine import build
+from selfsight.engine import build, nodes
 from selfsight.engine.session import make_trainer
 from selfsight.errors import UserError
 from selfsight.runs.folder import RunFolder
@@ -138,7 +138,7 @@ def test_every_optimiser_takes_its_own_values(name: str) -> None:
 def test_what_a_constructor_refuses_names_its_place(node: dict[str, Any], said: str) -> None:
     cfg: Any = OmegaConf.create({"evaluator": {"final": node}})
     with pytest.raises(UserError) as caught:
-        build.build(cfg.evaluator.final)
+        nodes.build(cfg.evaluator.final)
     assert str(caught.value).startswith(f"evaluator.final ({node['_target_']}) cannot be made with these values: ")
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -147,7 +147,7 @@ def test_what_a_constructor_refuses_names_its_place(node: dict[str, Any], said: 
 def test_what_a_constructor_refuses_of_other_objects() -> None:
     cfg: Any = OmegaConf.create({"head": {"_target_": "torch.nn.Linear", "in_features": 2}})
     with pytest.raises(UserError, match=r"^head \(torch.nn.Linear\) cannot be made"):
-        build.build(cfg.head, out_features="many")
+        nodes.build(cfg.head, out_features="many")
 
 
 def test_what_lightning_refuses(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from selfsight import cli
 from selfsight.backbones.registry import create
 from selfsight.checkpoints.export import export_backbone
+from selfsight.engine import nodes
 from selfsight.errors import UserError
 from selfsight.evaluation.dense.segmentation import VOID, shapes
 from selfsight.evaluation.detection.coco import CocoImages, average_precision, coco
@@ -325,10 +326,9 @@ def test_other_settings_leave_what_was_measured_before(
 
 @pytest.mark.parametrize("recipe", ["coco/pixpro", "coco/spark"])
 def test_recipes_compose(recipe: str) -> None:
-    from selfsight.engine import build
 
     cfg = cli.compose("detect", cli.checked("detect", [f"recipe={recipe}", "run=x", "dataset.root=y"], sweep=False))
     assert cfg.job == "detect"
-    detection = build.build(cfg.detection, data=None, optimizer=build.build(cfg.optimizer))
+    detection = nodes.build(cfg.detection, data=None, optimizer=nodes.build(cfg.optimizer))
     assert detection.batch_size * detection.iterations == 16 * 90_000
     assert detection.short_side[-1] == 800

@@ -15,7 +15,7 @@ from PIL import Image
 
 from selfsight import cli
 from selfsight.checkpoints.export import export_backbone
-from selfsight.engine import build, measure
+from selfsight.engine import measure, nodes
 from selfsight.engine.options import resolved
 from selfsight.engine.reload import projector
 from selfsight.errors import UserError
@@ -46,7 +46,7 @@ def finished(path: Path, *words: str) -> Path:
     torch.manual_seed(0)
     about = {"backbone": resolved(cfg.backbone), "image_size": 16, "dataset": cfg.dataset.name}
     scale = {"mean": list(cfg.dataset.mean), "std": list(cfg.dataset.std)}
-    export_backbone(build.build(cfg.backbone), {**about, **scale}, path)
+    export_backbone(nodes.build(cfg.backbone), {**about, **scale}, path)
     return path
 
 

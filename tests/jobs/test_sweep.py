@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from selfsight import cli
-from selfsight.engine import measure
+from selfsight.engine.outcome import Outcome
 from selfsight.errors import UserError
 from selfsight.jobs import launch, pretrain
 from selfsight.runs import processes
@@ -98,12 +98,12 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Configurations of runs that end at once, the better the nearer the learning rate is to 1; seed 1 fails."""
     found: list[Any] = []
 
-    def run(cfg: Any) -> measure.Outcome:
+    def run(cfg: Any) -> Outcome:
         found.append(cfg)
         if cfg.seed == 1:
             raise UserError("seed 1 is not liked")
         away = abs(math.log(cfg.optimizer.lr))
-        return measure.Outcome({"knn_top1": 1 - away / 10, "loss": away})
+        return Outcome({"knn_top1": 1 - away / 10, "loss": away})
 
     monkeypatch.setattr(pretrain, "run", run)
     return found

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, TypeVar
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import get_class, get_object, instantiate
+from hydra.utils import get_class, get_object
 from lightning import seed_everything
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.optim import Optimizer
 
@@ -36,6 +31,7 @@ from selfsight.engine import options
 from selfsight.engine.advice import Plan
 from selfsight.engine.checks import check_batch, check_classes, check_kind, check_sizes, check_twice, check_views
 from selfsight.engine.devices import device, processes, resolve_auto, spread
+from selfsight.engine.nodes import as_user_error, build, of_kind, place
 from selfsight.engine.options import RunOptions, TrainerOptions, resolved
 from selfsight.engine.prepared import PreparedCallback
 from selfsight.engine.sizes import by_rule, length, plan
@@ -52,11 +48,6 @@ from selfsight.optim.sam import sharpness_aware
 from selfsight.optim.schedule import Clock
 from selfsight.runs import records
 from selfsight.runs.folder import RunFolder
-
-T = TypeVar("T")
-
-#: how constructors refuse arguments
-REFUSALS = (TypeError, ValueError, AssertionError, MisconfigurationException)
 
 #: logger: (packages of which it needs one, how to install it)
 LOGGERS = {
@@ -466,53 +457,3 @@ def check(job: str, cfg: DictConfig) -> None:
 def sized(cfg: DictConfig) -> DictConfig:
     """The configuration with sizes that are ``auto`` by the number of images, see `sizes.by_rule`."""
     return by_rule(cfg, lambda: dataset(cfg).num_images)
-
-
-# --- nodes -----------------------------------------------------------------------------------------------------------
-
-
-def build(node: Any, **extra: Any) -> Any:
-    """`hydra.utils.instantiate`; what the thing configured refuses is a user's mistake, as `as_user_error` says it."""
-    with as_user_error(place(node)):
-        # Objects are added after Hydra is done: it would make configurations of the dataclasses among them.
-        if extra:
-            return instantiate(node, _convert_="all", _partial_=True)(**extra)
-        return instantiate(node, _convert_="all")
-
-
-def of_kind(made: object, kind: type[T], where: str, wanted: str) -> T:
-    """
-    Raises:
-        UserError: what the node at ``where`` has come to is none of this kind.
-    """
-    if not isinstance(made, kind):
-        found = f"{type(made).__module__}.{type(made).__name__}".removeprefix("builtins.")
-        raise UserError(f"{where} makes a {found}; {wanted} was expected.", status=2)
-    return made
-
-
-@contextlib.contextmanager
-def as_user_error(what: str) -> Iterator[None]:
-    """A constructor's complaint about the values it is given, as a sentence.
-
-    Raises:
-        UserError: the constructor's own, or ``what`` with the reason it gives.
-    """
-    try:
-        yield
-    except (InstantiationException, OmegaConfBaseException, *REFUSALS) as error:
-        cause: BaseException = error
-        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-            cause = cause.__cause__
-        if isinstance(cause, UserError):
-            raise cause from None
-        reason = " ".join(str(cause).split()).rstrip(".") or type(cause).__name__
-        raise UserError(f"{what} cannot be made with these values: {reason}.") from error
-
-
-def place(node: object) -> str:
-    """``evaluator.final.knn (selfsight.evaluation.probes.knn.KNN)``: key and class of a node, as far as it has them."""
-    if not isinstance(node, DictConfig):
-        return "a part of the run"
-    key, target = node._get_full_key(None), node.get("_target_")
-    return f"{key} ({target})" if key and target else str(key or target)

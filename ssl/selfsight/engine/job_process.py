@@ -23,7 +23,7 @@ from selfsight.runs.processes import SPREAD_VARIABLES, STOPPED, TASK_VARIABLE, o
 from selfsight.trust import Trust, given
 
 if TYPE_CHECKING:
-    from selfsight.engine.measure import Outcome
+    from selfsight.engine.outcome import Outcome
 
 
 def run_in_subprocess(job: str, cfg: DictConfig, words: Sequence[str]) -> Outcome | None:
@@ -107,7 +107,7 @@ class Task(NamedTuple):
 
 
 def _read_outcome(answer: Path) -> Outcome | None:
-    from selfsight.engine.measure import Outcome
+    from selfsight.engine.outcome import Outcome
 
     if not answer.is_file():
         return None

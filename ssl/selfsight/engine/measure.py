@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,11 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.markup import escape
 from torch import Tensor, nn
 
-from selfsight.datamodules import ArrayImages, DataModule, ImageData, ImageDataModule, ImageSet
+from selfsight.datamodules import ArrayImages, DataModule, ImageDataModule, ImageSet
 from selfsight.datamodules.images.sets import JoinedImages
 from selfsight.errors import UserError
 from selfsight.evaluation.base import (
@@ -36,16 +33,11 @@ from selfsight.evaluation.probes.targets import MAIN
 from selfsight.evaluation.views import plain_view
 from selfsight.files import write_text
 from selfsight.methods.base import Method
-from selfsight.runs.console import make_table
 from selfsight.runs.folder import RunFolder
-from selfsight.runs.records import Record
 
 #: features of training and test images; the latter None where there are none
 Pair = tuple[Features, Features | None]
 
-NO_LABEL = "no label"
-#: figures by which a network is judged: of classes, labels, numbers
-MAINS = ("top1", *MAIN.values())
 LAST = 20  #: evaluations whose median is reported
 
 #: figures of the table that are one number, and their titles
@@ -271,27 +263,6 @@ def over_epochs(rows: Sequence[Mapping[str, str]], name: str, figure: str) -> di
     return {f"best_{figure}": max(values), f"median_{figure}": last} if values else {}
 
 
-class Outcome(dict[str, float]):
-    """What a job that trains gives back: its headline figures by name, and the folder they lie in."""
-
-    def __init__(self, figures: Mapping[str, float], folder: RunFolder | None = None) -> None:
-        super().__init__(figures)
-        self.folder = folder
-
-
-def outcome(folder: RunFolder, summary: Record) -> Outcome:
-    """The outcome of a run from its summary."""
-    return Outcome(headline(summary), folder)
-
-
-def headline(summary: Record) -> dict[str, float]:
-    """The figures by which a run may be chosen among others: ``knn_top1``, ``linear_top1``, ``student_top1``, …"""
-    measured = {key: float(value) for key, value in summary.get("pretrained", {}).items() if isinstance(value, float)}
-    classifiers = summary.get("classifiers", {}).items()
-    learned = {f"{name}_{key}": float(row[key]) for name, row in classifiers for key in MAINS if key in row}
-    return measured | learned
-
-
 class Pixels(nn.Module):
     """The images themselves as features, ``[B, 3, H, W]`` to ``[B, 3 H W]``: what can be said without a network.
 
@@ -304,71 +275,3 @@ class Pixels(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1)
-
-
-def describe(data: ImageData) -> str:
-    """``digits (1,437 images, 10 classes)``."""
-    images = len(data.train) + (len(data.unlabelled) if data.unlabelled is not None else 0)
-    classes = f", {data.num_classes} classes" if data.num_classes else ""
-    return f"{data.name} ({images:,} images{classes})"
-
-
-#: test images below which one of them is too large a share of every figure
-FEW_TESTS = 50
-
-
-def about_few_tests(data: ImageData) -> str:
-    """What small figures of so few test images are; empty where they are many, or none."""
-    number = len(data.test or ())
-    if not 0 < number < FEW_TESTS:
-        return ""
-    each = f"one of them is {100 / number:.3g} % of every accuracy" if number > 1 else "it decides every accuracy"
-    return f"only {number} test image{'s' * (number > 1)}: {each}, and differences below a few of them are chance"
-
-
-#: classes of which the table at the start of a run shows at most so many
-SHOWN_CLASSES = 10
-#: sizes of the largest and the smallest class that are about the same
-EVEN = 1.5
-
-
-def show_classes(console: Console, data: ImageData, evened: str = "") -> None:
-    """How many images each class has: a line where all have about as many, else a table with the rarest first.
-
-    Args:
-        evened: the words by which the method at hand evens the classes out, where it can.
-    """
-    counts = data.class_counts("train")
-    if not sum(counts):
-        return
-    order = sorted(range(len(counts)), key=lambda label: (counts[label], label))
-    fewest, most = counts[order[0]], counts[order[-1]]
-    if most <= EVEN * fewest:
-        told = f"{most:,} image{'s' * (most > 1)}" if fewest == most else f"{fewest:,} to {most:,} images"
-        console.print(f"classes of {told}", style="dim", markup=False)
-        return
-    table, test = make_table("class", "train", "test"), data.class_counts("test")
-    half = SHOWN_CLASSES // 2 if len(order) > SHOWN_CLASSES else len(order)
-    for label in order[:half]:
-        table.add_row(escape(class_name(data, label)), f"{counts[label]:,}", f"{test[label]:,}")
-    if half < len(order):
-        table.add_row(f"… {len(order) - 2 * half} more", "", "")
-    for label in order[-half:] if half < len(order) else ():
-        table.add_row(escape(class_name(data, label)), f"{counts[label]:,}", f"{test[label]:,}")
-    console.print(table)
-    console.print(
-        f"the rarest class, '{class_name(data, order[0])}', has {fewest:,} of {sum(counts):,} labelled images, "
-        f"the largest {most:,}: accuracy says little of the rare ones; "
-        + (f"{evened} evens them out." if evened else "balanced accuracy stands beside it."),
-        style="dim",
-        markup=False,
-    )
-
-
-def class_name(data: ImageData, label: int) -> str:
-    return readable(str(data.classes[label])) if 0 <= label < data.num_classes else NO_LABEL
-
-
-def readable(name: str) -> str:
-    """A name of a file or folder as text; bytes in it that are none, as some systems have them, are marked."""
-    return os.fsencode(name).decode(errors="replace")

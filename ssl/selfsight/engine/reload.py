@@ -12,7 +12,7 @@ from selfsight.backbones import interface
 from selfsight.checkpoints.load import described, load
 from selfsight.datamodules import DataModule, ImageData, ImageDataModule
 from selfsight.datamodules.views.view import View
-from selfsight.engine import build, checks
+from selfsight.engine import build, checks, nodes
 from selfsight.engine.build import Description
 from selfsight.engine.checkpointing import training_checkpoint
 from selfsight.engine.devices import device
@@ -129,7 +129,7 @@ def classifier_of(folder: RunFolder) -> tuple[nn.Module, list[str]]:
             {new + k.removeprefix(old): v for new, old in parts.items() for k, v in state.items() if k.startswith(old)}
         )
         return network, classes
-    method = build.build(cfg.method, backbone=backbone, projector=projection_head(state), num_classes=len(classes))
+    method = nodes.build(cfg.method, backbone=backbone, projector=projection_head(state), num_classes=len(classes))
     assert isinstance(method, FineTune)
     method.load_state_dict(state)
     return (method.network if method.average is None else method.average.module), classes

@@ -15,7 +15,7 @@ from selfsight.runs.folder import RunFolder
 from selfsight.runs.processes import on_first_process
 
 if TYPE_CHECKING:
-    from selfsight.engine.measure import Outcome
+    from selfsight.engine.outcome import Outcome
 
 #: keys that name the run that a job starts from
 OTHER_RUNS = ("run", "init_from", "teacher")
@@ -113,9 +113,9 @@ def finished(cfg: DictConfig) -> Outcome | None:
     folder = RunFolder(Path(cfg.resume))
     if not folder.summary.is_file() or "then" in folder.config():
         return None
-    from selfsight.engine import measure
+    from selfsight.engine.outcome import outcome
 
     if on_first_process():
         further = f"; resume={folder.path} extend=10 gives it ten epochs more" if "extend" in cfg else ""
         print(f"'{folder.path}' is finished{further}.")
-    return measure.outcome(folder, folder.read_summary())
+    return outcome(folder, folder.read_summary())

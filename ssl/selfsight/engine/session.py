@@ -18,8 +18,9 @@ from selfsight.backbones.interface import one_line
 from selfsight.backbones.registry import weights_line
 from selfsight.checkpoints.export import export_backbone
 from selfsight.datamodules import DataModule, LabelSplit
-from selfsight.engine import advice, measure, slurm
-from selfsight.engine.build import Parts, as_user_error
+from selfsight.engine import advice, slurm
+from selfsight.engine.about_data import about_few_tests, describe, show_classes
+from selfsight.engine.build import Parts
 from selfsight.engine.checkpointing import (
     AtomicCheckpoints,
     GracefulInterrupt,
@@ -33,6 +34,7 @@ from selfsight.engine.checkpointing import (
 from selfsight.engine.devices import device, spread
 from selfsight.engine.monitor import Monitor
 from selfsight.engine.nan_guard import NanGuard
+from selfsight.engine.nodes import as_user_error
 from selfsight.engine.performance import GraphSteps, apply_performance_options
 from selfsight.engine.precision import resolve_precision, with_fastest
 from selfsight.engine.prepared import PreparedCallback
@@ -197,7 +199,7 @@ class Session:
         millions = sum(p.numel() for p in parts.method.backbone.parameters()) / 1e6
         recipe = parts.recipe
         self.console.print(
-            f"{names.method} · {names.backbone} ({millions:.2f} M parameters) · {measure.describe(data)}\n"
+            f"{names.method} · {names.backbone} ({millions:.2f} M parameters) · {describe(data)}\n"
             f"batch {length.batch_size} ({processes} × {length.batch_size // processes}) · "
             f"{length.epochs:g} epoch{'s' * (length.epochs > 1)} of {length.steps_per_epoch} steps · "
             f"lr {recipe.told(length.batch_size)}\n"
@@ -212,8 +214,8 @@ class Session:
         for line in filter(None, (*about, data.about_labels, *data.about)):
             self.console.print(line, style="dim", markup=False)
         adjusts = getattr(self.parts.method, "logit_adjustment", None) == 0
-        measure.show_classes(self.console, data, "method.logit_adjustment=1" if adjusts else "")
-        if few := measure.about_few_tests(data):
+        show_classes(self.console, data, "method.logit_adjustment=1" if adjusts else "")
+        if few := about_few_tests(data):
             self.console.print(few, style="yellow", markup=False)
         if parts.plan is not None and self.job == "pretrain" and not self.resumed:
             for line in advice.lines(parts.plan, command()):

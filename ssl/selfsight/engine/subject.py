@@ -10,7 +10,7 @@ from torch import nn
 
 import selfsight
 from selfsight.datamodules import ImageDataModule
-from selfsight.engine import build, measure
+from selfsight.engine import build, measure, nodes
 from selfsight.engine.devices import device
 from selfsight.engine.inherit import chosen_or_inherited, names_something
 from selfsight.engine.reload import ALL, eval_datamodule, feature_cache, head_of
@@ -44,7 +44,7 @@ def subject(cfg: DictConfig) -> Subject:
     of_run = given if folder is None else folder.config().dataset
     dataset = of_run if given is None else chosen_or_inherited(given, of_run)
     backbone = selfsight.load(folder.path if folder is not None else cfg.weights).to(device(cfg.accelerator))
-    images = build.build(dataset)
+    images = nodes.build(dataset)
     images = images if folder is None else build.as_of_run(images, dataset, folder)
     data = eval_datamodule(images, backbone, cfg.batch_size, cfg.num_workers)
     return Subject(backbone, data, folder, dataset if given is not None else None)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 import selfsight
 from selfsight.checkpoints.export import state
 from selfsight.checkpoints.load import described
-from selfsight.engine import build
+from selfsight.engine import build, nodes
 from selfsight.engine.devices import device
 from selfsight.engine.progress import StepLines
 from selfsight.errors import UserError
@@ -39,8 +39,8 @@ def run(cfg: DictConfig) -> None:
     mean, std = described(backbone, "mean"), described(backbone, "std")
     if cfg.optimizer.sam is not None:
         raise UserError("optimizer.sam is for methods, and a detector is none; leave it out.")
-    data = build.build(cfg.dataset)
-    detection = build.build(cfg.detection, data=data, optimizer=build.optimizer(cfg.optimizer))
+    data = nodes.build(cfg.dataset)
+    detection = nodes.build(cfg.detection, data=data, optimizer=build.optimizer(cfg.optimizer))
     settings: dict[str, object] = {key: records.to_json(cfg[key]) for key in ("dataset", "detection", "optimizer")}
     settings["backbone"] = str(source.resolve())
     path = with_folder(records.free_path(out, NAME, settings))

@@ -7,8 +7,8 @@ from omegaconf import DictConfig
 
 from selfsight.composition.chosen import group_choice
 from selfsight.composition.overrides import compose
-from selfsight.engine import build, inherit, measure
-from selfsight.engine.measure import Outcome
+from selfsight.engine import build, inherit
+from selfsight.engine.outcome import Outcome, outcome
 from selfsight.engine.session import Session, reopen
 from selfsight.jobs.finetune import conclude
 from selfsight.runs.folder import RunFolder
@@ -22,7 +22,7 @@ def run(cfg: DictConfig) -> Outcome:
     parts = build.parts(cfg, folder or RunFolder.open(cfg.teacher), teacher=teacher)
     inherit.check_classes(classes, parts.datamodule.data.classes, cfg.teacher)
     session = Session.begin("distill", cfg, parts, folder, stem=f"distill-{parts.description.dataset}")
-    return measure.outcome(session.folder, conclude(session)) if session.fit() else Outcome({})
+    return outcome(session.folder, conclude(session)) if session.fit() else Outcome({})
 
 
 def student_backbone(name: str) -> DictConfig:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from selfsight.engine import build, measure
+from selfsight.engine import build
+from selfsight.engine.about_data import describe
 from selfsight.engine.reload import ALL
 from selfsight.engine.subject import evaluate, subject
 from selfsight.engine.titles import published, settings_of, title, transfer
@@ -39,7 +40,7 @@ def run(cfg: DictConfig) -> Figures:
             "protocol": protocol,
             "command": command(),
             "stage": cfg.stage,
-            "data": measure.describe(of.data.data),
+            "data": describe(of.data.data),
             "settings": settings,
             "result": result,
         }

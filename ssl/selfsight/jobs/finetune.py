@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from selfsight.engine import build, inherit, measure
 from selfsight.engine.checkpointing import training_checkpoint
-from selfsight.engine.measure import Outcome
+from selfsight.engine.outcome import Outcome, outcome
 from selfsight.engine.reload import projection_head
 from selfsight.engine.session import Session, labels_used, reopen
 from selfsight.evaluation.base import Figures
@@ -26,7 +26,7 @@ def run(cfg: DictConfig) -> Outcome:
     source = None if cfg.run is None else RunFolder.open(cfg.run)
     parts = build.parts(cfg, folder or source, backbone=backbone, projector=projector)
     session = Session.begin("finetune", cfg, parts, folder, stem=f"finetune-{parts.description.dataset}")
-    return measure.outcome(session.folder, conclude(session)) if session.fit() else Outcome({})
+    return outcome(session.folder, conclude(session)) if session.fit() else Outcome({})
 
 
 def conclude(session: Session) -> Figures:

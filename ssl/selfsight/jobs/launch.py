@@ -28,7 +28,7 @@ from selfsight.runs.processes import RUN_VARIABLE
 from selfsight.trust import Trust, targets, trusting
 
 if TYPE_CHECKING:
-    from selfsight.engine.measure import Outcome
+    from selfsight.engine.outcome import Outcome
 
 #: keys that say where a job starts from, which may be `last`
 SOURCES = (*OTHER_RUNS, "resume")

@@ -14,10 +14,11 @@ from selfsight.composition.keys import flat_keys
 from selfsight.composition.overrides import compose_with, with_settings
 from selfsight.datamodules import DataModule
 from selfsight.datamodules.datasets.splits import chosen_labels
-from selfsight.engine import build, measure
+from selfsight.engine import build, measure, nodes
+from selfsight.engine.about_data import describe
 from selfsight.engine.devices import device
-from selfsight.engine.measure import Outcome, headline
 from selfsight.engine.options import resolved
+from selfsight.engine.outcome import Outcome, headline
 from selfsight.engine.stages import export_together
 from selfsight.evaluation.base import Figures
 from selfsight.jobs.launch import run_nested_job
@@ -94,7 +95,7 @@ def further_stages(cfg: DictConfig, folder: RunFolder) -> Outcome:
 
     Stage i lies in ``stage<i>``, the backbone in ``stages``, and its figures in ``eval/stages.json``.
     """
-    multistage = build.build(cfg.batches)
+    multistage = nodes.build(cfg.batches)
     if not multistage.leads:  # one of them
         return Outcome(headline(folder.read_summary()), folder)
     runs = [folder]
@@ -123,7 +124,7 @@ def stages_together(cfg: DictConfig, folder: RunFolder, runs: Sequence[RunFolder
     console.print(f"backbone of all stages: {place}", markup=False)
     record = {
         "protocol": "features of all stages side by side, divided by their norm; as those of the table",
-        "data": measure.describe(data.data),
+        "data": describe(data.data),
         "settings": {"batches": OmegaConf.to_container(cfg.batches, resolve=True)},
         "result": {title: {key: row[key] for key in columns if key in row} for title, row in rows.items()},
     }

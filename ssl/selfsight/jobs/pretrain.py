@@ -7,7 +7,8 @@ from omegaconf import DictConfig
 from rich.markup import escape
 
 from selfsight.engine import advice, build, measure
-from selfsight.engine.measure import Outcome, Pair
+from selfsight.engine.measure import Pair
+from selfsight.engine.outcome import Outcome, outcome
 from selfsight.engine.session import Session, reopen
 from selfsight.evaluation.base import Figures
 from selfsight.evaluation.probes.dims import at_dims
@@ -36,7 +37,7 @@ def run(cfg: DictConfig) -> Outcome:
     if not session.fit():
         return Outcome({})
     summary = conclude(session)
-    return pipeline.follow(cfg, session.folder) if follows else measure.outcome(session.folder, summary)
+    return pipeline.follow(cfg, session.folder) if follows else outcome(session.folder, summary)
 
 
 def conclude(session: Session) -> Figures:

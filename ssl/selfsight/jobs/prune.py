@@ -12,6 +12,7 @@ from selfsight.composition.places import OF_FOLDERS
 from selfsight.datamodules import ArrayImages, ImageData
 from selfsight.datamodules.datasets.lists import lines_of
 from selfsight.engine import measure
+from selfsight.engine.about_data import readable
 from selfsight.engine.options import PruneOptions
 from selfsight.engine.reload import ALL, feature_cache, head_of
 from selfsight.engine.subject import Subject, subject
@@ -107,7 +108,7 @@ def chosen(found: Prototypes, features: Features, options: PruneOptions, data: I
         labels=labels,
         classes=classes,
         balance=options.balance,
-        names=[measure.readable(name) for name in data.classes],
+        names=[readable(name) for name in data.classes],
     )
     if len(rows) < 2:
         raise UserError(

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from selfsight.datamodules.images.bands import TYPES, Bands, Kind, measuring
 from selfsight.engine import build
-from selfsight.engine.measure import describe
+from selfsight.engine.about_data import describe
 from selfsight.runs.console import make_console, make_table
 from selfsight.validation import NULL, expect, whole
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from selfsight.datamodules import DataModule
-from selfsight.engine.measure import NO_LABEL, class_name
+from selfsight.engine.about_data import NO_LABEL, class_name
 from selfsight.reporting.embedding import EmbeddingMap
 from selfsight.reporting.thumbnails import atlas, data_url, framed
 

@@ -18,7 +18,7 @@ from selfsight.datamodules import DataModule
 from selfsight.datamodules.images.decode import Unreadable
 from selfsight.datamodules.images.formats import read_file
 from selfsight.engine import measure
-from selfsight.engine.measure import NO_LABEL, class_name, readable
+from selfsight.engine.about_data import NO_LABEL, class_name, readable
 from selfsight.errors import UserError
 from selfsight.evaluation import Features
 from selfsight.files import with_folder

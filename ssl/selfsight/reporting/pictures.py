@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selfsight.contracts import Batch
 from selfsight.datamodules import DataModule, ImageDataModule, ImageSet, SemiDataModule
-from selfsight.engine.measure import class_name
+from selfsight.engine.about_data import class_name
 from selfsight.evaluation import Features
 from selfsight.evaluation.views import plain_view
 from selfsight.methods.base import Method

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from selfsight.datamodules import ImageData, ImageSet
-from selfsight.engine.measure import class_name
+from selfsight.engine.about_data import class_name
 from selfsight.evaluation.pruning import Prototypes, evenness
 from selfsight.reporting.page import figure_html, html_table, page
 from selfsight.reporting.pictures import captioned

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from selfsight.datamodules import DataModule
-from selfsight.engine.measure import describe
+from selfsight.engine.about_data import describe
 from selfsight.engine.reload import LoadedRun
 from selfsight.evaluation import Features
 from selfsight.files import write_text

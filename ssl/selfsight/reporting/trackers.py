@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from selfsight.engine.measure import class_name
+from selfsight.engine.about_data import class_name
 from selfsight.engine.reload import LoadedRun
 from selfsight.evaluation import Features
 from selfsight.evaluation.base import Figures
