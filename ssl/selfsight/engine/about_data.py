@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from rich.console import Console
-from rich.markup import escape
 
 from selfsight.datamodules import ImageData
 from selfsight.runs.console import make_table
@@ -50,15 +49,11 @@ def show_classes(console: Console, data: ImageData, evened: str = "") -> None:
         told = f"{most:,} image{'s' * (most > 1)}" if fewest == most else f"{fewest:,} to {most:,} images"
         console.print(f"classes of {told}", style="dim", markup=False)
         return
-    table, test = make_table("class", "train", "test"), data.class_counts("test")
-    half = SHOWN_CLASSES // 2 if len(order) > SHOWN_CLASSES else len(order)
-    for label in order[:half]:
-        table.add_row(escape(class_name(data, label)), f"{counts[label]:,}", f"{test[label]:,}")
-    if half < len(order):
-        table.add_row(f"… {len(order) - 2 * half} more", "", "")
-    for label in order[-half:] if half < len(order) else ():
-        table.add_row(escape(class_name(data, label)), f"{counts[label]:,}", f"{test[label]:,}")
-    console.print(table)
+    test, half = data.class_counts("test"), SHOWN_CLASSES // 2
+    rows = [[class_name(data, label), f"{counts[label]:,}", f"{test[label]:,}"] for label in order]
+    if len(rows) > SHOWN_CLASSES:
+        rows[half:-half] = [[f"… {len(rows) - 2 * half} more", "", ""]]
+    console.print(make_table("class", "train", "test", rows=rows))
     console.print(
         f"the rarest class, '{class_name(data, order[0])}', has {fewest:,} of {sum(counts):,} labelled images, "
         f"the largest {most:,}: accuracy says little of the rare ones; "
