@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
-import io
 import os
-import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from torch import Tensor
 
 from selfsight.datamodules.datasets import checks
 from selfsight.datamodules.datasets.dataset import ImageData, keep_in_memory
+from selfsight.datamodules.datasets.downloads import arrays_only, damaged, idx_file, obtain
 from selfsight.datamodules.datasets.manifest import Manifest, Part
 from selfsight.datamodules.datasets.search import Found, search, told
 from selfsight.datamodules.datasets.splits import hold_out
@@ -123,7 +121,7 @@ def _cifar(
 ) -> ImageData:  # fmt: skip
     top = checks.data_folder(root)
     place = top / folder
-    _obtain(
+    obtain(
         name,
         [place / file for file in (*train, *test, meta)],
         top,
@@ -132,11 +130,11 @@ def _cifar(
     )
 
     def images(files: list[str]) -> ArrayImages:
-        batches = [_arrays_only(place / file) for file in files]
+        batches = [arrays_only(place / file) for file in files]
         pixels = torch.cat([torch.from_numpy(np.array(batch["data"])).view(-1, 3, 32, 32) for batch in batches])
         return ArrayImages(pixels, torch.tensor([label for batch in batches for label in batch[keys[0]]]))
 
-    classes = tuple(_arrays_only(place / meta)[keys[1]])
+    classes = tuple(arrays_only(place / meta)[keys[1]])
     return ImageData(name, images(train), images(test), classes, image_size, mean, std)
 
 
@@ -162,13 +160,13 @@ def stl10(
     place = top / "stl10_binary"
     files = ["train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "class_names.txt"]
     files += ["unlabeled_X.bin"] if unlabelled else []
-    _obtain(name, [place / file for file in files], top, download, lambda d: d.STL10(top, download=True))
+    obtain(name, [place / file for file in files], top, download, lambda d: d.STL10(top, download=True))
 
     def images(part: str, labelled: bool = True) -> ArrayImages:
         # The file is mapped, not read: 100,000 images take 2.6 GiB. It holds columns first.
         stored = np.memmap(place / f"{part}_X.bin", np.uint8, mode="c")
         if stored.size % (3 * 96 * 96):
-            raise _damaged(place / f"{part}_X.bin")
+            raise damaged(place / f"{part}_X.bin")
         pixels = torch.from_numpy(stored).view(-1, 3, 96, 96).transpose(2, 3)
         labels = (
             torch.from_numpy(np.fromfile(place / f"{part}_y.bin", np.uint8).astype(np.int64)) - 1 if labelled else None
@@ -205,7 +203,7 @@ def svhn(
         for part in parts:
             datasets.SVHN(top, split=part, download=True)
 
-    _obtain(name, [top / f"{part}_32x32.mat" for part in parts], top, download, fetch)
+    obtain(name, [top / f"{part}_32x32.mat" for part in parts], top, download, fetch)
 
     def images(part: str) -> ArrayImages:
         from scipy.io import loadmat
@@ -213,7 +211,7 @@ def svhn(
         try:
             content = loadmat(top / f"{part}_32x32.mat")
         except (ValueError, OSError) as error:
-            raise _damaged(top / f"{part}_32x32.mat") from error
+            raise damaged(top / f"{part}_32x32.mat") from error
         pixels = torch.from_numpy(np.ascontiguousarray(content["X"].transpose(3, 2, 0, 1)))
         return ArrayImages(
             pixels, torch.from_numpy(content["y"].astype(np.int64).reshape(-1)) % 10
@@ -247,10 +245,10 @@ def fashion_mnist(
     place = top / "FashionMNIST" / "raw"
     stems = [f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")]
     present = [file if (file := place / stem).exists() else place / f"{stem}.gz" for stem in stems]
-    _obtain(name, present, top, download, lambda d: d.FashionMNIST(top, download=True))
+    obtain(name, present, top, download, lambda d: d.FashionMNIST(top, download=True))
 
     def images(part: str) -> ArrayImages:
-        grey, labels = (_idx(place / f"{part}-{what}-ubyte") for what in ("images-idx3", "labels-idx1"))
+        grey, labels = (idx_file(place / f"{part}-{what}-ubyte") for what in ("images-idx3", "labels-idx1"))
         return ArrayImages(grey[:, None].repeat(1, 3, 1, 1), labels.long())
 
     return ImageData(name, images("train"), images("t10k"), FASHION, image_size, mean, std)
@@ -318,7 +316,7 @@ def imagenet(
     """
     top = checks.data_folder(root, "imagenet")
     by_hand = "it cannot be downloaded: register at image-net.org, unpack its archives and sort val into class folders"
-    _obtain(name, [top / "train", top / "val"], top, False, None, by_hand)
+    obtain(name, [top / "train", top / "val"], top, False, None, by_hand)
     return _tree(top, None, image_size, eval_resize, mean, std, resident, max_unreadable, name)
 
 
@@ -344,7 +342,7 @@ def imagenet100(
     """
     top = checks.data_folder(root, "imagenet")
     by_hand = "dataset.root has to be an ImageNet-1k tree, which cannot be downloaded: register at image-net.org"
-    _obtain(name, [top / "train", top / "val"], top, False, None, by_hand)
+    obtain(name, [top / "train", top / "val"], top, False, None, by_hand)
     chosen = IMAGENET100.split()
     if classes is not None:
         file = checks.path("dataset.classes", classes)
@@ -399,7 +397,7 @@ def imagenette(
     def fetch(datasets: Any) -> None:
         datasets.Imagenette(top, size=size, download=True)
 
-    _obtain(name, [place / "train", place / "val"], top, download, fetch)
+    obtain(name, [place / "train", place / "val"], top, download, fetch)
     return _tree(place, None, image_size, eval_resize, mean, std, resident, max_unreadable, name)
 
 
@@ -440,62 +438,3 @@ def _tree(
         for (part, images), folder in zip(data.parts().items(), ("train", "val"), strict=True)
     }
     return replace(data, found=Manifest(name, data.classes, tuple(data.mean), tuple(data.std), parts))
-
-
-def _obtain(
-    name: str, files: Sequence[Path], root: Path, download: bool, fetch: Callable[[Any], Any] | None, by_hand: str = ""
-) -> None:
-    """See to it that ``files`` exist; only ``download`` fetches them, with torchvision, which verifies what it gets."""
-    missing = next((file for file in files if not file.exists()), None)
-    if missing is None:
-        return
-    if not download or fetch is None:
-        how = by_hand or "dataset.download=true fetches it"
-        raise UserError(
-            f"data set '{name}' was looked for in '{root}' and '{missing.relative_to(root)}' is not there: "
-            f"{how}, or dataset.root=DIR says where it is."
-        )
-    from filelock import FileLock  # comes with torch
-    from torchvision import datasets
-
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f".{name}.lock"):  # one process of a node fetches, the others then find the files
-        try:
-            if not all(file.exists() for file in files):
-                fetch(datasets)
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"data set '{name}' could not be downloaded to '{root}': {error}") from error
-
-
-def _damaged(file: Path) -> UserError:
-    return UserError(f"'{file}' is damaged or no file of this data set: delete it and download it again.")
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Reads arrays, lists and strings, and refuses to call anything else a file may name."""
-
-    ALLOWED = frozenset(["_reconstruct", "ndarray", "dtype", "encode", "scalar"])
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] in ("numpy", "_codecs") and name in self.ALLOWED:
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        raise pickle.UnpicklingError(f"{module}.{name}")
-
-
-def _arrays_only(file: Path) -> dict[str, Any]:
-    try:
-        content = _ArraysOnly(io.BytesIO(file.read_bytes()), encoding="latin1").load()
-        return dict(content)
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise _damaged(file) from error
-
-
-def _idx(file: Path) -> Tensor:
-    """MNIST's format: two zero bytes, type (8: uint8), rank, the dimensions as big-endian int32, data."""
-    data = file.read_bytes() if file.exists() else gzip.decompress(file.with_name(f"{file.name}.gz").read_bytes())
-    if data[:3] != b"\x00\x00\x08":
-        raise _damaged(file)
-    shape = np.frombuffer(data, ">i4", count=data[3], offset=4).astype(int).tolist()
-    if len(data) != 4 + 4 * len(shape) + int(np.prod(shape)):
-        raise _damaged(file)
-    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape).copy())
