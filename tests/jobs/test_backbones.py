@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from selfsight import cli
-from selfsight.backbones.families import FAMILIES
+from selfsight.backbones.families import FAMILIES, named
 from selfsight.backbones.registry import create
 from selfsight.engine import one_step
 from selfsight.jobs import backbones
@@ -75,9 +75,9 @@ def test_a_step_that_fails_is_a_reason_and_no_end() -> None:
 
 def test_families_and_methods_by_name() -> None:
     """By title, a part of it, or a member; a typo leads to the nearest."""
-    assert [family.title for family in backbones.named(["vov", "starnet_s1"])] == ["VoVNet", "StarNet"]
-    assert backbones.named([]) == list(FAMILIES)
+    assert [family.title for family in named(["vov", "starnet_s1"])] == ["VoVNet", "StarNet"]
+    assert named([]) == list(FAMILIES)
     with pytest.raises(Exception, match=r"no family of networks 'StarNett'\. Did you mean"):
-        backbones.named(["StarNett"])
+        named(["StarNett"])
     with pytest.raises(Exception, match=r"no method 'simclrv3'.*simclrv2"):
         backbones.methods_of(["simclrv3"])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import timm
 
 from selfsight.backbones.registry import choices
+from selfsight.errors import USAGE, UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -191,3 +194,26 @@ LEFT_OUT = {
     "RevCol": "none; convnext has its blocks without the reversible columns",
     "T2T-ViT": "tnt, nest; cct for small images",
 }
+
+
+def named(words: Sequence[str]) -> list[Family]:
+    """The families that are meant: by their titles, parts of them, or the name of a member.
+
+    Raises:
+        UserError: there is no such family; names the nearest.
+    """
+    found: list[Family] = []
+    titles = {_plain(family.title): family for family in FAMILIES}
+    for word in words:
+        plain = _plain(str(word))
+        chosen = [titles[plain]] if plain in titles else [f for title, f in titles.items() if plain in title]
+        chosen = chosen or [family for family in FAMILIES if str(word) in family.members()]
+        if not chosen:
+            known = [family.title for family in FAMILIES]
+            raise UserError(f"there is no family of networks '{word}'.{nearest(str(word), known)}", status=USAGE)
+        found += [family for family in chosen if family not in found]
+    return found or list(FAMILIES)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", text.lower())

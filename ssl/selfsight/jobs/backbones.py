@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
 
-from selfsight.backbones.families import FAMILIES, Family
+from selfsight.backbones.families import Family, named
 from selfsight.composition.catalogue import choices
 from selfsight.datamodules.loading.loader import cores
 from selfsight.engine.one_step import Row, tried
@@ -59,25 +58,6 @@ def quietly_tried(methods: Sequence[str], family: Family) -> Row:
     return tried(family, methods)
 
 
-def named(words: Sequence[str]) -> list[Family]:
-    """The families that are meant: by their titles, parts of them, or the name of a member.
-
-    Raises:
-        UserError: there is no such family; names the nearest.
-    """
-    found: list[Family] = []
-    titles = {_plain(family.title): family for family in FAMILIES}
-    for word in words:
-        plain = _plain(str(word))
-        chosen = [titles[plain]] if plain in titles else [f for title, f in titles.items() if plain in title]
-        chosen = chosen or [family for family in FAMILIES if str(word) in family.members()]
-        if not chosen:
-            known = [family.title for family in FAMILIES]
-            raise UserError(f"there is no family of networks '{word}'.{nearest(str(word), known)}", status=USAGE)
-        found += [family for family in chosen if family not in found]
-    return found or list(FAMILIES)
-
-
 def methods_of(words: Sequence[str] | None) -> list[str]:
     """The methods that are tried.
 
@@ -93,16 +73,9 @@ def methods_of(words: Sequence[str] | None) -> list[str]:
     return list(words)
 
 
-# --- the table -------------------------------------------------------------------------------------------------------
-
-
 def show(console: Console, rows: Sequence[Row], methods: Sequence[str]) -> None:
     """The table on the screen, and below it why not."""
     table = make_table(*TITLES, *methods, rows=(cells(row, methods) for row in rows))
     console.print(table, width=max(console.width, WIDTH))
     for line in reasons(rows, methods):
         console.print(f"  {line}", style="dim", markup=False)
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", text.lower())
