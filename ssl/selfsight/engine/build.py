@@ -134,6 +134,7 @@ def parts(cfg: DictConfig, of: RunFolder | None = None, **inherited: nn.Module |
     check_sizes(learner, data)
     check_batch(learner, data, processes(trainer, where))
     made, clock = recipe(cfg), length(cfg, data)
+    final = {str(name): evaluator(node) for name, node in (cfg.evaluator.get("final") or {}).items()}
     chosen = callbacks(cfg)
     if learner.shown_once(plain=False) != "":
         chosen.append(TeacherFeatures())
@@ -150,7 +151,7 @@ def parts(cfg: DictConfig, of: RunFolder | None = None, **inherited: nn.Module |
         run=run,
         description=describe(cfg, data.dataset.channels),
         online=online(cfg.evaluator.online),
-        final=of_features(final(cfg), learner),
+        final=of_features(final, learner),
         callbacks=chosen,
         loggers=[logger(node) for node in loggers],
         untrained=partial(network, cfg, data.dataset.channels),
@@ -247,11 +248,6 @@ def evaluator(node: DictConfig) -> Evaluator:
             status=2,
         )
     return made
-
-
-def final(cfg: DictConfig) -> dict[str, Evaluator]:
-    """The evaluators of the table at the end of a run, by name."""
-    return {str(name): evaluator(node) for name, node in (cfg.evaluator.get("final") or {}).items()}
 
 
 def online(node: DictConfig) -> OnlineEvaluation:

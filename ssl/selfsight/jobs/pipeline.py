@@ -110,7 +110,7 @@ def further_stages(cfg: DictConfig, folder: RunFolder) -> Outcome:
 def stages_together(cfg: DictConfig, folder: RunFolder, runs: Sequence[RunFolder]) -> Outcome:
     """Figures of the features of all stages side by side; shown beside those of each, and kept."""
     place = export_together([run.path for run in runs], folder.path / "stages")
-    evaluators = build.final(cfg)
+    evaluators = {str(name): build.evaluator(node) for name, node in (cfg.evaluator.get("final") or {}).items()}
     if not evaluators:
         return Outcome(headline(folder.read_summary()), folder)
     network = load(place).to(device(cfg.trainer.accelerator))
