@@ -1,6 +1,6 @@
 """The documentation site: the pages of `docs` and of the repository's root, what is generated beside them, Zensical.
 
-    python docs/site/make_site.py [--serve]
+    python docs/site/make_site.py [--serve [--port 8000]]
 
 Pages stay Markdown that can be read as it is, in an editor or on a code host. For the site they are copied into
 `build/docs` with few changes: formulas become MathML, examples lose their mark, links to source files lead to modules
@@ -14,8 +14,10 @@ import argparse
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,13 +129,42 @@ def strangers(site: Path) -> Iterator[str]:
                 yield f"{page.relative_to(site)}: {tag}"
 
 
+def free(port: int) -> bool:
+    """Whether nobody listens at a port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("localhost", port)) != 0
+
+
+def serve(port: int) -> int:
+    """Serve the site until Ctrl-C; pages that are changed meanwhile are laid out again, and the browser shows them."""
+    places, modules = sources(), {path: name for name, path in reference.modules(STAGE / "package" / "selfsight")}
+    seen = {path: path.stat().st_mtime for path in places}
+    server = subprocess.Popen([*ZENSICAL, "serve", "--dev-addr", f"localhost:{port}"], cwd=STAGE)
+    try:
+        while server.poll() is None:
+            time.sleep(1)
+            for path in places:
+                if path.suffix == ".md" and path.is_file() and (changed := path.stat().st_mtime) != seen[path]:
+                    seen[path] = changed
+                    (STAGE / "pages" / places[path]).write_text(staged(path, places, modules), encoding="utf-8")
+    except KeyboardInterrupt:
+        server.terminate()
+        server.wait()
+        return 0
+    return server.returncode
+
+
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--serve", action="store_true", help="serve the site at http://localhost:8000")
-    serve = words.parse_args().serve
+    words.add_argument("--serve", action="store_true", help="serve the site at http://localhost:PORT until Ctrl-C")
+    words.add_argument("--port", type=int, default=8000, help="where it is served; 8000")
+    given = words.parse_args()
+    if given.serve and not free(given.port):
+        print(f"port {given.port} is in use: end what listens there, or take --port {given.port + 1}", file=sys.stderr)
+        return 1
     stage()
-    if serve:
-        return subprocess.run([*ZENSICAL, "serve"], cwd=STAGE).returncode
+    if given.serve:
+        return serve(given.port)
     done = subprocess.run([*ZENSICAL, "build", "--strict", "--clean"], cwd=STAGE, capture_output=True, text=True)
     output = done.stdout + done.stderr
     if done.returncode or complaints(output):

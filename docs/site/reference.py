@@ -52,6 +52,8 @@ AS_STATED = {
 WHOLE_RUNS = ("recipe", "presets", "hparams", "debug")
 
 Row = tuple[str, str, str]
+#: a line that is a command; in ``selfsight JOB: …`` the job is told
+COMMAND = re.compile(r"selfsight [\w-]+(?: |$)")
 
 
 def pages(package: Path) -> Iterator[tuple[str, str]]:
@@ -197,12 +199,12 @@ def literal(value: object) -> str:
     return (
         {None: "null", True: "true", False: "false"}.get(value, str(value))
         if isinstance(value, bool | None)
-        else str(value)
+        else str(value) or "''"
     )
 
 
 def table(found: list[Row] | Iterator[Row]) -> list[str]:
-    lines = [f"| `{key}` | {value.replace('|', chr(92) + '|')} | {escaped(text)} |" for key, value, text in found]
+    lines = [f"| `{key}` | {value} | {escaped(text)} |" for key, value, text in found]
     return ["| key | default | meaning |", "|---|---|---|", *lines] if lines else []
 
 
@@ -253,10 +255,10 @@ def signature(target: str) -> Iterator[Row]:
 
 
 def prose(comment: str) -> str:
-    """The comment at the head of a file as Markdown: lines that are set in are code."""
+    """The comment at the head of a file as Markdown: lines that are set in are code, and so are commands."""
     lines, before = [], False
     for line in comment.splitlines():
-        code = line.startswith("  ")
+        code = line.startswith("  ") or bool(COMMAND.match(line))
         if code is not before:
             lines.append("")
         lines.append(f"    {line.strip()}" if code else escaped(line))
@@ -265,10 +267,13 @@ def prose(comment: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text in which no sign means anything to Markdown or HTML, but for what stands between backticks."""
-    parts = re.split(r"(`[^`]*`)", text)
-    plain = [marked(part) if i % 2 == 0 else part.replace("|", "\\|") for i, part in enumerate(parts)]
-    return "".join(plain)
+    """Text in which no sign means anything to Markdown or HTML, but for what stands between backticks.
+
+    Roles of other libraries' docstrings go: ``:class:`~a.b.C` `` is `` `C` ``.
+    """
+    text = re.sub(r":\w+:`(?:~[\w.]*\.)?([^`]+)`", r"`\1`", text)
+    parts = re.split(r"(``.+?``|`[^`]*`)", text)  # in code a table's bar needs no sign before it
+    return "".join(marked(part) if i % 2 == 0 else part for i, part in enumerate(parts))
 
 
 def marked(text: str) -> str:

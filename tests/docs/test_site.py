@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import shlex
+import socket
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -84,15 +85,33 @@ def test_examples_are_marked_as_a_language() -> None:
 
 def test_docstrings_are_read_as_markdown() -> None:
     assert docstrings.rewritten("Two of them::\n\n    a(b)\n") == "Two of them:\n\n    a(b)\n"
-    arguments = "Args:\n    x, y: ``[N, D]``,\n        both.\n    z: one.\n"
-    apart = "Args:\n    x: ``[N, D]``,\n        both.\n    y: ``[N, D]``,\n        both.\n    z: one.\n"
+    arguments = "Args:\n    x, y: ``[N, D]``,\n        both. w: last.\n    z: one.\n"
+    apart = "Args:\n    x: ``[N, D]``,\n        both.\n    y: ``[N, D]``,\n        both.\n    w: last.\n    z: one.\n"
     assert docstrings.rewritten(arguments) == apart
+    source = "A method.\n\n    Chen, He: Siamese. CVPR 2021. code: there.\n"
+    assert docstrings.rewritten(source) == source, "authors are no arguments"
 
 
 def test_every_formula_is_understood() -> None:
     for place, text in pages().items():
         for formula in re.findall(r"<math.*?</math>", text, re.S):
             assert "\\" not in formula, f"{place}: {formula}"
+
+
+def test_what_stands_in_code_is_shown_as_it_is() -> None:
+    """Neither a sign before a sign, nor a formula that nothing sets."""
+    for place, text in pages().items():
+        running = re.sub(r"^```.*?^```$|^ {4}[^\n]*$", "", text, flags=re.M | re.S)
+        for code in re.findall(r"``.+?``|`[^`\n]+`", running):
+            assert not re.search(r"\\[_*|]", code), f"{place}: {code}"
+        assert not re.search(r"\$[^$\n]*\\\w+[^$\n]*\$", running), place
+    assert reference.escaped(":class:`~a.b.Part` of ``a_b`` in a_b | c") == r"`Part` of ``a_b`` in a\_b \| c"
+    assert reference.literal(["", 1]) == "['', 1]"
+
+
+def test_commands_in_a_comment_are_code() -> None:
+    told = reference.prose("selfsight knn: how near.\nselfsight knn run=last\nMore.")
+    assert told == "selfsight knn: how near.\n\n    selfsight knn run=last\n\nMore."
 
 
 def test_what_is_wrong_ends_the_build(tmp_path: Path) -> None:
@@ -103,6 +122,18 @@ def test_what_is_wrong_ends_the_build(tmp_path: Path) -> None:
     assert list(build.strangers(tmp_path)) == []
     (tmp_path / "a.html").write_text('<script src="https://example.org/x.js"></script>')
     assert len(list(build.strangers(tmp_path))) == 1
+
+
+def test_a_port_in_use_is_a_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "stage", lambda: pytest.fail("nothing is built before that"))
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(sys, "argv", ["make_site.py", "--serve", "--port", str(port)])
+        assert build.main() == 1
+    told = capsys.readouterr().err
+    assert told == f"port {port} is in use: end what listens there, or take --port {port + 1}\n"
 
 
 @pytest.mark.parametrize("job", JOBS)
