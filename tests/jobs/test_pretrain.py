@@ -337,6 +337,34 @@ def test_loggers_need_no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert kept == {name: str(tmp_path / "told" / name) for name in ("backbone.safetensors", "backbone.json")}
 
 
+def test_mlflow_has_one_run_with_its_epochs_keys_and_backbone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without an address in a file of the run folder, under the id that the folder keeps."""
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    pretrain("debug=smoke", "report=false", "logger=mlflow", f"runs={tmp_path}", "name=told")
+    folder = tmp_path / "told"
+    pretrain(f"resume={folder}", "extend=1")
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    (run,) = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    assert (run.info.run_id, run.info.run_name) == ((folder / "mlflow_run.txt").read_text().strip(), "told")
+    assert run.info.status == "FINISHED"
+    assert run.data.params["choices.method"] == "simclrv2"
+    assert run.data.params["optimizer.lr"] == "0.002"
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == [2, 4]
+    assert {"data_wait_share", "final/knn_top1"} <= set(run.data.metrics)
+    kept = {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "backbone")}
+    assert kept == {"backbone.safetensors", "backbone.json"}
+    assert client.list_artifacts(run.info.run_id, "views")
+
+    capsys.readouterr()
+    words = ("debug=smoke", "logger=mlflow", "logger.mlflow.tracking_uri=nowhere://x", f"runs={tmp_path}", "name=no")
+    assert "logger=mlflow cannot use 'nowhere://x'" in refused(capsys, *words)
+    assert not (tmp_path / "no").exists()
+
+
 def tracked(folder: Path) -> Iterator[Any]:
     """The records that wandb has kept in the folder of an offline run, to be sent later.
 

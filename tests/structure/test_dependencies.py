@@ -156,7 +156,9 @@ def test_nobody_writes_into_the_table_of_modules(room: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("logger", "extra"), [("tensorboard", "'selfsight[tensorboard]'"), ("mlflow", "mlflow")])
+@pytest.mark.parametrize(
+    ("logger", "extra"), [("tensorboard", "'selfsight[tensorboard]'"), ("mlflow", "'selfsight[mlflow]'")]
+)
 def test_a_logger_is_named_with_its_package(
     logger: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,7 +27,7 @@ from selfsight.contracts import Backbone
 from selfsight.datamodules import DataModule, ImageData
 from selfsight.datamodules.datasets.manifest import Manifest
 from selfsight.datamodules.views.view import View
-from selfsight.engine import options
+from selfsight.engine import options, trackers
 from selfsight.engine.advice import Plan
 from selfsight.engine.checks import check_batch, check_classes, check_kind, check_sizes, check_twice, check_views
 from selfsight.engine.devices import device, processes, resolve_auto, spread
@@ -52,11 +52,8 @@ from selfsight.runs.folder import RunFolder
 #: logger: (packages of which it needs one, how to install it)
 LOGGERS = {
     "lightning.pytorch.loggers.TensorBoardLogger": (("tensorboard", "tensorboardX"), "'selfsight[tensorboard]'"),
-    "lightning.pytorch.loggers.MLFlowLogger": (("mlflow",), "mlflow"),
+    trackers.MLFLOW: (("mlflow",), "'selfsight[mlflow]'"),
 }
-
-
-WANDB = "lightning.pytorch.loggers.WandbLogger"
 
 
 @dataclass(frozen=True)
@@ -263,7 +260,7 @@ def online(node: DictConfig) -> OnlineEvaluation:
 
 
 def logger(node: DictConfig) -> Callable[[RunFolder], Logger]:
-    """A logger that is made once there is a folder for it. In wandb a run keeps its id, however often it is resumed.
+    """A logger that is made once there is a folder for it. A run keeps its id there, however often it is resumed.
 
     Raises:
         UserError: it takes a package that is not installed.
@@ -273,9 +270,9 @@ def logger(node: DictConfig) -> Callable[[RunFolder], Logger]:
         raise UserError(f"logger={packages[0]} needs a package: pip install {name}.")
 
     def made(folder: RunFolder) -> Logger:
-        own_id = str(node._target_) == WANDB and node.get("id") is None
-        kept = {"id": folder.tracker_id(), "resume": "allow"} if own_id else {}
-        return build(node, save_dir=str(folder.path), **kept)
+        return trackers.opened(
+            str(node.get("_target_")), resolved(node), folder, partial(build, node, save_dir=str(folder.path))
+        )
 
     return made
 

@@ -16,6 +16,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from selfsight.contracts import Batch, SemiBatch
+from selfsight.engine import trackers
 from selfsight.engine.checkpointing import Checkpoint
 from selfsight.engine.nan_guard import NanGuard
 from selfsight.evaluation import OnlineEvaluation
@@ -72,6 +73,8 @@ class Monitor(Callback):
         self.losses = [float(row["loss"]) for row in self.folder.read_metrics() if row.get("loss")]
         self.sums = {name: value.to(pl_module.device) for name, value in self.sums.items()}
         self.first_epoch = trainer.current_epoch
+        if trainer.is_global_zero:
+            trackers.describe(trainer.loggers, self.folder)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.sums, self.steps, self.updates, self.images = {}, 0, 0, 0

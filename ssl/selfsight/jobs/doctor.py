@@ -34,6 +34,7 @@ OPTIONAL = (
     ("bokeh", "the embedding explorer", "pip install 'selfsight[web]'"),
     ("pycocotools", "detection", "pip install 'selfsight[detection]'"),
     ("tensorboard", "logger=tensorboard", "pip install 'selfsight[tensorboard]'"),
+    ("mlflow", "logger=mlflow", "pip install 'selfsight[mlflow]'"),
     ("onnx", "ONNX export", "pip install 'selfsight[onnx]'"),
     ("hydra_plugins.hydra_submitit_launcher", "SLURM sweeps", "pip install 'selfsight[slurm]'"),
 )

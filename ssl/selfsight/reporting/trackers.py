@@ -1,4 +1,4 @@
-"""What TensorBoard and wandb get at the end of a run, beside its epochs: figures, pictures, embedding, backbone."""
+"""What trackers get at the end of a run, beside its epochs: figures, pictures, embedding, backbone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from selfsight.engine.about_data import class_name
 from selfsight.engine.reload import LoadedRun
@@ -45,6 +45,13 @@ def conclude(
             logger.log_image("views", list(strips), step=step)
             keep_backbone(logger, run)
             logger.experiment.finish()  # a further run of this process is another one there, too
+        elif isinstance(logger, MLFlowLogger):
+            name, client = str(logger.run_id), logger.experiment
+            for i, strip in enumerate(strips):
+                client.log_image(name, strip, f"views/{i}.png")
+            for file in WEIGHTS:
+                client.log_artifact(name, str(run.folder.path / file), "backbone")
+            logger.finalize("success")
 
 
 def show_features(loggers: Sequence[Logger]) -> bool:

@@ -41,6 +41,7 @@ class RunFolder:
         self.classification = path / "classification.json"
         self.data = path / "data.json"
         self.broken_step = path / "broken_step.pt"
+        self.mlflow = path / "mlflow_run.txt"  # the id that MLflow has given it
 
     @classmethod
     def create(cls, cfg: DictConfig, stem: str) -> RunFolder:
