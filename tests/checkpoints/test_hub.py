@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import selfsight
@@ -180,6 +180,20 @@ def test_loading_from_the_hub(served: Hub, tmp_path: Path, monkeypatch: pytest.M
     selfsight.load("hf-hub:ada/shapes")
     with pytest.raises(UserError, match=r"cannot be reached \(its name is not known here\)"):
         selfsight.load("hf-hub:ada/elsewhere")
+
+
+def test_a_model_of_the_hub_is_taken_by_jobs(served: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exported(tmp_path / "net", NETWORKS["ours"])
+    cli.main(["export", f"weights={tmp_path / 'net'}", "format=hub", f"out={tmp_path / 'hub'}", "push=shapes"])
+    out = tmp_path / "again"
+    cli.main(["export", "weights=hf-hub:ada/shapes", "format=safetensors", f"out={out}"])
+    wanted = load_file(tmp_path / "net" / "backbone.safetensors")
+    torch.testing.assert_close(load_file(out / "backbone.safetensors"), wanted)
+    capsys.readouterr()
+    words = ["debug=smoke", "backbone=resnet_digits", "report=false", f"runs={tmp_path}"]
+    with pytest.raises(SystemExit):
+        cli.main(["pretrain", "init_from=hf-hub:ada/nothing", *words])
+    assert "the Hub has no repository 'ada/nothing'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,8 @@ def _check_images(job: str, cfg: DictConfig, root: Path) -> None:
 
 
 def _check_weights(path: str) -> None:
+    if path.startswith("hf-hub:"):  # on the Hub, which is asked when it is read
+        return
     plain = Path(path.removeprefix("authors:")).expanduser()
     beside = [*plain.parent.glob(f"{plain.name}*")] if plain.parent.is_dir() else []  # of TensorFlow's it is a prefix
     if plain.suffix not in (".safetensors", ".json") and not beside:
