@@ -71,6 +71,8 @@ def mlflow_arguments(given: Values, folder: RunFolder) -> dict[str, object]:
 
 def describe(loggers: Sequence[Logger], folder: RunFolder) -> None:
     """Hand over every key of the configuration, dotted; MLflow takes no key twice, so only what it does not have."""
+    if not loggers:
+        return
     values = dict(dotted(resolved(folder.config())))
     for logger in loggers:
         known: Values = {}
