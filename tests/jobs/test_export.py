@@ -214,7 +214,18 @@ def test_timm_has_no_such_network(
     with pytest.raises(SystemExit):
         cli.main(["export", f"backbone={place}", "format=timm", f"out={tmp_path / 'file'}"])
     assert told in capsys.readouterr().err
-    assert not (tmp_path / "file").exists()
+    assert not list(tmp_path.glob("file*"))
+
+
+def test_timm_knows_the_file_by_its_ending(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net, place = exported(tmp_path / "net", "resnet18")
+    cli.main(["export", f"backbone={place}", "format=timm", f"out={tmp_path / 'file'}"])
+    x = torch.randn(2, 3, 64, 64)
+    theirs = timm.create_model("resnet18", num_classes=0, checkpoint_path=str(tmp_path / "file.safetensors"))
+    torch.testing.assert_close(theirs.eval()(x), net(x))
+    with pytest.raises(SystemExit):
+        cli.main(["export", f"backbone={place}", "format=timm", f"out={tmp_path / 'file.pth'}"])
+    assert "'file.pth' has another: out=NAME.safetensors." in capsys.readouterr().err
 
 
 def test_arguments_of_the_network_are_told_to_timm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from selfsight.checkpoints import export
 from selfsight.checkpoints.export import SMALL_STEMS
 from selfsight.checkpoints.load import described
 from selfsight.contracts import Backbone
+from selfsight.errors import UserError
 from selfsight.files import replace, with_folder
 
 #: format: name of its file, or folder, in the run folder
@@ -22,6 +23,18 @@ FILES = {
     "safetensors": "",
     "hub": "hub",
 }
+
+
+def with_ending(out: Path, form: str) -> Path:
+    """The place of a file in one of the `FILES`, with that one's ending where it has none.
+
+    Raises:
+        UserError: another ending, where the reader goes by it.
+    """
+    ending = Path(FILES[form]).suffix
+    if form == "timm" and out.suffix not in ("", ending):
+        raise UserError(f"timm knows safetensors by their ending, and '{out.name}' has another: out=NAME{ending}.")
+    return out if out.suffix or not ending else out.with_name(out.name + ending)
 
 
 def write(backbone: Backbone, form: str, out: Path) -> str:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 import selfsight
 from selfsight.checkpoints import hub
-from selfsight.checkpoints.outgoing import FILES, write
+from selfsight.checkpoints.outgoing import FILES, with_ending, write
 from selfsight.contracts import Backbone
 from selfsight.errors import USAGE, UserError, nearest
 from selfsight.files import in_folder, place_to_write
@@ -28,7 +28,7 @@ def run(cfg: DictConfig) -> None:
         raise UserError(f"push= is for format=hub, and format is '{cfg.format}'.", status=USAGE)
     folder = run_or_exported(cfg.run, cfg.weights)
     in_run = None if folder is None or cfg.format == "safetensors" else folder.path / FILES[cfg.format]
-    out = place_to_write(cfg.out, in_run, "the file goes: out=PATH")
+    out = with_ending(place_to_write(cfg.out, in_run, "the file goes: out=PATH"), cfg.format)
     backbone = selfsight.load(cfg.weights if folder is None else folder.path)
     in_folder(out)
     told = to_hub(cfg, backbone, out, folder) if cfg.format == "hub" else write(backbone, cfg.format, out)
