@@ -41,7 +41,8 @@ COMMAND = re.compile(r"^    (selfsight\b(?:\\\n|.)*)$", re.M)
 #: in a command that takes what a test has not: downloads, large sets, a hub, a server, a page left open, a failed run,
 #: a list of images kept, which depends on the run that made it
 ONLY_CHECKED = re.compile(
-    r"download=true|imagenet|dataset=cifar|push=|explore|replay|://|cifar10_90knn|umap|selfsight prune|dataset\.only"
+    r"download=true|imagenet|dataset=cifar|push=|hf-hub:|explore|replay|://|cifar10_90knn|umap"
+    r"|selfsight prune|dataset\.only"
 )
 #: words that make a job short
 SHORT = {
@@ -92,6 +93,7 @@ def short(job: str, words: list[str]) -> list[str]:
         return [re.sub(r"^extend=\d+", "extend=1", word) for word in words]
     words = [word.partition(",")[0] if word.startswith("seed=") else word for word in words]
     words = [re.sub(r"^labels\.per_class=\d+", "labels.per_class=1", word) for word in words]
+    words = [re.sub(r"^trainer\.max_epochs=\d+", "trainer.max_epochs=2", word) for word in words]
     words = [f"{word} debug=smoke" if word.startswith("pretrain=") else word for word in words]
     small = ["dataset.image_size=32"] if job in ("pretrain", "profile") and "dataset=folder" in words else []
     said = {word.partition("=")[0] for word in words}

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from selfsight.compat import left_out
 
@@ -48,7 +49,8 @@ def declared(entries: list[str]) -> set[str]:
 
 
 def extras() -> dict[str, set[str]]:
-    return {name: declared(entries) for name, entries in PROJECT["optional-dependencies"].items() if name != "dev"}
+    every = PROJECT["optional-dependencies"].items()
+    return {name: declared(entries) for name, entries in every if name not in ("all", "dev")}
 
 
 @functools.cache
@@ -108,12 +110,17 @@ def test_timm_is_imported_in_one_place() -> None:
             assert "timm" not in {name.partition(".")[0] for name in _names(at_load)}, place
 
 
+def test_all_brings_every_extra_of_a_user() -> None:
+    (whole,) = PROJECT["optional-dependencies"]["all"]
+    assert Requirement(whole).extras == set(PROJECT["optional-dependencies"]) - {"all", "docs", "dev"}
+
+
 def test_every_sentence_names_an_extra_that_there_is() -> None:
     for top in ("ssl/selfsight", "datamodules", "evaluation", "conf", "docs"):
         for path in (ROOT / top).rglob("*"):
             if path.suffix in (".py", ".yaml", ".md"):
                 named = set(re.findall(r"selfsight\[(\w+)\]", path.read_text()))
-                assert named <= {*extras(), "dev"}, f"{path} names {named - set(extras())}"
+                assert named <= {*extras(), "all", "dev"}, f"{path} names {named - set(extras())}"
 
 
 def test_versions_with_known_holes_are_left_out() -> None:

@@ -28,9 +28,8 @@ def run(cfg: DictConfig) -> None:
         raise UserError(f"push= is for format=hub, and format is '{cfg.format}'.", status=USAGE)
     folder = run_or_exported(cfg.run, cfg.weights)
     in_run = None if folder is None or cfg.format == "safetensors" else folder.path / FILES[cfg.format]
-    out = with_ending(place_to_write(cfg.out, in_run, "the file goes: out=PATH"), cfg.format)
+    out = with_ending(in_folder(place_to_write(cfg.out, in_run, "the file goes: out=PATH")), cfg.format)
     backbone = selfsight.load(cfg.weights if folder is None else folder.path)
-    in_folder(out)
     told = to_hub(cfg, backbone, out, folder) if cfg.format == "hub" else write(backbone, cfg.format, out)
     make_console().print(f"{out}: {told}", markup=False, highlight=False, soft_wrap=True)
 
