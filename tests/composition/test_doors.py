@@ -338,6 +338,7 @@ def test_callbacks_and_loggers_by_name(here: Path) -> None:
     ("words", "expected"),
     [
         (["method._target_=own_part.Gentle"], "no module 'own_part'. Did you mean 'own_parts'?"),
+        (["method._target_=foo.Gentle"], "there is no module 'foo'.\n"),
         (["method._target_=own_parts.Gentel"], "no 'Gentel' in own_parts. Did you mean 'Gentle'?"),
         (["method._target_=selfsight.methods.swav.SwaV"], "Did you mean 'SwAV'?"),
         (["method._target_=broken_parts.Gentle"], "'broken_parts' does not import: AttributeError: module 'numpy'"),

@@ -23,6 +23,7 @@ MODULES = {
     "faiss-cpu": "faiss",
     "huggingface-hub": "huggingface_hub",
     "hydra-core": "hydra",
+    "mlflow-skinny": "mlflow",
     "opencv-python-headless": "cv2",
     "pillow": "PIL",
     "pillow-heif": "pillow_heif",
@@ -35,6 +36,8 @@ MODULES = {
 BY_OTHERS = {
     "wandb": "conf/logger/wandb.yaml",
     "tensorboard": "conf/logger/tensorboard.yaml",
+    "sqlalchemy": "conf/logger/mlflow.yaml",
+    "alembic": "conf/logger/mlflow.yaml",
     "hydra-submitit-launcher": "ssl/selfsight/composition/overrides.py",
     "onnx": "ssl/selfsight/checkpoints/export.py",
     "onnxscript": "ssl/selfsight/checkpoints/export.py",

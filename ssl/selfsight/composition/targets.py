@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 import pkgutil
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +20,9 @@ KINDS = {
     "backbone": "torch.Module",
     "datamodule": "lightning.LightningDataModule",
 }
+
+#: packages that a misspelt one may be meant for, beside what lies in the working directory
+USUAL = ("selfsight", "torch", "torchvision", "timm", "lightning", "torchmetrics", "albumentations", "transformers")
 
 #: what may be put around a thing that descends from this class: a function whose keywords stand beside its arguments
 AROUND = {"torch.Optimizer": "selfsight.optim.sam.sharpness_aware"}
@@ -121,7 +124,7 @@ def _is_module(name: str) -> bool:
 
 def _module(name: str, key: str, path: str) -> Any:
     if not _is_module(name):
-        tops = [*sys.stdlib_module_names, *(found.name for found in pkgutil.iter_modules())]
+        tops = [*USUAL, *(found.name for found in pkgutil.iter_modules([os.getcwd()]))]
         raise UserError(f"{key} is '{path}', and there is no module '{name}'.{nearest(name, tops)}", status=USAGE)
     try:
         return importlib.import_module(name)
