@@ -45,7 +45,8 @@ def copies(first: ImageSet, second: ImageSet, looks: Looks | None = None) -> dic
         formats = {one: kind(seen[id(one[0])][one[1]].start) for one in (*ones, *others)}
         for of in {formats[one] for one in ones}:
             rest = [one for one in ones if formats[one] == of and one[1] not in found]
-            found |= _matched(rest, [one for one in others if formats[one] != of], _sides, _pixels, MOST_DECODED)
+            if elsewhere := [one for one in others if formats[one] != of]:  # else no header has to be read
+                found |= _matched(rest, elsewhere, _sides, _pixels, MOST_DECODED)
         return found
     return _matched(ones, others, lambda one: one[0].glimpse(one[1]), _pixels)
 

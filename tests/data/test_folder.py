@@ -353,6 +353,14 @@ def test_copies_of_test_images_are_left_out_of_training_where_that_is_asked(tmp_
     assert names(data, "test") == ["a/3.png", "b/4.png"]
 
 
+def test_where_all_files_are_of_one_format_no_header_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures(tmp_path, ["train/a/1.png", "train/b/2.png", "test/a/3.png", "test/b/4.png"])
+    read: list[object] = []
+    monkeypatch.setattr(Image, "open", read.append)
+    make(tmp_path, resident=False)
+    assert read == []
+
+
 def test_of_very_many_images_none_is_decoded_to_find_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pictures(tmp_path, ["train/a/1.png", "train/b/2.png", "test/a/3.png", "test/b/4.png"])
     Image.open(tmp_path / "test/a/3.png").save(tmp_path / "train/b/3.bmp")
