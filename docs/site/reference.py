@@ -261,7 +261,7 @@ def prose(comment: str) -> str:
         code = line.startswith("  ") or bool(COMMAND.match(line))
         if code is not before:
             lines.append("")
-        lines.append(f"    {line.strip()}" if code else escaped(line))
+        lines.append(f"    {line.removeprefix('  ').rstrip()}" if code else escaped(line))
         before = code
     return "\n".join(lines).strip("\n")
 
