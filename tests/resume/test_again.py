@@ -70,6 +70,22 @@ def test_a_command_typed_again_begins_goes_on_and_is_finished(
         run(*WORDS, "resume=auto")
 
 
+def test_sizes_by_rule_are_those_the_run_was_begun_with(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "pretrain", "recipe=small", "method=swav", "backbone=resnet_digits", "limit_images=160", "trainer.max_steps=3",
+        "report=false", "evaluator.final={}", "evaluator.online.evaluators={}", "name=one", "resume=auto",
+    ]  # fmt: skip
+    run(*words)
+    config = RunFolder(Path("runs/one")).config()
+    assert (config.batch_size, config.method.num_prototypes) == (16, 30), "160 images decide"
+    capsys.readouterr()
+    run(*words)
+    assert "is finished" in capsys.readouterr().out
+    for word in ("batch_size=32", "method.num_prototypes=50", "method.temperature=0.2"):
+        with pytest.raises(UserError, match=f"{word} is asked for"):
+            run(*words, word)
+
+
 def test_a_finished_run_is_given_further_epochs_once(capsys: pytest.CaptureFixture[str]) -> None:
     run(*WORDS, "name=short", "schedule.lr.warmup_epochs=0")
     folder = RunFolder(Path("runs/short"))

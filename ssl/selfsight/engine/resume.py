@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
+from selfsight.composition.defaults import stated
 from selfsight.composition.overrides import AUTO
-from selfsight.engine.options import FASTEST
+from selfsight.engine.options import BY_RULE, FASTEST
 from selfsight.errors import USAGE, UserError
 from selfsight.runs import records
 from selfsight.runs.folder import RunFolder
@@ -82,12 +83,13 @@ def refuse_other_values(cfg: DictConfig, folder: RunFolder) -> None:
         UserError: a value that the run was not begun with; names both.
     """
     asked, of_run = flat_texts(cfg), flat_texts(folder.config())
+    by_rule = chosen_by_rule(cfg)
     keys = [key for key in {**asked, **of_run} if (key in asked and key in of_run) or key.endswith("._target_")]
     for key in sorted(keys, key=lambda key: not key.startswith("choices.")):  # as they stand, choices first
         here, there = asked.get(key, "nothing"), of_run.get(key, "nothing")
         first = key.partition(".")[0]
         open_here = here in LEFT_OPEN or not any(name.startswith(f"{first}.") for name in asked)
-        if first in ABOUT_THE_FOLDER or "${" in here or (first in FILLED_IN and open_here):
+        if first in ABOUT_THE_FOLDER or "${" in here or (first in FILLED_IN and open_here) or key in by_rule:
             continue
         if key.endswith("._target_"):  # it may have moved since
             same = here.rpartition(".")[2] == there.rpartition(".")[2]
@@ -101,6 +103,15 @@ def refuse_other_values(cfg: DictConfig, folder: RunFolder) -> None:
                 "or give another name=.",
                 status=USAGE,
             )
+
+
+def chosen_by_rule(cfg: DictConfig) -> set[str]:
+    """The keys of a run that its number of images decided, and no word: see `engine.sizes.by_rule`."""
+    keys = {key for key in BY_RULE if OmegaConf.select(cfg, key) == "auto"}
+    if OmegaConf.select(cfg, "choices.recipe") == "small":
+        said = stated(cfg.method)
+        keys |= {f"method.{name}" for name in cfg.method if name not in said}
+    return keys
 
 
 def flat_texts(cfg: DictConfig) -> dict[str, str]:
