@@ -156,12 +156,11 @@ def obey(flags: Flags, name: str, words: list[str], *, many: bool) -> None:
 
         sweep(name, checked(name, words, sweep=True))
         return
-    from selfsight.composition.overrides import finish, load
+    from selfsight.composition.overrides import checked_and_composed, finish
     from selfsight.jobs.launch import check, module_of, start
 
     with no_collection():
-        overrides = checked(name, words)
-        composed = load(name, overrides)
+        overrides, composed = checked_and_composed(name, words)
         check(job_of(name), composed.cfg)  # before the things configured are imported
         cfg = finish(name, composed, overrides)
         module_of(job_of(name))

@@ -6,7 +6,10 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 #: arguments that a thing has got since, and what it did before: a run that does not name them was made so
 BEFORE: dict[str, dict[str, Any]] = {"selfsight.datamodules.folder": {"split": "draw"}}
@@ -85,6 +88,21 @@ def hydra_engine(job: str, folders: Sequence[tuple[str, str]]) -> Any:
     for provider, folder in reversed(others):
         path.append(provider, f"file://{folder}", anchor=SearchPathQuery(provider="main"))
     return Hydra(job, ConfigLoaderImpl(path))
+
+
+def set_values(config: DictConfig, words: Sequence[str]) -> None:
+    """Set keys of a configuration that Hydra has composed, as it does itself after composing, told of in ``hydra``.
+
+    Composing anew, which reads some thirty files, would come to the same.
+
+    Args:
+        words: ``key=value``, ``+key=value``, ``++key=value`` or ``~key``, none of them a choice of a group.
+    """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(list(words)), config)
+    config.hydra.overrides.task.extend(words)
 
 
 def hydra_launcher(engine: Any, config: Any, task: Callable[[Any], Any]) -> Any:

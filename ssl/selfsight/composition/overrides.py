@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from selfsight.composition.catalogue import (
@@ -60,8 +61,8 @@ def compose(job: str, words: Sequence[str]) -> DictConfig:
     Raises:
         UserError: a wrong word; names the nearest right one.
     """
-    overrides = checked(job, words)
-    return finish(job, load(job, overrides), overrides)
+    overrides, composed = checked_and_composed(job, words)
+    return finish(job, composed, overrides)
 
 
 def compose_with(job: str, words: Sequence[str], settings: Mapping[str, object]) -> DictConfig:
@@ -85,16 +86,26 @@ def load(job: str, overrides: Sequence[str]) -> Composed:
     Raises:
         UserError: Hydra's own complaint, in one line.
     """
-    from hydra.errors import HydraException
-    from hydra.types import RunMode
-    from omegaconf import OmegaConf, open_dict
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+    return divided(job, merged(job, overrides))
 
-    try:
-        cfg = engine(job).compose_config(job, list(overrides), RunMode.RUN, from_shell=False)
-    except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
-        raise as_user_error(error) from None
+
+def merged(job: str, overrides: Sequence[str]) -> DictConfig:
+    """All that Hydra composes, its own part among it.
+
+    Raises:
+        UserError: Hydra's own complaint, in one line.
+    """
+    from hydra.types import RunMode
+
+    with complaints_in_a_line():
+        cfg: DictConfig = engine(job).compose_config(job, list(overrides), RunMode.RUN, from_shell=False)
+    return cfg
+
+
+def divided(job: str, cfg: DictConfig) -> Composed:
+    """What Hydra composes, its own part and the job's apart."""
+    from omegaconf import OmegaConf, open_dict
+
     with open_dict(cfg):
         hydra = cfg.pop("hydra")
         for key in WITHOUT.get(job_of(job), ()):
@@ -112,6 +123,22 @@ def labels_of_a_try(cfg: DictConfig) -> None:
     labels = cfg.get("labels")
     if cfg.get("debug") is not None and labels is not None and not is_said(labels):
         labels.per_class = 1
+
+
+@contextlib.contextmanager
+def complaints_in_a_line() -> Iterator[None]:
+    """
+    Raises:
+        UserError: Hydra or OmegaConf complains.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
+        raise as_user_error(error) from None
 
 
 def engine(job: str) -> Hydra:
@@ -199,6 +226,23 @@ def checked(job: str, words: Sequence[str], *, sweep: bool = False) -> list[str]
     ``backbone=<timm name>`` becomes the choice ``timm`` with that name; ``group=null`` leaves an optional group empty.
     What is checked already stays as it is.
     """
+    return _checked(job, words, sweep=sweep)[0]
+
+
+def checked_and_composed(job: str, words: Sequence[str]) -> tuple[list[str], Composed]:
+    """`checked`, and what Hydra composes from it: `load`, and in most cases no further composing."""
+    from selfsight.compat import set_values
+
+    overrides, values, cfg = _checked(job, words)
+    if cfg is None:
+        return overrides, load(job, overrides)
+    with complaints_in_a_line():
+        set_values(cfg, values)
+    return overrides, divided(job, cfg)
+
+
+def _checked(job: str, words: Sequence[str], *, sweep: bool = False) -> tuple[list[str], list[str], DictConfig | None]:
+    """The words; those of them that set values, and what Hydra composes from the others, where it had to."""
     groups = job_groups(job)
     words = as_extension(words)
     overrides = [parse_override(renamed(job, word, groups), groups, sweep=sweep) for word in words]
@@ -228,19 +272,20 @@ def checked(job: str, words: Sequence[str], *, sweep: bool = False) -> list[str]
             status=USAGE,
         )
     if not values:
-        return [*chosen, *own]
+        return [*chosen, *own], own, None
     targets = [override for override in values if override.key.endswith("._target_")]  # they say which keys there are
     parts = [override.key.removesuffix("._target_") for override in targets]
     for override in targets:
         if (root := override.key.partition(".")[0]) not in groups and root not in (whole := load(job, first).cfg):
             resolve_key(job, whole, override)  # refuses it: the job has no such part
     named = [f"++{part}={{}}" for part in parts if part.rpartition(".")[0] in OPEN]
-    cfg = load(job, [*first, *named, *(f"++{override.bare}" for override in targets)]).cfg
+    whole = merged(job, [*first, *named, *(f"++{override.bare}" for override in targets)])
+    cfg = divided(job, whole.copy()).cfg
     above = [one for one in values if any(target.key.startswith(f"{one.key}.") for target in targets)]
     first_words = [*above, *targets]  # what is emptied may be filled again
     in_order = [*first_words, *(override for override in values if override not in first_words)]
     known = [text for override in in_order for text in resolve_key(job, cfg, override, parts)]
-    return [*chosen, *own, *known]
+    return [*chosen, *own, *known], [*own, *known], None if targets else whole
 
 
 def _by_group(groups: Collection[str], overrides: Sequence[Override]) -> dict[str, Override]:
