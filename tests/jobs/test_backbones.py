@@ -14,11 +14,12 @@ from selfsight.engine import one_step
 from selfsight.jobs import backbones
 from selfsight.reporting.backbone_table import BEGIN, END
 
-#: of a dozen kinds: stems of several strides, tokens and maps, channels last, hybrids, wide outputs of small maps
+#: of a dozen kinds: stems of several strides, narrow ones of one pixel, tokens and maps, channels last, hybrids, wide
+#: outputs of small maps
 DOZEN = (
     "resnet10_slim", "lcnet_035", "mnasnet_small", "mobilenetv3_small_050", "ghostnet_050", "convnext_zepto_rms",
     "inception_next_atto", "xcit_nano_12_p8_224", "cct_2_3x2", "vit_tiny_patch16_224", "convit_tiny",
-    "edgenext_xx_small",
+    "edgenext_xx_small", "repvgg_a0",
 )  # fmt: skip
 
 

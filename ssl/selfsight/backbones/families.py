@@ -26,6 +26,9 @@ class Family:
     smallest: str
     patterns: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return self.title
+
     def members(self) -> list[str]:
         """Names of all members, sorted."""
         names = [*timm.list_models(), *choices()]

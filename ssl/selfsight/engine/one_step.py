@@ -23,6 +23,7 @@ from selfsight.engine import build, checks
 from selfsight.engine.sizes import length
 from selfsight.errors import UserError
 from selfsight.methods.base import Method
+from selfsight.nn.memory_format import to_channels_last
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Clock
 
@@ -117,6 +118,7 @@ def refusal(method: str, net: Backbone, side: int) -> str:
         if any(view.size != side for view in at.data.views):  # that it takes this side is known
             checks.check_sizes(learner, at.data)
         learner.configure(at.recipe, at.length)
+        to_channels_last(learner, torch.device("cpu"))  # as in a run, whose views are so, too
         step(learner, at.batch)
         return "" if moved(net, learner.backbone) else "the network stays as it was"
     except UserError as error:

@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 import torch
 
 from selfsight.datamodules.loading.loader import cores
+from selfsight.errors import UserError
 
 T = TypeVar("T", bound=Hashable)
 V = TypeVar("V")
@@ -25,6 +27,9 @@ def in_order(before: Mapping[T, T | None], work: Callable[[T], V], workers: int 
         before: of each task the one that has to be done first, a task of the mapping itself; None for none.
         work: a function that another process can import.
         workers: tasks at a time, one a core unless said; 1: in this process.
+
+    Raises:
+        UserError: a worker was killed, or a library in it has crashed; names the tasks that were being done.
     """
     workers = workers or cores()
     todo = list(before)
@@ -44,12 +49,23 @@ def in_order(before: Mapping[T, T | None], work: Callable[[T], V], workers: int 
                 for task in ready[: workers - len(running)]:
                     running[pool.submit(work, task)] = task
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    task = running.pop(future)
-                    yield task, future.result()
+                    task, result = running[future], future.result()
+                    del running[future]
+                    yield task, result
                     todo.remove(task)
+        except BrokenProcessPool as error:
+            names = " or ".join(_title(task) for task in running.values())
+            raise UserError(
+                f"A process that was doing {names} has ended without a word, as one does that finds no memory left, "
+                "is killed, or whose library crashes; what the others have written stays."
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _title(task: object) -> str:
+    return " ".join(str(part) for part in task) if isinstance(task, tuple) else str(task)
 
 
 def _begin_worker(parent: int, threads: int) -> None:
