@@ -30,6 +30,7 @@ from watch import MIB, cpu_seconds, memory, workers
 #: files in a folder of a class, and different files that the links lead to
 IN_FOLDER, FILES = 1000, 16
 WIDTH, CLASSES, QUERIES = 256, 100, 10_000
+TITLES = {"knn": "kNN", "linear": "linear probe"}
 TRAINING = (
     "method=simsiam", "dataset=folder", "dataset.image_size=32", "dataset.test_fraction=0", "dataset.resident=false",
     "backbone=resnet_digits", "batch_size=64", "num_workers=1", "trainer.limit_batches=2", "trainer.accelerator=cpu",
@@ -184,9 +185,10 @@ def main() -> None:
             show(points[-1][1])
         if len(points) > 1:
             banks = [
-                (size, {"seconds": of["seconds"], "mib": of["peak_mib"] - of["peak_before_mib"]}) for size, of in points
+                (size, {"seconds": of["cpu_seconds"], "mib": of["peak_mib"] - of["peak_before_mib"]})
+                for size, of in points
             ]
-            laws.keep(asked.what, f"{asked.what} of {QUERIES:,} images", "images of the bank", banks)
+            laws.keep(asked.what, f"{TITLES[asked.what]} of {QUERIES:,} images", "images of the bank", banks)
     else:
         points = []
         files = 1000
