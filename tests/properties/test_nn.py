@@ -176,3 +176,10 @@ def test_wide_kernels_are_channels_last() -> None:
     assert all(layer.weight.is_contiguous(memory_format=torch.channels_last) for layer in net)
     x = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     assert net(x).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_kernels_of_three_dimensions_stay_beside_those_that_are_turned() -> None:
+    """As in LambdaNetworks, whose positions are a convolution over three."""
+    net = to_channels_last(nn.ModuleList([nn.Conv3d(3, 8, 3), nn.Conv2d(3, 16, 3)]), torch.device("cpu"))
+    assert net[0].weight.is_contiguous()
+    assert net[1].weight.is_contiguous(memory_format=torch.channels_last)

@@ -305,6 +305,7 @@ def test_odd_widths_grids_and_channels(width: int, grid: tuple[int, int]) -> Non
         ("test_vit", {}, 96, r"SparK"),
         ("convmixer_768_32", {}, 96, r"power of two"),
         ("mambaout_femto", {}, 96, r"where a map of"),
+        ("poolformerv2_s12", {}, 96, r"SparK cannot use MetaFormer: its masked forward fails"),
     ],
 )
 def test_what_cannot_work_is_refused_in_a_sentence(

@@ -20,7 +20,9 @@ def to_channels_last(network: Network, device: torch.device) -> Network:
     than 8): wrong gradients without a word, or a process that ends with "double free or corruption". These few layers
     get their input in the usual order.
     """
-    network.to(memory_format=torch.channels_last)
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.dim() == 4:  # `Module.to` stumbles over kernels of three dimensions
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     for layer in network.modules() if device.type == "cpu" else ():
         if isinstance(layer, nn.Conv2d) and _is_affected(layer):
             # clone, as the order of a 1x1 kernel or image is ambiguous and `contiguous` leaves it

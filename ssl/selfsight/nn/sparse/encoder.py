@@ -199,7 +199,8 @@ class SparseEncoder:
                 problem = "packed and erased maps differ"
             if not problem and problems["dense"]:
                 plain, problem = twin._blind([(image, Mask(everything))])
-                whole, problem = twin._blind([(image, PackedMask(everything, everything.numel()))])
+                whole, failed = twin._blind([(image, PackedMask(everything, everything.numel()))])
+                problem = problem or failed
                 if not problem and _any_differ(plain, whole, Mask(everything)):
                     problem = "packed maps differ from plain ones"
                 maps = fast
