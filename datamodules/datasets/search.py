@@ -167,7 +167,7 @@ def told(found: Iterable[Found]) -> str:
 
 
 def left_out(found: Iterable[Found]) -> str:
-    """``2 .heic (pip install pillow-heif reads them), 3 .txt, 1 hidden``."""
+    """``2 .heic (pip install 'selfsight[heif]' reads them), 3 .txt, 1 hidden``."""
     parts = list(found)
     notes = dict.fromkeys(formats.SENSOR_DATA, "sensor data: develop them first")
     notes |= dict.fromkeys(ARCHIVES, "archives: unpack them to use what they hold")

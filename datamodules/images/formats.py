@@ -124,7 +124,7 @@ def _first_array(start: bytes) -> bytes:
 def lacking_decoder(of: str) -> str:
     """What would read this format, where nothing here does; an empty string where it can be read."""
     if of == "heic" and importlib.util.find_spec("pillow_heif") is None:
-        return "pip install pillow-heif reads them"
+        return "pip install 'selfsight[heif]' reads them"
     if of == "dicom" and importlib.util.find_spec("pydicom") is None:
         return "pip install 'selfsight[dicom]' reads them"
     if of == "avif":
