@@ -183,3 +183,11 @@ def test_kernels_of_three_dimensions_stay_beside_those_that_are_turned() -> None
     net = to_channels_last(nn.ModuleList([nn.Conv3d(3, 8, 3), nn.Conv2d(3, 16, 3)]), torch.device("cpu"))
     assert net[0].weight.is_contiguous()
     assert net[1].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_kernels_of_one_pixel_have_the_strides_that_pytorch_gives_them() -> None:
+    """Both orders hold the same numbers there, and with other strides DDP copies every gradient, and says so."""
+    ours, plain = (nn.Sequential(nn.Conv2d(32, 16, 1), nn.Conv2d(16, 16, 3, groups=16)) for _ in range(2))
+    to_channels_last(ours, torch.device("cpu"))
+    plain.to(memory_format=torch.channels_last)
+    assert [layer.weight.stride() for layer in ours] == [layer.weight.stride() for layer in plain]

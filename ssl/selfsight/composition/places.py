@@ -21,8 +21,8 @@ from selfsight.validation import SHARE, expect
 #: data sets that are a folder of the person's, by their target
 OF_FOLDERS = ("selfsight.datamodules.folder",)
 
-#: files that are looked at for whether a batch can be filled, and what lies in a folder made by `selfsight prepare`
-MANY, PREPARED = 100_000, "prepared.json"
+#: what lies in a folder made by `selfsight prepare`
+PREPARED = "prepared.json"
 
 
 def check_places(job: str, cfg: DictConfig) -> None:
@@ -68,9 +68,9 @@ def _check_images(job: str, cfg: DictConfig, root: Path) -> None:
     batch = _value(cfg, "batch_size")
     if not isinstance(batch, int) or "datamodule" not in cfg or _value(cfg, "dataset.unlabelled") is not None:
         return
-    files = [path for path in itertools.islice(root.rglob("*"), MANY) if path.is_file()]
+    files = list(itertools.islice((path for path in root.rglob("*") if path.is_file()), batch))  # no more matter
     of_many = any(path.name == PREPARED or path.suffix.lower() in OF_MANY for path in files)
-    if 0 < len(files) < min(batch, MANY) and not of_many and not {"mu", "steps_per_epoch"} & {*cfg}:
+    if 0 < len(files) < batch and not of_many and not {"mu", "steps_per_epoch"} & {*cfg}:
         there = f"{len(files)} file{'s' * (len(files) > 1)}"
         remedy = "recipe=small takes sizes that fit" if job in ADVISED else "choose a smaller one"
         raise UserError(

@@ -22,7 +22,7 @@ def to_channels_last(network: Network, device: torch.device) -> Network:
     """
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.dim() == 4:  # `Module.to` stumbles over kernels of three dimensions
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
     for layer in network.modules() if device.type == "cpu" else ():
         if isinstance(layer, nn.Conv2d) and _is_affected(layer):
             # clone, as the order of a 1x1 kernel or image is ambiguous and `contiguous` leaves it
