@@ -35,7 +35,7 @@ TRAINING = (
     "method=simsiam", "dataset=folder", "dataset.image_size=32", "dataset.test_fraction=0", "dataset.resident=false",
     "backbone=resnet_digits", "batch_size=64", "num_workers=1", "trainer.limit_batches=2", "trainer.accelerator=cpu",
     "trainer.max_epochs=1", "report=false", "evaluator.final={}", "evaluator.online.evaluators={}",
-    "evaluator.online.every=1000",
+    "evaluator.online.limit=256",
 )  # fmt: skip
 
 
