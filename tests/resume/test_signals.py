@@ -196,7 +196,7 @@ def test_an_interrupt_that_a_library_takes_for_an_error_of_its_own(
 ) -> None:
     def composing(words: list[str]) -> None:
         try:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # in this thread, so at once
         except KeyboardInterrupt:
             raise AttributeError("half of an object") from None
 
