@@ -265,7 +265,8 @@ def panel(what: str, size: str, key: str, kept: dict[str, Any]) -> str:
     def y(value: float) -> float:
         return TOP + (TALL - TOP - BOTTOM) * (high_y - np.log10(value)) / (high_y - low_y)
 
-    body = [svg.text(8, 14, f"{what[0].upper()}{what[1:]}", anchor="start", size=11)]
+    title = what if what[1].isupper() else f"{what[0].upper()}{what[1:]}"  # kNN stays kNN
+    body = [svg.text(8, 14, title, anchor="start", size=11)]
     body.append(svg.text(8, 30, f"{UNITS[key]}" + (f", exponent {slope:.2f}" if slope else ""), "soft", "start", 11))
     for power in range(int(low_y), int(high_y) + 1):
         at = y(10.0**power)
