@@ -11,6 +11,7 @@ from selfsight.evaluation.probes import balance
 from selfsight.evaluation.probes.knn import KNN
 from selfsight.evaluation.probes.linear import accuracies
 from selfsight.evaluation.probes.logistic import Linear
+from selfsight.runs import figures
 
 LABELS = torch.tensor([0] * 14 + [1])
 
@@ -44,4 +45,4 @@ def test_probes_tell_it_and_the_table_has_a_row() -> None:
     row = measure.always_largest(bank, seen)
     assert row["knn_top1"] == row["linear_top1"] == pytest.approx(14 / 15)
     assert measure.always_largest(bank, None) == {}
-    assert set(row) < set(measure.SINGLES)
+    assert set(row) < set(figures.SINGLES)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,9 @@ def test_a_run_named_without_its_folder(place: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         cli.main(["report", "run=x"])
     assert "'x' is no run folder (it has no config.yaml). Did you mean 'runs/x'?" in capsys.readouterr().err
+
+
+def test_the_list_needs_no_torch(place: Path) -> None:
+    made(place / "runs" / "x", "swav", 7)
+    code = "import sys; from selfsight.cli import main; main(['runs']); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=place)

@@ -316,6 +316,11 @@ def test_compare_runs(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert changed["seed"] == ["0", "1", "0"]
     assert changed["method._target_"][2] == "selfsight.methods.swav.SwAV"
     assert "dataset.name" not in changed
+    rows = [[f"views.global.{i}", "0", "1"] for i in range(20)]
+    assert run_comparison.main_differences(rows) == rows
+    main, others = ["method._target_", "choices.recipe", "seed"], ["method.then._target_", "views.mean"]
+    rows += [[key, "0", "1"] for key in (*main, *others)]
+    assert [row[0] for row in run_comparison.main_differences(rows)] == main
     twin = RunFolder.open(shutil.copytree(runs / "a", tmp_path / "twin"))
     assert run_comparison.alike([folders[0], twin], "cpu") == [["a and twin", "1.000", "100.0%"]]
     assert "What differs in the configuration" in (tmp_path / "page.html").read_text()

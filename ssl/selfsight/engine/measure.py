@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,40 +38,6 @@ from selfsight.runs.folder import RunFolder
 Pair = tuple[Features, Features | None]
 
 LAST = 20  #: evaluations whose median is reported
-
-#: figures of the table that are one number, and their titles
-SINGLES = {
-    "knn_top1": "kNN",
-    "knn_balanced": "kNN, balanced",
-    "linear_top1": "linear",
-    "linear_balanced": "linear, balanced",
-    "view_knn_top1": "kNN of standard views",  # those of the training are the line's
-    "knn_map": "kNN, mAP",
-    "knn_f1": "kNN, F1",
-    "knn_r2": "kNN, R²",
-    "linear_map": "linear, mAP",
-    "linear_f1": "linear, F1",
-    "linear_r2": "linear, R²",
-    "rank": "rank",
-}
-#: figures of our evaluators that the table leaves to summary.json
-DETAILS = re.compile(r"(knn|linear|view|rank)_|feature_std|alpha_req|few_shot")
-
-
-def singles(rows: Iterable[Figures]) -> dict[str, str]:
-    """Titles of the figures that are one number, by name: `SINGLES`, then those of a person's own evaluators."""
-    found = {key: key.replace("_", " ") for row in rows for key, value in row.items() if isinstance(value, float)}
-    own = {key: title for key, title in found.items() if key not in SINGLES and not DETAILS.match(key)}
-    return {key: title for key, title in SINGLES.items() if key in found} | own
-
-
-def figure(key: str, value: float) -> str:
-    """A number of the table as a person reads it: shares of 1 in percent."""
-    if key.endswith("_r2"):
-        return f"{value:.3f}"
-    if key in ("alignment", "uniformity"):  # a squared distance, and a logarithm
-        return f"{value:.2f}"
-    return f"{value:.1%}" if key != "rank" and abs(value) <= 1 else f"{value:.1f}"
 
 
 def features(backbone: nn.Module, data: DataModule, stage: str = "final") -> Pair:

@@ -12,7 +12,15 @@ from rich.markup import escape
 from selfsight.errors import UserError
 from selfsight.files import with_folder, write_text
 from selfsight.reporting.page import html_table, page
-from selfsight.reporting.run_comparison import alike, check_images, curves_of, differences, table, titles_of
+from selfsight.reporting.run_comparison import (
+    alike,
+    check_images,
+    curves_of,
+    differences,
+    main_differences,
+    table,
+    titles_of,
+)
 from selfsight.runs.console import make_console, make_table
 from selfsight.runs.folder import RunFolder
 
@@ -27,7 +35,10 @@ def run(cfg: DictConfig) -> None:
     console.print(make_table(*titles, rows=rows))
     names, changed = titles_of(folders), differences(folders)
     if changed:
-        console.print(make_table("configuration", *map(escape, names), rows=changed))
+        shown = main_differences(changed)
+        console.print(make_table("configuration", *map(escape, names), rows=shown))
+        if further := len(changed) - len(shown):
+            console.print(f"and {further} more values differ, which the page below has", style="dim", highlight=False)
     else:
         console.print("The configurations are the same.")
     parts = [

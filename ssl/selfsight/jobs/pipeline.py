@@ -23,7 +23,7 @@ from selfsight.engine.stages import export_together
 from selfsight.evaluation.base import Figures
 from selfsight.jobs.launch import run_nested_job
 from selfsight.reporting.tables import singles_of
-from selfsight.runs import records
+from selfsight.runs import figures, records
 from selfsight.runs.console import make_console, make_table
 from selfsight.runs.folder import RunFolder
 
@@ -118,7 +118,7 @@ def stages_together(cfg: DictConfig, folder: RunFolder, runs: Sequence[RunFolder
     chosen = measure.select_evaluators(evaluators, data)
     together = measure.run_evaluators(chosen, network, data, measure.features(network, data))
     rows = {f"stage {i}": run.read_summary()["pretrained"] for i, run in enumerate(runs)} | {"all stages": together}
-    console, columns = make_console(), measure.singles(rows.values())
+    console, columns = make_console(), figures.singles(rows.values())
     lines = ([title, *singles_of(row, columns)] for title, row in rows.items())
     console.print(make_table("", *columns.values(), rows=lines))
     console.print(f"backbone of all stages: {place}", markup=False)

@@ -7,9 +7,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from selfsight.errors import USAGE, UserError, nearest
-from selfsight.reporting.run_comparison import heading
 from selfsight.reporting.run_list import FIGURES, NUMBERS, TEXTS, cells, conditions, fits, found, ordered, read
 from selfsight.runs.console import make_console, make_table
+from selfsight.runs.figures import heading
 
 #: columns of text that a line in a file may take
 WIDEST = 10_000

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from selfsight.engine.measure import SINGLES
 from selfsight.evaluation.base import Figures
 from selfsight.evaluation.probes.dims import BY_DIM
 from selfsight.reporting.page import figure_html, stroke
 from selfsight.reporting.tables import ROWS
+from selfsight.runs.figures import SINGLES
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

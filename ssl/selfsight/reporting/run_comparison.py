@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
 from selfsight.engine import measure
 from selfsight.engine.subject import subject_of
 from selfsight.errors import UserError
-from selfsight.evaluation.base import Figures
 from selfsight.evaluation.probes.comparison import compare
 from selfsight.reporting import curves
 from selfsight.reporting.page import figure_html
-from selfsight.runs import records
+from selfsight.runs import figures, records
 from selfsight.runs.console import clock_text
 from selfsight.runs.folder import RunFolder
 
-#: networks that learned labels, and by what figure each is judged: of classes, several labels, numbers
-NETWORKS = {"student": "", "teacher": " of the average"}
-JUDGED_BY = {"top1": "test accuracy", "map": "test mAP", "r2": "test R²"}
-
-
-def column_of(network: str, figure: str) -> str:
-    """What a figure of such a network is called: an accuracy by the network's name alone."""
-    return network if figure == "top1" else f"{network}_{figure}"
-
-
-#: their titles
-CLASSIFIERS = {
-    column_of(network, figure): what + whose
-    for network, whose in NETWORKS.items()
-    for figure, what in JUDGED_BY.items()
-}
 #: what a run is called, where it is kept and gone on with says nothing of how it ran; old folders do not name their job
 PLACES = ("name", "runs", "resume", "job")
+#: differences that a terminal shows, at most
+SHOWN_DIFFERENCES = 20
+#: the class of a part of a run, such as its method
+PART = r"\w+\._target_"
 #: keys that name the run another one started from
 SOURCES = ("run", "teacher", "init_from", "start")  # the last in older runs
 
@@ -54,19 +41,12 @@ def titles_of(folders: Sequence[RunFolder]) -> list[str]:
     return [title(parts) for parts in places]
 
 
-class Value(NamedTuple):
-    """A figure, with its standard deviation where it is a mean."""
-
-    mean: float
-    spread: float | None = None
-
-
 def table(folders: Sequence[RunFolder]) -> tuple[list[str], list[list[str]]]:
     """Titles and rows: one a run, and the mean with its spread of runs that differ by their seeds alone."""
     summaries = [folder.read_summary() for folder in folders]
-    found = [figures(summary) for summary in summaries]
+    found = [figures.of_run(summary) for summary in summaries]
     columns = list(dict.fromkeys(column for one in found for column in one))
-    first = [*measure.SINGLES, *CLASSIFIERS]
+    first = [*figures.SINGLES, *figures.CLASSIFIERS]
     columns.sort(key=lambda column: (0, first.index(column)) if column in first else (1, int(column)))
     names, rows = titles_of(folders), []
     for name, folder, summary, one in zip(names, folders, summaries, found, strict=True):
@@ -80,33 +60,20 @@ def table(folders: Sequence[RunFolder]) -> tuple[list[str], list[list[str]]]:
         if len(finished) > 1:
             means = [text(column, mean_of([one.get(column) for one in finished])) for column in columns]
             rows.append([f"mean of {len(finished)} seeds ({names[same[0]]}, …)", "", *means, ""])
-    return ["run", "epochs", *map(heading, columns), "time"], rows
+    return ["run", "epochs", *map(figures.heading, columns), "time"], rows
 
 
-def figures(summary: Mapping[str, Figures]) -> dict[str, Value]:
-    """The figures of a run: of its frozen backbone, of the networks that learned classes, by labels a class."""
-    measured, learned = summary.get("pretrained", {}), summary.get("classifiers", {})
-    found = {key: Value(measured[key]) for key in measure.SINGLES if key in measured}
-    by_network = {name: learned.get(name, {}) for name in NETWORKS}
-    found |= {column_of(name, key): Value(of[key]) for name, of in by_network.items() for key in JUDGED_BY if key in of}
-    return found | {k: Value(shot["mean"], shot["std"]) for k, shot in measured.get("few_shot", {}).items()}
-
-
-def heading(column: str) -> str:
-    return {**measure.SINGLES, **CLASSIFIERS}.get(column, f"{column}/class")
-
-
-def mean_of(values: Sequence[Value | None]) -> Value | None:
+def mean_of(values: Sequence[figures.Value | None]) -> figures.Value | None:
     """Over runs, with the standard deviation between them; None where one of them lacks it."""
     means = [value.mean for value in values if value is not None]
-    return Value(statistics.fmean(means), statistics.stdev(means)) if len(means) == len(values) else None
+    return figures.Value(statistics.fmean(means), statistics.stdev(means)) if len(means) == len(values) else None
 
 
-def text(column: str, value: Value | None) -> str:
+def text(column: str, value: figures.Value | None) -> str:
     """A figure as a person reads it, with its spread where it has one."""
     if value is None:
         return ""
-    shown = measure.figure(column, value.mean)
+    shown = figures.as_text(column, value.mean)
     if value.spread is None:
         return shown
     if column.endswith("_r2"):
@@ -155,6 +122,14 @@ def differences(folders: Sequence[RunFolder]) -> list[list[str]]:
         for key, row in differing.items()
         if not (key.startswith("choices.") and f"{key.removeprefix('choices.')}._target_" in differing)
     ]
+
+
+def main_differences(rows: Sequence[list[str]]) -> list[list[str]]:
+    """Of many differences those that the others follow from: whole parts, what was chosen by name, single values."""
+    if len(rows) <= SHOWN_DIFFERENCES:
+        return list(rows)
+    main = [row for row in rows if "." not in row[0] or row[0].startswith("choices.") or re.fullmatch(PART, row[0])]
+    return main[:SHOWN_DIFFERENCES] or list(rows[:SHOWN_DIFFERENCES])
 
 
 def curves_of(folders: Sequence[RunFolder]) -> str:

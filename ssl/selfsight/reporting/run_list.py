@@ -10,10 +10,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from selfsight.engine import measure
 from selfsight.errors import USAGE, UserError, nearest
-from selfsight.reporting.run_comparison import CLASSIFIERS, figures
-from selfsight.runs import records
+from selfsight.runs import figures, records
 from selfsight.runs.folder import RUNS, RunFolder
 from selfsight.trust import Trust, trusting
 
@@ -56,7 +54,7 @@ NUMBERS: dict[str, Callable[[Row], float]] = {
     "size": lambda row: row.size,
     "changed": lambda row: row.changed,
 }
-FIGURES = (*measure.SINGLES, *CLASSIFIERS)
+FIGURES = (*figures.SINGLES, *figures.CLASSIFIERS)
 
 
 def found(places: Sequence[Path]) -> Iterator[RunFolder]:
@@ -85,7 +83,7 @@ def read(folder: RunFolder) -> Row:
         with trusting(Trust(everything=True)):  # a list builds nothing of what it reads
             cfg, job = folder.config(), folder.job
         epochs, summary = len(folder.read_metrics()), folder.read_summary()
-        values = {name: value.mean for name, value in figures(summary).items()}
+        values = {name: value.mean for name, value in figures.of_run(summary).items()}
     except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return Row(str(folder.path), "", "", "", DAMAGED, 0, 0, size, changed, {})
     planned = int(OmegaConf.select(cfg, "trainer.max_epochs") or 0)
@@ -130,6 +128,6 @@ def ordered(rows: Sequence[Row], column: str) -> list[Row]:
 
 def cells(row: Row, shown: Sequence[str]) -> list[str]:
     epochs = f"{row.epochs}/{row.planned}" if row.planned else ""
-    values = [measure.figure(name, row.figures[name]) if name in row.figures else "" for name in shown]
+    values = [figures.as_text(name, row.figures[name]) if name in row.figures else "" for name in shown]
     changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.changed))
     return [row.run, row.job, row.method, row.data, row.state, epochs, *values, f"{row.size / 1e6:.1f} MB", changed]

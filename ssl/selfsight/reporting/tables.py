@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping
 from rich.console import Console
 from rich.table import Table
 
-from selfsight.engine import measure
 from selfsight.evaluation.base import Figures
 from selfsight.evaluation.probes import diagnostics
-from selfsight.runs import records
+from selfsight.runs import figures, records
 from selfsight.runs.console import make_table
 
 #: rows of the table, from nothing learnt to what was learnt here
@@ -35,7 +34,7 @@ def shots_of(rows: Iterable[Figures]) -> list[str]:
 
 def singles_of(row: Figures, columns: Iterable[str]) -> list[str]:
     """The cells of the figures that are one number."""
-    return [measure.figure(key, row[key]) if key in row else "" for key in columns]
+    return [figures.as_text(key, row[key]) if key in row else "" for key in columns]
 
 
 def few_shot_of(row: Figures, shots: Iterable[str], percent: str) -> list[str]:
@@ -49,7 +48,7 @@ def table(summary: Mapping[str, Figures]) -> str:
     rows = rows_of(summary)
     if not rows:
         return ""
-    columns, shots = measure.singles(rows.values()), shots_of(rows.values())
+    columns, shots = figures.singles(rows.values()), shots_of(rows.values())
     head = "".join(f"<th>{html.escape(title)}</th>" for title in columns.values())
     head += "".join(f"<th>{k} label{'s' * (k != '1')} a class</th>" for k in shots)
     body = ""
@@ -67,7 +66,7 @@ def table(summary: Mapping[str, Figures]) -> str:
 def show_run(console: Console, summary: Mapping[str, Figures], protocols: Mapping[str, str]) -> None:
     """The table of a run: raw pixels, untrained and pretrained network under the same protocols."""
     rows = rows_of(summary)
-    columns, shots = measure.singles(rows.values()), shots_of(rows.values())
+    columns, shots = figures.singles(rows.values()), shots_of(rows.values())
     lines = [[label, *singles_of(row, columns), *few_shot_of(row, shots, "%")] for label, row in rows.items()]
     console.print(make_table("", *columns.values(), *[f"{k}/class" for k in shots], rows=lines))
     for name, told in protocols.items():
