@@ -6,7 +6,7 @@ Regularisation and learning rate are chosen on a held-out part of the *training*
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,9 @@ from selfsight.validation import above, at_least, takes, whole
 
 HELD_OUT = 0.1
 STANDARD_SHOTS = (1, 5, 20)
+# Of few images an image or two decide the penalty: fits of at most so many numbers are in double precision, where
+# neither the number of threads nor the processor makes it another one.
+PRECISE = 2**21
 
 
 @takes(penalties=at_least(0), folds=whole(2), seed=whole(0), dims=whole(1))
@@ -65,9 +68,12 @@ class LinearProbe:
             return with_dims(self, train, test)
         targets = train.targets is not None and test.targets is not None
         train, test = (part.to(self.device) for part in checked(train, test, blocks=not targets))
-        standardise = Standardise.of(train.x)
         if train.targets is not None and test.targets is not None:
+            standardise = Standardise.of(train.x)
             return self._of_targets(standardise(train.x), train.targets, standardise(test.x), test.targets)
+        if max(train.x.numel(), test.x.numel()) <= PRECISE and train.x.device.type != "mps":  # which has no doubles
+            train, test = replace(train, x=train.x.double()), replace(test, x=test.x.double())
+        standardise = Standardise.of(train.x)
         x: Tensor | Rows = Rows(train.x, standardise) if train.large else standardise(train.x)
         others: Tensor | Rows = Rows(test.x, standardise) if test.large else standardise(test.x)
         y, classes = train.known_labels, train.classes

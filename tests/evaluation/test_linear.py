@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from selfsight.datamodules import ImageSet, digits
 from selfsight.errors import UserError
 from selfsight.evaluation.features import Features
 from selfsight.evaluation.probes.linear import FewShot, LinearProbe, SGDProbe, Standardise, folds, hold_out, per_class
@@ -107,6 +108,23 @@ def test_the_unit_of_the_features_does_not_matter() -> None:
     train, test = clusters(300, 6, 8, spread=2.0), clusters(200, 6, 8, spread=2.0, seed=1)
     scaled = [Features(1000 * f.x + 7, f.labels, f.indices) for f in (train, test)]
     assert LinearProbe()(train, test)["linear_top1"] == pytest.approx(LinearProbe()(*scaled)["linear_top1"], abs=0.011)
+
+
+def test_rounding_of_the_features_does_not_choose_the_penalty() -> None:
+    """What another number of threads or another processor does to features: in the last bit of each."""
+    data = digits(image_size=16)
+
+    def pixels(images: ImageSet, generator: torch.Generator) -> Features:
+        x = torch.stack([torch.as_tensor(images.pixels[i]) for i in range(len(images))]).flatten(1) / 255
+        last_bit = torch.randint(-1, 2, x.shape, generator=generator) * torch.finfo(torch.float32).eps
+        return Features(x * (1 + last_bit), images.labels, torch.arange(len(x)))
+
+    found = set()
+    for draw in range(4):
+        generator = torch.Generator().manual_seed(draw)
+        figures = LinearProbe()(pixels(data.train, generator), pixels(data.test, generator))
+        found.add((figures["linear_penalty"], figures["linear_top1"]))
+    assert found == {(0.01, 355 / 360)}
 
 
 def test_constant_features_give_chance_and_no_error() -> None:
