@@ -287,7 +287,8 @@ class Run:
         """
         train = self.embed("train")
         query = self._at(image) if isinstance(image, int) else self._feature_of(image)
-        similarity, index = (F.normalize(train.x, dim=1) @ F.normalize(query, dim=0)).topk(min(k, len(train)))
+        cosines = (F.normalize(train.x, dim=1) @ F.normalize(query, dim=0)).clamp(-1, 1)  # by rounding a hair beyond
+        similarity, index = cosines.topk(min(k, len(train)))
         return [
             Neighbour(train.names[i], int(train.indices[i]), float(s)) for s, i in zip(similarity, index, strict=True)
         ]

@@ -442,6 +442,10 @@ AT_ONCE = [
     ["knn", "weights=nowhere", "dataset=digits"],
     ["prepare", "source=nowhere", "out=there"],
     ["compare-runs", "nowhere", "here"],
+    ["pretrain", "dataset=cifar10"],
+    ["pretrain", "recipe=imagenet/swav"],
+    ["knn", "run=lats"],
+    ["runs", "sort=knn"],
 ]
 
 
@@ -456,6 +460,28 @@ def test_what_needs_no_torch_is_refused_without_it(here: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(done.stderr.splitlines()) == len(AT_ONCE)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["pretrain", "dataset=folder", "dataset.root=photos"],
+            r"batch_size is 256 and 'photos' has 9 files, .* choose batch_size=4, or add recipe=small",
+        ),
+        (["knn", "run=lats"], "'lats' is no run folder .* Did you mean 'last'"),
+        (["pretrain", "dataset=cifar10"], "'data', which does not exist: dataset.download=true fetches it, or dataset"),
+        (["pretrain", "dataset=imagenet"], "'data/imagenet', which does not exist: dataset.root=DIR says where it is"),
+    ],
+)
+def test_what_is_refused_says_what_to_type(
+    capsys: pytest.CaptureFixture[str], here: Path, words: list[str], sentence: str
+) -> None:
+    for number in range(9):
+        write(here / "photos" / "a" / f"{number}.png", "")
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert re.search(sentence, capsys.readouterr().err)
 
 
 def test_a_place_is_refused_early_as_it_is_later(capsys: pytest.CaptureFixture[str], here: Path) -> None:

@@ -220,6 +220,13 @@ def test_the_projection_of_runs_that_have_none(tmp_path: Path, capsys: pytest.Ca
     assert "an exported backbone has lost its projector" in told
 
 
+def test_an_evaluation_says_how_many_images_it_is_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = finished(tmp_path / "try", "limit_images=64", "dataset=digits")
+    cli.main(["diagnostics", f"run={run}"])
+    told = capsys.readouterr().out
+    assert "digits (1,437 images, 10 classes), 360 test images; the run learned from 64 of them (limit_images)" in told
+
+
 def test_figures_as_a_person_reads_them(capsys: pytest.CaptureFixture[str]) -> None:
     from selfsight.reporting.tables import show_stages
     from selfsight.runs.console import make_console

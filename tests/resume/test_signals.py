@@ -168,7 +168,8 @@ def test_a_second_one_stops_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         patched.setattr(SimCLRv2, "training_step", at_call(2, twice, SimCLRv2.training_step))
         assert typed() == 130
         said = capsys.readouterr().out
-        assert "stopped at once, before the first checkpoint; go on with: selfsight pretrain resume=runs/one" in said
+        again = "begin again with: selfsight pretrain resume=runs/one"
+        assert f"stopped at once, before the first checkpoint; {again}" in said
         patched.setattr(SimCLRv2, "training_step", at_call(4, twice, SimCLRv2.training_step))
         assert typed() == 130
     assert "stopped at once, the last checkpoint is kept; go on with" in capsys.readouterr().out

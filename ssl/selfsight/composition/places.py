@@ -20,6 +20,8 @@ from selfsight.validation import SHARE, expect
 
 #: data sets that are a folder of the person's, by their target
 OF_FOLDERS = ("selfsight.datamodules.folder",)
+#: how the targets of our data sets begin
+OURS = "selfsight.datamodules."
 
 #: what lies in a folder made by `selfsight prepare`
 PREPARED = "prepared.json"
@@ -36,6 +38,8 @@ def check_places(job: str, cfg: DictConfig) -> None:
         root = str(_value(cfg, "dataset.root"))
         if "://" not in root and not Path(root).expanduser().is_file():  # servers and archives are opened by who reads
             _check_images(job, cfg, _expect_folder("dataset.root", _value(cfg, "dataset.root")))
+    elif str(_value(cfg, "dataset._target_")).startswith(OURS) and _value(cfg, "dataset.download") is not True:
+        _check_published(cfg.dataset)
     if job == "prepare" and not (source := Path(str(cfg.source)).expanduser()).is_dir():
         raise UserError(f"source is '{source}', which is no folder; name a folder of images.")
     for key in ("weights", "init_from"):
@@ -72,10 +76,23 @@ def _check_images(job: str, cfg: DictConfig, root: Path) -> None:
     of_many = any(path.name == PREPARED or path.suffix.lower() in OF_MANY for path in files)
     if 0 < len(files) < batch and not of_many and not {"mu", "steps_per_epoch"} & {*cfg}:
         there = f"{len(files)} file{'s' * (len(files) > 1)}"
-        remedy = "recipe=small takes sizes that fit" if job in ADVISED else "choose a smaller one"
+        fits = f"choose batch_size={1 << (len(files) // 2).bit_length() - 1}" if len(files) > 3 else "add images"
+        small = ", or add recipe=small, which takes sizes that fit" if job in ADVISED and len(files) > 3 else ""
         raise UserError(
-            f"batch_size is {batch} and '{root}' has {there}, of which some may be held out to test; {remedy}."
+            f"batch_size is {batch} and '{root}' has {there}, of which some may be held out to test; {fits}{small}."
         )
+
+
+def _check_published(dataset: DictConfig) -> None:
+    """The folder of a published data set, where it is not to be fetched."""
+    root = dataset.get("root")
+    if root is None or "://" in str(root) or (place := Path(str(root)).expanduser()).is_dir():
+        return
+    fetch = "dataset.download=true fetches it, or " if "download" in dataset else ""
+    raise UserError(
+        f"data set '{dataset.name}' was looked for in '{place}', which does not exist: {fetch}dataset.root=DIR says "
+        "where it is."
+    )
 
 
 def _check_weights(path: str) -> None:

@@ -12,6 +12,8 @@ from selfsight.runs.console import make_table
 NO_LABEL = "no label"
 #: test images below which one of them is too large a share of every figure
 FEW_TESTS = 50
+#: classes that a sentence names, at most
+FEW_NAMES = 3
 #: classes of which the table at the start of a run shows at most so many
 SHOWN_CLASSES = 10
 #: sizes of the largest and the smallest class that are about the same
@@ -32,6 +34,20 @@ def about_few_tests(data: ImageData) -> str:
         return ""
     each = f"one of them is {100 / number:.3g} % of every accuracy" if number > 1 else "it decides every accuracy"
     return f"only {number} test image{'s' * (number > 1)}: {each}, and differences below a few of them are chance"
+
+
+def about_absent_classes(data: ImageData) -> str:
+    """The classes that no test image is of, and how each gets one; empty where all are tested, or none can be."""
+    test = data.class_counts("test")
+    absent = [label for label, images in enumerate(data.class_counts("train")) if images and not test[label]]
+    if not sum(test) or not absent:
+        return ""
+    named = ", ".join(f"'{class_name(data, label)}'" for label in absent[:FEW_NAMES])
+    more = f" and {len(absent) - FEW_NAMES} more" if len(absent) > FEW_NAMES else ""
+    return (
+        f"no test image is of {named}{more} ({len(absent)} of {data.num_classes} classes): accuracies are of others; "
+        "dataset.split=draw holds out of every class in proportion, dataset.test=DIR takes a folder of test images"
+    )
 
 
 def show_classes(console: Console, data: ImageData, evened: str = "") -> None:

@@ -19,7 +19,7 @@ from selfsight.backbones.registry import weights_line
 from selfsight.checkpoints.export import export_backbone
 from selfsight.datamodules import DataModule, LabelSplit
 from selfsight.engine import advice, slurm
-from selfsight.engine.about_data import about_few_tests, describe, show_classes
+from selfsight.engine.about_data import about_absent_classes, about_few_tests, describe, show_classes
 from selfsight.engine.build import Parts
 from selfsight.engine.checkpointing import (
     AtomicCheckpoints,
@@ -179,9 +179,11 @@ class Session:
 
     def tell_stop(self, *, saved: bool) -> None:
         """Say what is kept of a training that was stopped, and how it goes on."""
-        kept = "the last checkpoint is kept" if self.folder.checkpoint.is_file() else "before the first checkpoint"
+        begun = saved or self.folder.began
+        kept = "the last checkpoint is kept" if begun else "before the first checkpoint"
         how = "stopped, state saved" if saved else f"stopped at once, {kept}"
-        self.console.print(f"{how}; go on with: selfsight {self.job} resume={self.folder.path}", highlight=False)
+        again = "go on" if begun else "begin again"
+        self.console.print(f"{how}; {again} with: selfsight {self.job} resume={self.folder.path}", highlight=False)
 
     def checkpoint_to_resume(self) -> str | None:
         """The file that the training goes on from: the last checkpoint, or the one before where that is damaged."""
@@ -215,8 +217,9 @@ class Session:
             self.console.print(line, style="dim", markup=False)
         adjusts = getattr(self.parts.method, "logit_adjustment", None) == 0
         show_classes(self.console, data, "method.logit_adjustment=1" if adjusts else "")
-        if few := about_few_tests(data):
-            self.console.print(few, style="yellow", markup=False)
+        absent = about_absent_classes(data) if parts.run.limit_images is None else ""
+        for line in filter(None, (about_few_tests(data), absent)):
+            self.console.print(line, style="yellow", markup=False)
         if parts.plan is not None and self.job == "pretrain" and not self.resumed:
             for line in advice.lines(parts.plan, command()):
                 self.console.print(line, style="yellow", markup=False)

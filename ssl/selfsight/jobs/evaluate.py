@@ -7,8 +7,8 @@ from omegaconf import DictConfig
 from selfsight.engine import build
 from selfsight.engine.about_data import describe
 from selfsight.engine.reload import ALL
-from selfsight.engine.subject import evaluate, subject
-from selfsight.engine.titles import published, settings_of, title, transfer
+from selfsight.engine.subject import Subject, evaluate, subject
+from selfsight.engine.titles import own_images, published, settings_of, title, transfer
 from selfsight.evaluation import base
 from selfsight.evaluation.base import Evaluator, Figures
 from selfsight.evaluation.features import FINAL
@@ -25,6 +25,8 @@ def run(cfg: DictConfig) -> Figures:
     console = make_console()
     evaluator = evaluator_of(cfg)
     of = subject(cfg)
+    if not own_images(evaluator):
+        console.print(images_of(of), style="dim", markup=False, highlight=False)
     results = evaluate(evaluator, of, str(cfg.stage), cache=bool(cfg.cache))
     if len(results) > 1:
         show_stages(console, results)
@@ -48,6 +50,15 @@ def run(cfg: DictConfig) -> Figures:
         note_in_metrics(of.folder, path.stem, result)
         console.print(f"kept in {path}")
     return result
+
+
+def images_of(of: Subject) -> str:
+    """On how many images a backbone is judged, and whether its run, a try, has seen a part of them alone."""
+    data = of.data.data
+    limit = None if of.folder is None else of.folder.config().get("limit_images")
+    tests = f", {len(data.test):,} test images" if data.test is not None and data.held_out else ""
+    seen = f"; the run learned from {limit:,} of them (limit_images)" if limit and of.dataset is None else ""
+    return f"{describe(data)}{tests}{seen}"
 
 
 def evaluator_of(cfg: DictConfig) -> Evaluator:

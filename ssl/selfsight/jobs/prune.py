@@ -66,8 +66,8 @@ def check_names(data: ImageData) -> None:
     sets = (data.train, data.unlabelled)
     if data.root is None or any(isinstance(images, ArrayImages) and images.names is None for images in sets):
         raise UserError(
-            f"images of '{data.name}' are known by numbers alone, so that no list can name them: prune takes "
-            "dataset=folder (with dataset.resident=false, if this is one), and what lies on the disk like one."
+            f"the images of '{data.name}' have numbers and no file names, so that no list can name them: prune a run "
+            "on files of your own (dataset=folder dataset.root=DIR; with dataset.resident=false, if this is one)."
         )
 
 

@@ -90,7 +90,8 @@ class RunFolder:
         if not (folder / "config.yaml").is_file():
             beside = [str(p.parent) for p in folder.parent.glob("*/config.yaml")] if folder.parent.is_dir() else []
             inside = Path(runs).expanduser() / folder
-            meant = f" Did you mean '{inside}'?" if (inside / "config.yaml").is_file() else nearest(str(folder), beside)
+            meant = nearest(str(folder), [*beside, "last"])
+            meant = f" Did you mean '{inside}'?" if (inside / "config.yaml").is_file() else meant
             raise UserError(f"'{folder}' is no run folder (it has no config.yaml).{meant}")
         run = cls(folder)
         if not run.job:
