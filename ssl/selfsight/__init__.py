@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
     from selfsight.backbones.registry import create as backbone
     from selfsight.checkpoints.importing import import_weights as import_weights
     from selfsight.checkpoints.load import load as load
+
+# On a CPU threads that wait for one another spin, and where other programs need cores, too, they keep the very thread
+# that they wait for from one: beside a busy program a step took twenty times as long. GNU's OpenMP, which torch brings,
+# reads this as it is loaded, and takes the same number itself where there are more threads than cores.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
 __all__ = ["Run", "__version__", "backbone", "embed", "finetune", "import_weights", "load", "pretrain", "wrap"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import os
 import platform
 import resource
 import subprocess
@@ -251,6 +252,22 @@ def test_fused_only_where_the_optimiser_knows_it() -> None:
     for optimizer in (torch.optim.SGD, functools.partial(torch.optim.AdamW, eps=1e-6)):
         assert OptimizationRecipe(optimizer, lr=0.1, fused=True).build(groups, clock).defaults["fused"]
     OptimizationRecipe(functools.partial(LARS, momentum=0.9, weight_decay=0.0), lr=0.1, fused=True).build(groups, clock)
+
+
+@pytest.mark.parametrize(
+    ("said", "count"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    ids=["nothing", "a count", "a policy"],
+)
+def test_waiting_threads_leave_the_cores_to_others_unless_a_person_says_how_they_wait(
+    said: dict[str, str], count: str | None
+) -> None:
+    code = "import os, sys, selfsight; assert 'torch' not in sys.modules; print(os.environ.get('GOMP_SPINCOUNT'))"
+    environment = {**os.environ, **said}
+    for key in {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} - {*said}:
+        environment.pop(key, None)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == str(count)
 
 
 def test_freed_memory_is_used_again() -> None:
