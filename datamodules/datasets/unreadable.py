@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections import Counter
@@ -16,6 +17,8 @@ log = logging.getLogger("selfsight")
 
 #: files that go bad while a run reads them and are told one by one
 WARNED = 3
+#: files that a refusal names, at most
+NAMED = 5
 
 
 class UnreadableFiles:
@@ -78,12 +81,12 @@ class UnreadableFiles:
         self.add(found.items())
 
     def _refusal(self, count: str, found: Mapping[str, str]) -> UserError:
-        name, reason = next(iter(found.items()))
+        such = ", ".join(f"'{shown(name)}' ({reason})" for name, reason in itertools.islice(found.items(), NAMED))
         where = f" (all are named in {self.report})" if self.report is not None else ""
         kinds = self.kinds().most_common()
         by_kind = f"; by kind: {', '.join(f'{n:,} {kind}' for kind, n in kinds)}" if len(kinds) > 1 else ""
         return UserError(
-            f"{count} files cannot be read as images, such as '{shown(name)}' ({reason}){where}: "
+            f"{count} files cannot be read as images, such as {such}{where}: "
             f"remove them, or tolerate a larger share with dataset.max_unreadable (now {self.share:g}){by_kind}."
         )
 

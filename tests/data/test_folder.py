@@ -212,7 +212,8 @@ def test_unreadable_files_are_left_out_and_named(tmp_path: Path, resident: bool)
 def test_too_many_unreadable_files(tmp_path: Path) -> None:
     spoil(tmp_path)
     with pytest.raises(
-        UserError, match=r"2 of 10 files cannot be read as images, such as 'cut.jpg' \(incomplete image\)"
+        UserError,
+        match=r"2 of 10 files cannot .* such as 'cut.jpg' \(incomplete image\), 'text.jpg' \(no image\): ",
     ):
         make(tmp_path, max_unreadable=0.15)
 

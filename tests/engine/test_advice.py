@@ -71,12 +71,21 @@ def test_a_run_takes_every_word(method: str) -> None:
 def test_at_most_three_lines_the_last_one_to_be_typed() -> None:
     settings = {"num_prototypes": 3000, "freeze_prototypes_steps": 313, "queue_length": 3840, "queue_start_epoch": 500}
     plan = Plan(404, 256, 1, 36, 36, warmup_epochs=30, settings=settings)
-    typed = ["selfsight", "pretrain", "method=swav", "batch_size=256", "dataset.root=my photos"]
+    typed = [
+        "selfsight",
+        "pretrain",
+        "name=one",
+        "method=swav",
+        "batch_size=256",
+        "dataset.root=my photos",
+        "resume=auto",
+    ]
     told = advice.lines(plan, typed)
     assert len(told) == 3
     assert told[0].startswith("advice: 404 images in batches of 256 are 1 step an epoch and 36 in all")
     assert told[2].startswith("rather: selfsight pretrain method=swav 'dataset.root=my photos' batch_size=32 ")
     assert "method.num_prototypes=80" in told[2].split()
+    assert not {"name=one", "resume=auto"} & {*told[2].split()}, "a run of that name is there by then"
 
 
 def test_presets_and_recipes_are_left_in_peace() -> None:

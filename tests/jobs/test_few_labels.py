@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -446,12 +447,29 @@ FIXMATCH = ["recipe=digits/few_labels", "approaches=fixmatch"]
         (["compare", *FIXMATCH, "words=['trainer.max_epochs=0']"], "trainer.max_epochs is 0"),
         (["compare", *FIXMATCH, "labels_per_class=[1,143]"], "142 images and 143 labels"),
         (["distill"], "teacher has to be given"),
+        (
+            ["compare", *FIXMATCH, "words=['trainer.max_epochs=0']"],
+            "Words for every step stand in words='[\"key=value\"]', for this one in steps.fixmatch.words.",
+        ),
     ],
 )
 def test_wrong_commands(words: list[str], expected: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         go(*words, f"runs={tmp_path}/runs")
     assert expected in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_batch_that_the_images_do_not_fill_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    for name in range(24):
+        (tmp_path / "photos" / "ab"[name % 2]).mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "photos" / "ab"[name % 2] / f"{name}.png"), np.full((8, 8, 3), 9 * name, np.uint8))
+    words = ["compare", "recipe=digits/few_labels", "dataset=folder", f"dataset.root={tmp_path}/photos"]
+    with pytest.raises(UserError) as caught:
+        go(*words, "approaches=[supervised,linear_simclrv2]", "labels_per_class=[1]", f"runs={tmp_path}/runs")
+    assert re.match(
+        "the step 'simclrv2' is refused: batch_size is 256 .* choose batch_size=8. Words", str(caught.value)
+    )
     assert not (tmp_path / "runs").exists()
 
 

@@ -62,7 +62,8 @@ def test_a_command_typed_again_begins_goes_on_and_is_finished(
         "optimizer.lr=0.5": "begun with optimizer.lr=0.002, and optimizer.lr=0.5 is asked for",
         "method=simsiam": "begun with method=simclrv2, and method=simsiam is asked for",
         "callbacks.x._target_=lightning.pytorch.callbacks.Timer": r"begun with callbacks.x._target_=nothing",
-        "seed=1": "begun with seed=0, and seed=1 is asked for",
+        "seed=1": "begun with seed=0, and seed=1 is asked for; leave it as it was, or give another name=.$",
+        "trainer.max_epochs=9": "or give another name=, or lengthen it: resume=runs/one extend=7.$",
     }.items():
         with pytest.raises(UserError, match=told):
             run(*AUTO, word)

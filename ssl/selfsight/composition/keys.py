@@ -45,6 +45,7 @@ CALLED_ELSEWHERE = {
 
 #: the same, where the job has no such part as training has
 CALLED_IN_OTHER_JOBS = {
+    "labels": "labels_per_class", "labels.per_class": "labels_per_class",
     "gpus": "workers", "devices": "workers", "num_workers": "workers", "jobs": "workers", "n_jobs": "workers",
     "seed": "seeds", "methods": "approaches", "method": "approaches", "data": "source", "data_dir": "source",
     "data_path": "source", "root": "source", "input": "source", "folder": "source", "output": "out",

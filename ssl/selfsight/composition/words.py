@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Collection, Sequence
@@ -53,7 +54,8 @@ def parse_override(word: str, groups: Collection[str], *, sweep: bool) -> Overri
         parsed = OverridesParser.create().parse_override(word)
     except HydraException:
         if not equals:
-            raise UserError(f"'{word}' is not of the form key=value.", status=USAGE) from None
+            images = f"; images of your own are dataset=folder dataset.root={word}" if os.path.isdir(word) else ""
+            raise UserError(f"'{word}' is not of the form key=value{images}.", status=USAGE) from None
         mended = shlex.quote(f'{key}=["…","…"]' if value.startswith("[") else f"{key}={quoted(value)}")
         raise UserError(f"the value of '{word}' cannot be read; put text in quotes: {mended}.", status=USAGE) from None
     if parsed.is_sweep_override() and not sweep:

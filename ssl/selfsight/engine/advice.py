@@ -139,7 +139,7 @@ def frozen_for_long(plan: Plan) -> Advice | None:
     if 2 * frozen <= plan.steps:
         return None
     return Advice(
-        f"the prototypes rest for {frozen:,.0f} of {plan.steps:,} steps",
+        f"the prototypes rest for the first {frozen:,.0f} steps, and the run has {plan.steps:,}",
         {"method.freeze_prototypes_steps": plan.steps // 20},
     )
 
@@ -149,14 +149,15 @@ def last_layer_frozen_for_long(plan: Plan) -> Advice | None:
     if 2 * frozen <= plan.epochs:
         return None
     return Advice(
-        f"the last layer rests for {frozen:g} of {plan.epochs:g} epochs", {"method.freeze_last_layer_epochs": 0}
+        f"the last layer rests for the first {frozen:g} epochs, and the run has {plan.epochs:g}",
+        {"method.freeze_last_layer_epochs": 0},
     )
 
 
 def warms_up_for_long(plan: Plan) -> Advice | None:
     if 2 * plan.warmup_epochs <= plan.epochs:
         return None
-    reason = f"the learning rate warms up for {plan.warmup_epochs:g} of {plan.epochs:g} epochs"
+    reason = f"the learning rate warms up for {plan.warmup_epochs:g} epochs, and the run has {plan.epochs:g}"
     return Advice(reason, {"schedule.lr.warmup_epochs": small_warmup(plan.epochs)})
 
 
@@ -237,9 +238,9 @@ def lines(plan: Plan, command: Sequence[str]) -> list[str]:
 
 
 def retyped(command: Sequence[str], found: Sequence[Advice]) -> str:
-    """The command with other values, those of the same keys left out."""
+    """The command with other values, those of the same keys left out; and the name, which is this run's now."""
     words = [word for advice in found for word in advice.words]
-    keys = {word.partition("=")[0] for word in words}
+    keys = {word.partition("=")[0] for word in words} | {"name", "resume"}
     kept = [word for word in command if word.lstrip("+").partition("=")[0] not in keys]
     return shlex.join([*kept, *words])
 

@@ -98,9 +98,11 @@ def refuse_other_values(cfg: DictConfig, folder: RunFolder) -> None:
             same = here == there or follows
         if not same:
             shown = key.removeprefix("choices.")
+            longer = key == "trainer.max_epochs" and here.isdecimal() and there.isdecimal() and int(here) > int(there)
+            further = f", or lengthen it: resume={folder.path} extend={int(here) - int(there)}" if longer else ""
             raise UserError(
                 f"'{folder.path}' was begun with {shown}={there}, and {shown}={here} is asked for; leave it as it was, "
-                "or give another name=.",
+                f"or give another name={further}.",
                 status=USAGE,
             )
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.synchronize import Event
 from typing import TypeVar
 
 import torch
@@ -39,8 +40,10 @@ def in_order(before: Mapping[T, T | None], work: Callable[[T], V], workers: int 
             yield task, work(task)
             todo.remove(task)
         return
-    begin = (os.getpid(), max(1, cores() // workers))
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker, begin) as pool:
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    begin = (os.getpid(), max(1, cores() // workers), stop)
+    with ProcessPoolExecutor(workers, context, _begin_worker, begin) as pool:
         running: dict[Future[V], T] = {}
         try:
             while todo:
@@ -59,7 +62,11 @@ def in_order(before: Mapping[T, T | None], work: Callable[[T], V], workers: int 
                 f"A process that was doing {names} has ended without a word, as one does that finds no memory left, "
                 "is killed, or whose library crashes; what the others have written stays."
             ) from error
-        except BaseException:
+        except Exception:  # a task was refused: the others end now, and write no more
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+        except BaseException:  # Ctrl-C has reached them, too, and they save what they have
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -68,12 +75,12 @@ def _title(task: object) -> str:
     return " ".join(str(part) for part in task) if isinstance(task, tuple) else str(task)
 
 
-def _begin_worker(parent: int, threads: int) -> None:
-    """A worker outlives its parent by a second at most: what it would write belongs to the next command."""
+def _begin_worker(parent: int, threads: int, stop: Event) -> None:
+    """A worker outlives its parent, or the word to stop, by a second at most: the next command writes then."""
     torch.set_num_threads(threads)
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent and not stop.is_set():
             time.sleep(0.5)
         os._exit(1)
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 import selfsight
 from selfsight.composition.overrides import compose_with
+from selfsight.composition.places import check_places
 from selfsight.datamodules import select_labels
 from selfsight.engine import build, measure
 from selfsight.engine.devices import device
@@ -116,7 +117,14 @@ def check_steps(cfg: DictConfig) -> None:
         for name, step in steps.items()
     }
     for name, config in configs.items():
-        build.check(steps[name].job, config)
+        try:
+            check_places("compare", config)
+            build.check(steps[name].job, config)
+        except UserError as error:
+            raise UserError(
+                f"the step '{name}' is refused: {error} Words for every step stand in words='[\"key=value\"]', for "
+                f"this one in steps.{name}.words."
+            ) from None
     data = build.dataset(next(configs[name] for name, step in steps.items() if step.get("after") is None))
     for labels in cfg.labels_per_class[:1] if figures(cfg) else cfg.labels_per_class:
         select_labels(data.train, per_class=labels, seed=0, classes=data.classes)

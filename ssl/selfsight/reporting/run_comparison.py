@@ -111,7 +111,7 @@ def flattened(folder: RunFolder) -> dict[str, str]:
 def differences(folders: Sequence[RunFolder]) -> list[list[str]]:
     """Keys whose values differ, each with the value in every run; a dash where a run has no such key.
 
-    Of a choice and of the class that it stands for only the class: it may have been replaced.
+    Of a choice and of the class that it stands for only the class: presets may have put another one in its place.
     """
     all_flat = [flattened(folder) for folder in folders]
     keys = list(dict.fromkeys(key for flat in all_flat for key in flat))
@@ -120,7 +120,7 @@ def differences(folders: Sequence[RunFolder]) -> list[list[str]]:
     return [
         row
         for key, row in differing.items()
-        if not (key.startswith("choices.") and f"{key.removeprefix('choices.')}._target_" in differing)
+        if not (key.startswith("choices.") and f"{key.removeprefix('choices.')}._target_" in keys)
     ]
 
 
