@@ -449,7 +449,7 @@ FIXMATCH = ["recipe=digits/few_labels", "approaches=fixmatch"]
         (["distill"], "teacher has to be given"),
         (
             ["compare", *FIXMATCH, "words=['trainer.max_epochs=0']"],
-            "Words for every step stand in words='[\"key=value\"]', for this one in steps.fixmatch.words.",
+            "Words for every step stand in words='[\"key=value\"]', for this one in steps.simclrv2.words.",
         ),
     ],
 )

@@ -112,14 +112,12 @@ def check_steps(cfg: DictConfig) -> None:
     most = max(cfg.labels_per_class)
     needed = {task[0] for task in plan(cfg, {(str(name), most, 0) for name in cfg.approaches})}
     steps = {name: step for name, step in cfg.steps.items() if name in needed and step.job != PROBE}
-    configs = {
-        name: compose_with(step.job, step_words(cfg, step), settings(cfg, step, most, 0))
-        for name, step in steps.items()
-    }
-    for name, config in configs.items():
+    configs = dict[str, DictConfig]()
+    for name, step in steps.items():
         try:
-            check_places("compare", config)
-            build.check(steps[name].job, config)
+            configs[name] = compose_with(step.job, step_words(cfg, step), settings(cfg, step, most, 0))
+            check_places("compare", configs[name])
+            build.check(step.job, configs[name])
         except UserError as error:
             raise UserError(
                 f"the step '{name}' is refused: {error} Words for every step stand in words='[\"key=value\"]', for "
