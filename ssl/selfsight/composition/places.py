@@ -90,8 +90,8 @@ def _check_published(dataset: DictConfig) -> None:
         return
     fetch = "dataset.download=true fetches it, or " if "download" in dataset else ""
     raise UserError(
-        f"data set '{dataset.name}' was looked for in '{place}', which does not exist: {fetch}dataset.root=DIR says "
-        "where it is."
+        f"data set '{dataset.get('name')}' was looked for in '{place}', which does not exist: {fetch}dataset.root=DIR "
+        "says where it is."
     )
 
 
