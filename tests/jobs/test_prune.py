@@ -109,7 +109,7 @@ def test_a_remedy_is_one() -> None:
         (["out=page.html"], "out is 'page.html'"),
         (["PHOTOS", "balance=0.5"], "have no classes to balance"),
         (["PHOTOS", "keep=0.05"], "keep 0.05 of 20 images is 1, and a method learns from two"),
-        (["dataset=digits"], "images of 'digits' are known by numbers alone"),
+        (["dataset=digits"], "images of 'digits' have numbers and no file names"),
         (["PHOTOS", "dataset.only=nowhere.txt"], "dataset.only is 'nowhere.txt', which does not exist"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

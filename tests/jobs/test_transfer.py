@@ -137,7 +137,8 @@ def test_an_exported_backbone(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     flowers = coloured(run.parent / "flowers", {"rose": (200, 30, 60), "iris": (60, 30, 200)})
     cli.main(["knn", f"backbone={run}", *FOLDER, f"dataset.root={flowers}"])
     told = capsys.readouterr().out
-    assert "1.0000" in told.splitlines()[0]
+    assert told.splitlines()[0] == "folder (19 images, 2 classes), 5 test images"
+    assert "1.0000" in told.splitlines()[1]
     assert "on folder-flowers at 16 px, pretrained on photos" in told
     assert not (run / "eval").exists()
 
