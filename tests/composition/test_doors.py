@@ -446,6 +446,7 @@ AT_ONCE = [
     ["pretrain", "recipe=imagenet/swav"],
     ["knn", "run=lats"],
     ["runs", "sort=knn"],
+    ["import", "source=nowhere.pth", "out=there"],
 ]
 
 

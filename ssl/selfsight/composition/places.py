@@ -5,6 +5,7 @@ Whoever reads them refuses them in the same words, later.
 
 from __future__ import annotations
 
+import glob
 import itertools
 import os
 from pathlib import Path
@@ -42,6 +43,8 @@ def check_places(job: str, cfg: DictConfig) -> None:
         _check_published(cfg.dataset)
     if job == "prepare" and not (source := Path(str(cfg.source)).expanduser()).is_dir():
         raise UserError(f"source is '{source}', which is no folder; name a folder of images.")
+    if job == "import":
+        _check_source(Path(str(cfg.source)).expanduser())
     for key in ("weights", "init_from"):
         if (path := _value(cfg, key)) is not None:
             _check_weights(str(path))
@@ -93,6 +96,15 @@ def _check_published(dataset: DictConfig) -> None:
         f"data set '{dataset.get('name')}' was looked for in '{place}', which does not exist: {fetch}dataset.root=DIR "
         "says where it is."
     )
+
+
+def _check_source(file: Path) -> None:
+    """A file of weights, or what the names of a TensorFlow checkpoint's files begin with."""
+    if not file.parent.is_dir() or not any(file.parent.glob(f"{glob.escape(file.name)}*")):
+        beside = [str(path) for path in file.parent.glob("*") if path.is_file()] if file.parent.is_dir() else []
+        raise UserError(
+            f"source is '{file}', which does not exist; name a file of weights.{nearest(str(file), beside)}"
+        )
 
 
 def _check_weights(path: str) -> None:
