@@ -50,8 +50,7 @@ def test_a_worker_that_is_killed_is_one_sentence_with_the_task() -> None:
 
 
 def test_a_task_that_is_refused_ends_the_others(tmp_path: Path) -> None:
-    start, file = time.monotonic(), tmp_path / "written"
+    file = tmp_path / "written"
     with pytest.raises(UserError, match="no such batch"):
         list(in_order({("other", str(file)): None, ("refused", str(file)): None}, refused_beside_another, workers=2))
-    assert time.monotonic() - start < 25
     assert not file.exists(), "nobody is there any more who writes it"

@@ -40,6 +40,10 @@ def similarity_distillation(
 
     def logits(z: Tensor, temperature: float) -> Tensor:
         own = (z * z_t).sum(1, keepdim=True)  # [B, 1]
-        return torch.cat([own, z @ queue.to(z).T], dim=1) / temperature  # [B, 1 + K]
+        found = torch.cat([own, z @ queue.to(z).T], dim=1) / temperature  # [B, 1 + K]
+        return found - found.detach().amax(1, keepdim=True)
 
-    return F.cross_entropy(logits(z_s, student_temperature), logits(z_t, teacher_temperature).softmax(1))
+    l_s, l_t = logits(z_s, student_temperature), logits(z_t, teacher_temperature)
+    p_t = (l_t - l_t.logsumexp(1, keepdim=True)).exp()
+    # p_S - p_T, both rounded alike: where student and teacher agree the gradient is 0, and no rounding over tau
+    return (l_s.logsumexp(1) - (p_t * l_s).sum(1)).mean()
