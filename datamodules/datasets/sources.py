@@ -263,6 +263,7 @@ def shapes(
     std: Stats = (0.170,) * 3,
     drawn_size: int = 64,
     number: Sequence[int] = (1, 3),
+    grey: bool = False,
     seed: int = 1,
     name: str = "shapes",
 ) -> ImageData:
@@ -276,14 +277,17 @@ def shapes(
         train, test: number of images.
         drawn_size: side of the images, pixels.
         number: the fewest and the most shapes of an image.
+        grey: without colours. Two crops of a coloured image are known by their colours, and a method whose views leave
+            these as they are learns nothing else.
         seed: of all that is drawn.
         image_size, mean, std, name: see `ImageData`; ``image_size`` is the side of the views.
     """
     for key, value, low in (("train", train, 2), ("test", test, 0), ("drawn_size", drawn_size, 1), ("seed", seed, 0)):
         expect(f"dataset.{key}", value, whole(low))
     expect("dataset.number", number, FEWEST_AND_MOST)
+    expect("dataset.grey", grey, one_of(True, False))
     rng = np.random.default_rng(seed)
-    images, masks = map(np.stack, zip(*(draw(drawn_size, rng, number) for _ in range(train + test)), strict=True))
+    images, masks = map(np.stack, zip(*(draw(drawn_size, rng, number, grey) for _ in range(train + test)), strict=True))
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).split([train, test])
     if tuple(number) == (1, 1):
         kinds = torch.from_numpy(np.where(masks == VOID, 0, masks).max((1, 2))).long() - 1

@@ -11,16 +11,23 @@ VOID = 255  # in masks: nothing is asked here
 SHAPES = ("background", "disc", "square", "triangle", "ring")
 
 
-def draw(size: int, rng: np.random.Generator, number: Sequence[int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def draw(
+    size: int, rng: np.random.Generator, number: Sequence[int], grey: bool = False
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Image ``[size, size, 3]`` and mask: shapes, each class with stripes of its own, on a noisy ground.
 
     Colours are random, so that texture and form have to tell the classes apart. Void at the borders.
 
     Args:
         number: the fewest and the most shapes there may be; later ones hide earlier ones.
+        grey: brightness alone is random, and all channels are equal.
     """
+
+    def colour() -> NDArray[np.float64]:
+        return np.full(3, rng.uniform(60, 190)) if grey else rng.uniform(60, 190, 3)
+
     y, x = np.mgrid[:size, :size].astype(np.float64)
-    image = rng.uniform(60, 190, 3) + rng.normal(0, 18, (size, size, 1))
+    image = colour() + rng.normal(0, 18, (size, size, 1))
     mask = np.zeros((size, size), np.uint8)
     for _ in range(rng.integers(number[0], number[1] + 1)):
         kind = int(rng.integers(1, len(SHAPES)))
@@ -29,9 +36,9 @@ def draw(size: int, rng: np.random.Generator, number: Sequence[int]) -> tuple[ND
         distance = _distance(SHAPES[kind], x - cx, y - cy, radius)  # below 0 inside, in pixels
         across = (x, y, x + y, x - y)[kind - 1]
         stripes = np.sin(across * 2 * np.pi / (4 + kind) + rng.uniform(0, 2 * np.pi))
-        colour = rng.uniform(60, 190, 3) + 45 * stripes[..., None] + rng.normal(0, 8, (size, size, 1))
+        striped = colour() + 45 * stripes[..., None] + rng.normal(0, 8, (size, size, 1))
         inside = distance < 0
-        image[inside] = colour[inside]
+        image[inside] = striped[inside]
         mask[inside] = kind
         mask[np.abs(distance) < 0.75] = VOID
     return np.clip(image, 0, 255).astype(np.uint8), mask

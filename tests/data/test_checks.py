@@ -88,6 +88,7 @@ def test_a_folder_whose_name_is_a_number(tmp_path: Path, monkeypatch: pytest.Mon
         ({"number": 3}, "dataset.number is 3; a list of the fewest and the most"),
         ({"number": [3, 1]}, r"dataset.number is \[3, 1\]"),
         ({"number": ["a", "b"]}, "dataset.number is"),
+        ({"grey": "yes"}, "dataset.grey is 'yes'; true or false"),
     ],
 )
 def test_drawn_shapes(changes: dict[str, Any], sentence: str) -> None:

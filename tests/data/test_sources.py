@@ -70,6 +70,19 @@ def test_shapes_are_drawn_anew_from_their_seed() -> None:
     assert shapes(seed=1, **{**options, "test": 0}).test is None
 
 
+def test_grey_shapes_have_no_colour_and_the_same_forms() -> None:
+    options: dict[str, Any] = {**LOOK, "train": 40, "test": 0, "image_size": 32, "drawn_size": 32, "number": (1, 1)}
+    data, coloured = shapes(grey=True, **options), shapes(**options)
+    assert torch.equal(data.train.pixels[:, 0], data.train.pixels[:, 2])
+    assert not torch.equal(coloured.train.pixels[:, 0], coloured.train.pixels[:, 2])
+    brightness = data.train.pixels[:, 0, 0].float().mean(1)  # of the ground, in the first row
+    assert brightness.max() - brightness.min() > 100
+    rng = np.random.default_rng(1)
+    image, mask = draw(32, rng, (1, 1), grey=True)
+    assert np.array_equal(data.train.read(0), image)
+    assert set(np.unique(mask)) - {0, VOID} == {int(data.train.labels[0]) + 1}
+
+
 def test_cifar10(tmp_path: Path) -> None:
     images, labels = writers.write_cifar10(tmp_path)
     data = cifar10(root=str(tmp_path), download=False, image_size=32, **LOOK)
