@@ -35,6 +35,7 @@ HERE = Path(__file__).parent
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  #: that run.py sets to 1 for itself
 TRAIN, TEST, CLASSES, DRAWN = 1280, 320, 10, 128  #: images of the folder, made up or taken from a larger one
 LEAST = 2  #: batches that a folder has to hold
+BF16_UNITS = ("amx_bf16", "avx512_bf16")  #: the first is what the goals are for
 SUFFIXES = (".jpg", ".jpeg")
 
 Figures = dict[str, float]
@@ -48,7 +49,7 @@ class Case:
         words: what our command is told besides sizes and folder.
         peers: side: the goal of ours against it, a ratio of images a second; None: none.
         quality: also train for equal time and measure, against lightly.
-        bf16: goal of ours in bf16-mixed against lightly in float32; None: not run.
+        bf16: goal of ours in bf16-mixed against lightly in float32 on a CPU with AMX; None: not run.
     """
 
     name: str
@@ -139,8 +140,8 @@ def left_out(cases: Sequence[Case]) -> list[str]:
         sentences.append(
             f"lightly is not installed here: {', '.join(names)} and the quality are left out; `make bench` installs it."
         )
-    if any(case.bf16 for case in cases) and not has_amx():
-        sentences.append("this CPU has no AMX, where bfloat16 would be fast: the bf16 row is left out.")
+    if any(case.bf16 for case in cases) and bf16_unit() is None:
+        sentences.append("this CPU does not multiply in bfloat16 (AMX, AVX-512 BF16): the bf16 row is left out.")
     if cores() == 1:
         sentences.append(
             "this machine has one core, and goals are for two: nobody reads beside the training (num_workers=0)."
@@ -152,10 +153,11 @@ def has_lightly() -> bool:
     return find_spec("lightly") is not None
 
 
-def has_amx() -> bool:
-    """Whether Linux says that the CPU multiplies matrices of bfloat16."""
+def bf16_unit() -> str | None:
+    """What the CPU multiplies bfloat16 with, as Linux calls it: whole matrices, vectors, or nothing."""
     cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.is_file() and "amx_bf16" in cpuinfo.read_text()
+    told = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    return next((unit for unit in BF16_UNITS if unit in told), None)
 
 
 def cores() -> int:
@@ -214,7 +216,8 @@ def jpegs(folder: Path) -> list[Path]:
 def of_case(case: Case, root: Path, place: Path, rounds: int, steps: int, seconds: float) -> list[dict[str, Any]]:
     """The rows of a case: every side ``rounds`` times in turn, then those whose quality is measured."""
     peers = [peer for peer in case.peers if peer != "lightly" or has_lightly()]
-    sides = [*peers, "ours", *(["ours_bf16"] if case.bf16 and "lightly" in peers and has_amx() else [])]
+    unit = bf16_unit() if case.bf16 and "lightly" in peers else None
+    sides = [*peers, "ours", *(["ours_bf16"] if unit else [])]
     times: dict[str, list[Figures]] = {side: [] for side in sides}
     check = agree(case) if "lightly" in peers else "the same network, batch, views and optimiser"
     for _ in range(rounds):
@@ -226,10 +229,10 @@ def of_case(case: Case, root: Path, place: Path, rounds: int, steps: int, second
         at_hand = {key.removeprefix("ready_"): value for key, value in middle["loop"].items() if "ready_" in key}
         of_loop = middle["loop"] | at_hand
         rows.append(row(f"e2e_{case.name}_ready", middle["ours"], of_loop, 0.97, "a loop on a batch that is there"))
-    if "ours_bf16" in sides:
+    if unit:
         rows.append(
-            row(f"e2e_{case.name}_bf16_lightly", middle["ours_bf16"], middle["lightly"], case.bf16,
-                "ours in bf16-mixed, lightly in float32")
+            row(f"e2e_{case.name}_bf16_lightly", middle["ours_bf16"], middle["lightly"],
+                case.bf16 if unit == BF16_UNITS[0] else None, f"ours in bf16-mixed ({unit}), lightly in float32")
         )  # fmt: skip
     if case.quality and seconds and "lightly" in peers:
         ours, peer = (quality(case, side, root, place, seconds) for side in ("ours", "lightly"))

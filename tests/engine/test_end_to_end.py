@@ -47,14 +47,14 @@ def test_our_command_and_a_plain_loop(bench: ModuleType, tmp_path: Path, monkeyp
 def test_what_cannot_be_measured_is_said(
     bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("has_lightly", "has_amx"):
-        monkeypatch.setattr(bench, name, lambda: False)
+    monkeypatch.setattr(bench, "has_lightly", lambda: False)
+    monkeypatch.setattr(bench, "bf16_unit", lambda: None)
     monkeypatch.setattr(bench, "cores", lambda: 1)
     monkeypatch.setattr(bench, "train", lambda *args, **options: pytest.fail("nothing is to be trained"))
     assert bench.run(str(photos(tmp_path, 24)), 1, 1, 2, [bench.CASES["simclr32"]]) == []
     said = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in said[:2]] == [
-        "lightly is not installed here", "this CPU has no AMX, where bfloat16 would be fast",
+        "lightly is not installed here", "this CPU does not multiply in bfloat16 (AMX, AVX-512 BF16)",
     ]  # fmt: skip
     assert "this machine has one core" in said[2]
     assert "simclr32 is left out: the folder holds 20 JPEG files to train on" in said[3]

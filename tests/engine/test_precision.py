@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
+import selfsight
 from selfsight import cli
 from selfsight.engine import precision
 
@@ -63,3 +66,22 @@ def test_trying_compares_the_two_and_leaves_the_generator_alone(monkeypatch: pyt
     state = torch.get_rng_state()
     assert precision.bf16_gain(seconds=0) == pytest.approx(3)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.slow
+def test_bf16_ends_where_float32_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kNN on the digits over three seeds: the means differ by no more than the seeds do, and both have learned."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    bf16 = importlib.import_module("bf16")
+    found: dict[str, list[dict[str, float]]] = {choice: [] for choice in bf16.PRECISIONS}
+    for choice, seed in itertools.product(found, range(3)):
+        run = selfsight.pretrain(
+            seed=seed, trainer={"precision": choice, "max_epochs": 8}, backbone={"width": 4}, report=False,
+            evaluator={"online": {"every": 1000}}, runs=tmp_path, name=f"{choice}-{seed}",
+        )  # fmt: skip
+        found[choice].append({of: run.summary[of]["knn_top1"] for of in ("pretrained", "untrained")})
+    trained = {choice: [figures["pretrained"] for figures in of] for choice, of in found.items()}
+    assert bf16.apart(trained) < bf16.MOST
+    for of in found.values():
+        assert min(figures["pretrained"] - figures["untrained"] for figures in of) > 0
+    assert trained["32-true"] != trained["bf16-mixed"]
