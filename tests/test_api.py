@@ -18,7 +18,8 @@ from torch import nn
 
 import selfsight as ss
 import selfsight.methods
-from selfsight.composition.keywords import word_of
+from selfsight import cli
+from selfsight.composition.keywords import word_of, words_of
 from selfsight.errors import UserError
 from selfsight.evaluation import KNN, Features
 from selfsight.methods.base import Method
@@ -240,11 +241,22 @@ def test_images_without_labels(tmp_path: Path, photos: Path) -> None:
         ("root", Path("my photos/a=b"), 'dataset.root="my photos/a=b"'),
         ("evaluator.k", (1, np.int64(5)), "evaluator.k=[1, 5]"),
         ("views.global.scale", np.array([0.5, 1.0]), "views.global.scale=[0.5, 1.0]"),
-        ("method.betas", {"a": torch.tensor(2)}, 'method.betas={"a": 2}'),
+        ("method.betas", [{"a": torch.tensor(2)}], "method.betas=[{a: 2}]"),
+        ("evaluator.final", {}, "evaluator.final={}"),
     ],
 )
 def test_settings_as_words(key: str, value: object, word: str) -> None:
     assert word_of(key, value) == word
+
+
+def test_a_mapping_is_a_word_for_each_of_its_values() -> None:
+    settings = {"trainer": {"max_epochs": 8, "precision": "32-true"}, "evaluator": {"online": {"every": 5}}, "lr": 0.3}
+    words = list(words_of(settings))
+    assert words == [
+        "trainer.max_epochs=8", 'trainer.precision="32-true"', "evaluator.online.every=5", "optimizer.lr=0.3",
+    ]  # fmt: skip
+    cfg = cli.compose("pretrain", words)
+    assert (cfg.trainer.max_epochs, cfg.evaluator.online.every, cfg.optimizer.lr) == (8, 5, 0.3)
 
 
 def test_every_method_is_found_by_its_class() -> None:

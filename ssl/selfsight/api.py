@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from selfsight.checkpoints.load import described, load
-from selfsight.composition.keywords import word_of
+from selfsight.composition.keywords import words_of
 from selfsight.composition.overrides import compose
 from selfsight.datamodules import DataModule, ImageSet, join
 from selfsight.datamodules import folder as folder_of_images
@@ -364,7 +364,7 @@ class Run:
 
 
 def _trained(job: str, settings: Mapping[str, object]) -> Run:
-    words = [word_of(str(key), value) for key, value in settings.items()]
+    words = list(words_of(settings))
     try:
         cfg = compose(job, words)
         outcome = run_nested_job(job, cfg, words)

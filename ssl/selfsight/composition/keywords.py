@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -27,6 +27,19 @@ SHORT = {
 }
 
 
+def words_of(settings: Mapping[str, object]) -> Iterator[str]:
+    """Settings as they are typed on the command line; a mapping is a word for each of its values.
+
+    Raises:
+        UserError: an object that no words stand for.
+    """
+    for key, value in settings.items():
+        if isinstance(value, (Mapping, DictConfig)) and value:
+            yield from words_of({f"{SHORT.get(str(key), key)}.{inner}": one for inner, one in value.items()})
+        else:
+            yield word_of(str(key), value)
+
+
 def word_of(key: str, value: object) -> str:
     """A setting as it is typed on the command line: ``optimizer.lr=0.3``.
 
@@ -38,13 +51,22 @@ def word_of(key: str, value: object) -> str:
         text = os.fspath(value)
         return f"{key}={text if key in GROUPS else quoted(text)}"
     try:
-        return f"{key}={json.dumps(_plain(value))}"
+        return f"{key}={_text(_plain(value))}"
     except (TypeError, ValueError):
         raise UserError(
             f"{key} was given a {type(value).__name__}; text, numbers, lists and mappings were expected (a part "
             f"of your own is named: **{{'{key}._target_': 'module.Name'}}).",
             status=USAGE,
         ) from None
+
+
+def _text(value: object) -> str:
+    """A value in Hydra's grammar: JSON, but that names in mappings stand without quotes."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_text(one)}' for key, one in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_text, value))}]"
+    return json.dumps(value)
 
 
 def _plain(value: object) -> object:
