@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import statistics
 from pathlib import Path
 
 import pytest
@@ -83,5 +84,5 @@ def test_bf16_ends_where_float32_does(tmp_path: Path, monkeypatch: pytest.Monkey
     trained = {choice: [figures["pretrained"] for figures in of] for choice, of in found.items()}
     assert bf16.apart(trained) < bf16.MOST
     for of in found.values():
-        assert min(figures["pretrained"] - figures["untrained"] for figures in of) > 0
+        assert statistics.mean(figures["pretrained"] - figures["untrained"] for figures in of) > 0.02
     assert trained["32-true"] != trained["bf16-mixed"]
