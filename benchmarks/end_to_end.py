@@ -87,7 +87,7 @@ CASES = {
             ("method.hidden_dim=512", "method.num_prototypes=512", "method.freeze_prototypes_steps=0",
              "views.global.blur_kernel=pillow", "views.local.blur_kernel=pillow",
              "optimizer=adam", "optimizer.lr=0.001", "optimizer.weight_decay=0"),
-            {"lightly": 1.5}, quality=True,
+            {"lightly": 1.5}, quality=True, bf16=1.5,
         ),
         Case(
             "spark128", "spark", "resnet50", "imagenet", 128, 16,

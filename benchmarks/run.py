@@ -41,6 +41,7 @@ HEADLINES = (
     "e2e_simclr32_lightly",
     "e2e_simclr32_bf16_lightly",
     "e2e_multicrop96_lightly",
+    "e2e_multicrop96_bf16_lightly",
     "e2e_simclr32_loop",
     "e2e_spark128_official",
     "quality_simclr32_lightly",
