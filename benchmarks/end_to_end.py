@@ -1,8 +1,10 @@
 """From a folder of JPEGs to an embedding: our command against what one would write instead, whole trainings in turn.
 
 The same network, batch, loss, optimiser, views and number of steps on every side (`CASES`; the peers are in `sides`),
-each training in a process of its own, so that start-up, workers and memory count. Threads and readers: as many as there
-are cores. The first step of each does not count. Quality: kNN of the backbone after equal time, start-up included.
+each training in a process of its own, so that start-up, workers and memory count, all on the CPU. As many threads as
+there are cores, and for the peers as many readers; ours by its own choice, which keeps a folder as small as these in
+memory, decoded, and needs none. The first step of each does not count. Quality: kNN of the backbone after equal time,
+start-up included.
 
     make bench ARGS="--only end_to_end"
     .venv-bench/bin/python benchmarks/end_to_end.py --cases simclr32 --images DIR --minutes 3
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -27,13 +30,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from watch import LAUNCHED
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 HERE = Path(__file__).parent
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  #: that run.py sets to 1 for itself
-TRAIN, TEST, CLASSES, DRAWN = 1280, 320, 10, 128  #: images of the folder, made up or taken from a larger one
+TRAIN, TEST, CLASSES, DRAWN = 1280, 1000, 10, 128  #: images of the folder, made up or taken from a larger one
 LEAST = 2  #: batches that a folder has to hold
 BF16_UNITS = ("amx_bf16", "avx512_bf16")  #: the first is what the goals are for
 SUFFIXES = (".jpg", ".jpeg")
@@ -167,13 +173,13 @@ def cores() -> int:
 # --- images ----------------------------------------------------------------------------------------------------------
 
 
-def drawn(root: Path) -> int:
+def drawn(root: Path, train: int = TRAIN, test: int = TEST) -> int:
     """Fractals of `CLASSES` systems as JPEG files below ``root``; the number of classes."""
     from PIL import Image
 
     from selfsight.datamodules import fractals
 
-    data = fractals(systems=CLASSES, train=TRAIN, test=TEST, image_size=DRAWN)
+    data = fractals(systems=CLASSES, train=train, test=test, image_size=DRAWN)
     for part, images in (("train", data.train), ("test", data.test)):
         for number, label in enumerate(images.labels):
             folder = root / part / f"{label:02}"
@@ -219,12 +225,14 @@ def of_case(case: Case, root: Path, place: Path, rounds: int, steps: int, second
     unit = bf16_unit() if case.bf16 and "lightly" in peers else None
     sides = [*peers, "ours", *(["ours_bf16"] if unit else [])]
     times: dict[str, list[Figures]] = {side: [] for side in sides}
-    check = agree(case) if "lightly" in peers else "the same network, batch, views and optimiser"
+    checks = {peer: AGREE[peer](case) for peer in peers}
     for _ in range(rounds):
         for side in sides:
             times[side].append(train(case, side, root, place, steps=steps))
     middle = {side: medians(found) for side, found in times.items()}
-    rows = [row(f"e2e_{case.name}_{peer}", middle["ours"], middle[peer], case.peers[peer], check) for peer in peers]
+    rows = [
+        row(f"e2e_{case.name}_{peer}", middle["ours"], middle[peer], case.peers[peer], checks[peer]) for peer in peers
+    ]
     if "loop" in peers:
         at_hand = {key.removeprefix("ready_"): value for key, value in middle["loop"].items() if "ready_" in key}
         of_loop = middle["loop"] | at_hand
@@ -236,11 +244,13 @@ def of_case(case: Case, root: Path, place: Path, rounds: int, steps: int, second
         )  # fmt: skip
     if case.quality and seconds and "lightly" in peers:
         ours, peer = (quality(case, side, root, place, seconds) for side in ("ours", "lightly"))
+        images = len(jpegs(root / "test"))
         rows.append(
             {
                 "name": f"quality_{case.name}_lightly", "ours": ours["knn"], "peer": peer["knn"],
                 "ratio": round(ours["knn"] / peer["knn"], 3), "unit": "kNN top-1", "target": 1.0,
-                "check": f"after {seconds / 60:g} minutes and {ours['steps']:.0f} steps against {peer['steps']:.0f}",
+                "check": f"after {seconds / 60:g} minutes and {ours['steps']:.0f} steps against {peer['steps']:.0f}; "
+                f"{images} test images, of which chance alone moves ±{math.sqrt(0.25 / images):.1%} at a half",
                 "sides": {"ours": ours, "peer": peer},
             }
         )  # fmt: skip
@@ -274,15 +284,16 @@ def quality(case: Case, side: str, root: Path, place: Path, seconds: float) -> F
 
 def train(
     case: Case, side: str, root: Path, place: Path, steps: int | None = None, seconds: float | None = None,
-    weights: Path | None = None,
+    weights: Path | None = None, accelerator: str = "cpu",
 ) -> Figures:  # fmt: skip
-    """One training in a process of its own."""
+    """One training in a process of its own; the peers have no other ``accelerator`` than the CPU."""
     file = place / "figures.json"
     readers = cores() if cores() > 1 else 0
     kept = str(weights) if weights else None
     if side.startswith("ours"):
         precision = "bf16-mixed" if side.endswith("bf16") else "32-true"
         words = [sys.executable, "-m", "selfsight", *our_words(case, root, place), f"trainer.precision={precision}"]
+        words += [f"trainer.accelerator={accelerator}"]
         words += ["num_workers=0"] if not readers else []
         words += [f"trainer.max_steps={steps}"] if steps else ["trainer.max_epochs=1000000"]
         told = {"file": file, "batch": case.batch, "seconds": seconds, "weights": kept}
@@ -321,25 +332,57 @@ def our_words(case: Case, root: Path, place: Path) -> list[str]:
 # --- what is compared beforehand and afterwards ----------------------------------------------------------------------
 
 
-def agree(case: Case) -> str:
+def agree_lightly(case: Case) -> str:
     """The losses of ours and of lightly on the same projections or scores."""
     import torch
     from lightly.loss import NTXentLoss, SwaVLoss
 
-    from selfsight.losses.ntxent import ntxent
     from selfsight.losses.swav import sinkhorn, swapped_prediction
 
-    generator = torch.Generator().manual_seed(0)
     if case.method == "simclrv2":
-        a, b = torch.randn(2, case.batch, 128, generator=generator)
-        ours, peer = ntxent(a, b, temperature=0.5, reduction="mean_2n"), NTXentLoss()(a, b)
-    else:
-        scores = torch.rand(8, case.batch, 512, generator=generator) * 2 - 1
-        codes = torch.stack([sinkhorn(s, epsilon=0.05, iterations=3) for s in scores[:2]])
-        ours = swapped_prediction(scores, codes, [0, 1], temperature=0.1)
-        peer = SwaVLoss()(list(scores[:2]), list(scores[2:]))
-    assert abs(float(ours) / float(peer) - 1) < 1e-4, f"the losses differ: {float(ours)} and {float(peer)}"
-    return f"losses {float(ours):.5f} and {float(peer):.5f} on the same projections"
+        a, b = projections(case.batch)
+        return agreed(our_contrast(a, b), NTXentLoss()(a, b), "the same projections")
+    scores = torch.rand(8, case.batch, 512, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    codes = torch.stack([sinkhorn(s, epsilon=0.05, iterations=3) for s in scores[:2]])
+    ours = swapped_prediction(scores, codes, [0, 1], temperature=0.1)
+    return agreed(ours, SwaVLoss()(list(scores[:2]), list(scores[2:])), "the same scores")
+
+
+def agree_loop(case: Case) -> str:
+    import torch
+    from sides import contrast
+
+    a, b = projections(case.batch)
+    return agreed(our_contrast(a, b), contrast(torch.cat([a, b])), "the same projections")
+
+
+def agree_official(case: Case) -> str:
+    """The losses of both ways of SparK with the same weights, images and mask."""
+    import torch
+    from spark import losses_of_both
+
+    torch.manual_seed(0)
+    return agreed(*losses_of_both("resnet18", 4, 64, 0.6, 64), "the same images, masks and weights of a ResNet-18")
+
+
+AGREE = {"lightly": agree_lightly, "loop": agree_loop, "official": agree_official}
+
+
+def projections(batch: int) -> Tensor:
+    import torch
+
+    return torch.randn(2, batch, 128, generator=torch.Generator().manual_seed(0))
+
+
+def our_contrast(a: Tensor, b: Tensor) -> Tensor:
+    from selfsight.losses.ntxent import ntxent
+
+    return ntxent(a, b, temperature=0.5, reduction="mean_2n")
+
+
+def agreed(ours: Tensor, peer: Tensor, on: str) -> str:
+    assert abs(ours.item() / peer.item() - 1) < 1e-4, f"the losses differ: {ours.item()} and {peer.item()}"
+    return f"losses {ours.item():.5f} and {peer.item():.5f} on {on}"
 
 
 def knn(case: Case, root: Path, weights: Path) -> float:

@@ -48,6 +48,8 @@ HEADLINES = (
     "quality_multicrop96_lightly",
 )
 FIGURES = ("ours", "peer", "ratio", "unit")
+#: what a CPU computes with by Linux's word for it, the fastest first: processors of one name differ in it
+UNITS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
 PACKAGES = (
     "torch",
     "torchvision",
@@ -84,7 +86,7 @@ def main() -> None:
         start = time.perf_counter()
         rows = group(options)
         for row in rows:
-            found[row["name"]] = {key: value for key, value in row.items() if key != "name"}
+            found[row["name"]] = {key: value for key, value in row.items() if key != "name"} | {"on": str(date.today())}
             print(f"{row['name']:<26} {row['ratio']:6.2f} x   {row['check']}", flush=True)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
         options.results.mkdir(parents=True, exist_ok=True)
@@ -167,16 +169,18 @@ GROUPS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
 
 
 def machine() -> str:
-    """``2-core Intel(R) Xeon(R) ...``, and the GPU's name where there is one."""
+    """``2-core Intel(R) Xeon(R) ..., AMX``: what it computes with, too, and the GPU's name where there is one."""
     import torch
 
-    model = platform.processor() or platform.machine()
+    model, units = platform.processor() or platform.machine(), ""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text())
+        told = cpuinfo.read_text()
+        names = re.findall(r"model name\s*:\s*(.+)", told)
         model = names[0] if names else model
+        units = next((f", {name}" for flag, name in UNITS.items() if flag in told), "")
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{len(os.sched_getaffinity(0))}-core {model}{gpu}"
+    return f"{len(os.sched_getaffinity(0))}-core {model}{units}{gpu}"
 
 
 def machine_name() -> str:
@@ -189,10 +193,11 @@ def table(found: dict[str, dict], threads: int) -> str:
     lines = [
         f"# {machine()}",
         "",
-        f"{date.today()}, {threads} thread, CPU time, medians of alternating rounds. {versions}.",
+        f"Medians of alternating rounds: CPU time on {threads} thread; `e2e_*` and `quality_*` wall time on all cores, "
+        f"`gpu_*` on the GPU. {versions}.",
         "",
-        "| benchmark | ours | peer | ratio | wall | target | MiB ours / peer |",
-        "|---|---|---|---|---|---|---|",
+        "| benchmark | ours | peer | ratio | wall | target | MiB ours / peer | on |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in found.items():
         memory = "{} / {}".format(*row["memory_mib"]) if row.get("memory_mib") else ""
@@ -201,7 +206,7 @@ def table(found: dict[str, dict], threads: int) -> str:
         goal = row.get("target") or ""
         lines.append(
             f"| {name} | {row['ours']:.3f} {row['unit']} | {row['peer']:.3f} {row['unit']} "
-            f"| {row['ratio']:.2f}{spread} | {wall} | {goal} | {memory} |"
+            f"| {row['ratio']:.2f}{spread} | {wall} | {goal} | {memory} | {row.get('on', '')} |"
         )
     lines += ["", "What was checked before timing:", ""]
     lines += [f"- {name}: {row['check']}" for name, row in found.items()]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -192,10 +193,7 @@ def loop(task: Task) -> None:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.06)
 
     def step(views: list[Tensor]) -> None:
-        z = F.normalize(network(torch.cat(views)), dim=1)
-        similarity = (z @ z.T / 0.5).fill_diagonal_(-torch.inf)
-        positive = torch.arange(len(z)).roll(len(z) // 2)
-        loss = F.cross_entropy(similarity, positive)
+        loss = contrast(network(torch.cat(views)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -209,6 +207,13 @@ def loop(task: Task) -> None:
     at_hand = ready.figures(task.batch)
     watch.write(task.file, task.batch, ready_images_s=at_hand["images_s"], ready_cpu_image=at_hand["cpu_image"])
     keep(backbone, task.weights)
+
+
+def contrast(z: Tensor) -> Tensor:
+    """SimCLR's loss of projections ``[2 B, D]``, the second views after the first ones."""
+    z = F.normalize(z, dim=1)
+    similarity = (z @ z.T / 0.5).fill_diagonal_(-torch.inf)
+    return F.cross_entropy(similarity, torch.arange(len(z)).roll(len(z) // 2))
 
 
 def again(loader: Iterable[Any]) -> Iterator[list[Tensor]]:
@@ -270,4 +275,6 @@ SIDES: dict[str, Callable[[Task], None]] = {"lightly": lightly, "loop": loop, "o
 if __name__ == "__main__":
     if "BENCHMARK_THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["BENCHMARK_THREADS"]))
+    torch.manual_seed(0)
+    random.seed(0)
     SIDES[sys.argv[1]](Task(**json.loads(sys.argv[2])))

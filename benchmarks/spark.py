@@ -149,6 +149,17 @@ def spark(backbone: nn.Module, ratio: float, width: int, engine: Any, decoder_pr
     ).train()
 
 
+def losses_of_both(name: str, batch: int, size: int, ratio: float, width: int) -> tuple[Tensor, Tensor]:
+    """The loss of random images, packed and in the authors' way, with the same weights and masks."""
+    plain = create(name)
+    method = spark(copy.deepcopy(plain), ratio, width, "packed")
+    peer = Peer(plain, method).train()
+    x = torch.randn(batch, method.encoder.in_channels, size, size)
+    active = method.draw_mask(x).active
+    ours = masked_patch_loss(method.reconstruct(x, active).image, x, active)
+    return ours, masked_patch_loss(peer.decode(peer.encode(x, active)), x, active)
+
+
 def run(name: str, stem: str, batch: int, size: int, ratio: float, width: int, rounds: int) -> list[Comparison]:
     """Encoder and whole step, both ways: ours packed and dense; the step with decoder or all of it in bfloat16, too."""
     torch.manual_seed(0)
