@@ -2,7 +2,8 @@
 
 ``files`` makes folders of 1,000, 10,000, … hard links to a few small JPEG files and measures, each in a process of its
 own, the seconds to list them and to open the data set, the bytes it keeps for each file, the seconds of an epoch of
-reading, how much memory a worker process gains from the second epoch to the last, and the seconds that a training of
+reading (of more than 102,400 files that many are read, and the seconds carried over to all), how much memory a worker
+process gains from the second epoch to the last, and the seconds that a training of
 two steps takes from its command to its end, and that it takes when it goes on for two more. ``knn`` and ``linear`` put
 features of ``--images`` x 256 in half precision into a file and measure how far the memory of the process peaks above
 what it was before, the pages of the file included.
@@ -14,7 +15,6 @@ import argparse
 import gc
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,7 +25,7 @@ from pathlib import Path
 import laws
 import numpy as np
 from PIL import Image
-from watch import MIB, cpu_seconds, memory, workers
+from watch import MIB, cpu_seconds, memory, peak_mib, workers
 
 #: files in a folder of a class, and different files that the links lead to
 IN_FOLDER, FILES = 1000, 16
@@ -79,7 +79,7 @@ def of_folder(root: Path, epochs: int = 4) -> dict[str, float]:
         steps = 0
         for _ in loader:
             steps += 1
-            if steps == 400:  # of a large set as much as tells how memory grows
+            if steps == 400:  # of a large set as much as tells how memory grows; the seconds are those of the rest, too
                 break
         seconds.append((time.perf_counter() - began) / steps * len(loader))
         cpu.append((cpu_seconds() - used) / steps * len(loader))
@@ -112,41 +112,44 @@ def of_training(root: Path) -> dict[str, float]:
     return dict(zip(("start_seconds", "resume_seconds"), seconds, strict=True))
 
 
-def of_features(images: int, probe: str) -> dict[str, float]:
-    """The figures of a probe on ``images`` features in a file, in this process."""
+def features_in_files(images: int, place: Path) -> None:
+    """A bank and queries around `CLASSES` centres, in half precision."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(CLASSES, WIDTH, generator=generator)
+    for name, count in (("train", images), ("test", QUERIES)):
+        labels = torch.arange(count) % CLASSES
+        x = np.lib.format.open_memmap(place / f"{name}.npy", mode="w+", dtype=np.float16, shape=(count, WIDTH))
+        for start in range(0, count, 10_000):
+            of = labels[start : start + 10_000]
+            x[start : start + len(of)] = (centres[of] + 3 * torch.randn(len(of), WIDTH, generator=generator)).numpy()
+
+
+def of_features(place: Path, probe: str) -> dict[str, float]:
+    """The figures of a probe on features in files, in this process, which has not made them: their pages count."""
     import torch
 
     from selfsight.evaluation import KNN, LinearProbe
     from selfsight.evaluation.features import Features
 
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(CLASSES, WIDTH, generator=generator)
+    def opened(name: str) -> Features:
+        x = torch.from_numpy(np.load(place / f"{name}.npy", mmap_mode="c"))
+        return Features(x, torch.arange(len(x)) % CLASSES, torch.arange(len(x)))
 
-    def clouds(count: int, file: Path) -> Features:
-        labels = torch.arange(count) % CLASSES
-        x = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=(count, WIDTH))
-        for start in range(0, count, 10_000):
-            of = labels[start : start + 10_000]
-            x[start : start + len(of)] = (centres[of] + 3 * torch.randn(len(of), WIDTH, generator=generator)).numpy()
-        return Features(torch.from_numpy(x), labels, torch.arange(count))
-
-    with tempfile.TemporaryDirectory() as place:
-        train, test = clouds(images, Path(place) / "train.npy"), clouds(QUERIES, Path(place) / "test.npy")
-        evaluator = KNN() if probe == "knn" else LinearProbe()
-        evaluator(train.take(torch.arange(1000)), test.take(torch.arange(1000)))  # libraries are loaded
-        gc.collect()
-        before = memory("self")["Anonymous"]
-        resident_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        began, used = time.perf_counter(), time.process_time()
-        found = evaluator(train, test)
-        seconds, cpu = time.perf_counter() - began, time.process_time() - used
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    train, test = opened("train"), opened("test")
+    evaluator = KNN() if probe == "knn" else LinearProbe()
+    evaluator(train.take(torch.arange(1000)), test.take(torch.arange(1000)))  # libraries are loaded
+    gc.collect()
+    before = peak_mib()
+    began, used = time.perf_counter(), time.process_time()
+    found = evaluator(train, test)
+    seconds, cpu = time.perf_counter() - began, time.process_time() - used
     return {
-        "images": images,
-        "bank_mib": 2 * images * WIDTH / MIB,
-        "peak_mib": peak / MIB,
-        "anonymous_before_mib": before / MIB,
-        "peak_before_mib": resident_before / MIB,
+        "images": len(train.x),
+        "bank_mib": 2 * len(train.x) * WIDTH / MIB,
+        "peak_mib": peak_mib(),
+        "peak_before_mib": before,
         "seconds": seconds,
         "cpu_seconds": cpu,
         "top1": float(found[f"{probe}_top1"]),
@@ -166,7 +169,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="*", default=[200_000], help="of the bank; several make a curve")
     parser.add_argument("--most", type=int, default=100_000, help="files of the largest folder")
     parser.add_argument("--folder", type=Path, help="measure this one, in this process")
-    parser.add_argument("--here", action="store_true", help="measure in this process")
+    parser.add_argument("--bank", type=Path, help="folder of features that are measured in this process")
     asked = parser.parse_args()
     if asked.what == "draw":
         laws.draw()
@@ -177,12 +180,14 @@ def main() -> None:
         laws.measure(asked.what)
     elif asked.folder is not None:
         print(json.dumps(of_folder(asked.folder)))
-    elif asked.here:
-        print(json.dumps(of_features(asked.images[0], asked.what)))
+    elif asked.bank is not None:
+        print(json.dumps(of_features(asked.bank, asked.what)))
     elif asked.what != "files":
         points = []
         for images in asked.images:
-            points.append((images, apart(asked.what, "--images", str(images), "--here")))
+            with tempfile.TemporaryDirectory() as place:
+                features_in_files(images, Path(place))
+                points.append((images, apart(asked.what, "--bank", place)))
             show(points[-1][1])
         if len(points) > 1:
             banks = [
