@@ -58,6 +58,23 @@ def test_profile_says_where_bf16_would_be_faster(
     assert (told in capsys.readouterr().out) == said
 
 
+@pytest.mark.parametrize(
+    ("gain", "told"),
+    [
+        (2.4, "bf16-mixed is 2.4 times as fast as float32 here: trainer.precision=bf16-mixed"),
+        (0.5, "float32 is 2.0 times as fast as bf16-mixed here; float32 is the default"),
+    ],
+)
+def test_doctor_says_which_of_the_two_is_faster(
+    gain: float, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_machine(monkeypatch, gain)
+    monkeypatch.setattr("torch.compile", lambda function, **_: function)  # it takes seconds, and is not what is asked
+    monkeypatch.setenv("COLUMNS", "200")
+    cli.main(["doctor"])
+    assert told in capsys.readouterr().out
+
+
 def test_trying_compares_the_two_and_leaves_the_generator_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock that gives bf16 a third of the time."""
     import torch
