@@ -232,6 +232,7 @@ UNITS = {
     "epoch_cpu_seconds": "s of a core",
     "list_cpu_seconds": "s of a core",
     "gather_bytes": "bytes",
+    "simclr_bytes": "bytes",
     "sinkhorn_bytes": "bytes",
     "gradient_bytes": "bytes",
 }
