@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,12 @@ from selfsight.backbones.interface import SHRUNK, feature_map, stages_of, to_map
 from selfsight.contracts import Targets
 from selfsight.errors import UserError, nearest
 from selfsight.evaluation.rows import Writing
+from selfsight.nn.vit import is_vit, last_tokens
 
 Device = torch.device | str | None
 FINAL = "final"
 PROJECTION = "projection"
+TOKEN_AVG = "token-avg"
 
 
 @dataclass(frozen=True)
@@ -237,14 +239,17 @@ def staged(
     Args:
         stages: ``"final"`` (the network's output), module names out of ``feature_info`` (averaged over the image, the
             tokens of a transformer that stand for no place left out), ``"last2"``, ``"last3"``, ... (those last stages
-            side by side), ``"projection"`` (after ``head``).
+            side by side), ``"token1"``, ``"token4"``, ... (class tokens of a vision transformer's last blocks side by
+            side, normalised), ``"token-avg"`` (class token and mean patch of its last block), ``"projection"`` (after
+            ``head``).
         maps: give maps ``[B, D, h, w]`` instead of ``[B, D]``; of ``"final"`` and of modules alone.
 
     Raises:
         UserError: no such stage, or one without a map.
     """
-    made_of = {stage: _parts(backbone, stage, head, maps) for stage in stages}
-    names = {name for parts in made_of.values() for name in parts} - {FINAL, PROJECTION}
+    tokens = {stage: asked for stage in stages if (asked := _tokens(backbone, stage, maps)) is not None}
+    made_of = {stage: [stage] if stage in tokens else _parts(backbone, stage, head, maps) for stage in stages}
+    names = {name for parts in made_of.values() for name in parts} - {FINAL, PROJECTION, *tokens}
     size: Sequence[int] = ()
 
     def keep(name: str, x: Tensor) -> Tensor:
@@ -257,8 +262,11 @@ def staged(
             nonlocal size
             size = images.shape[-2:]
             with large_enough(images):
-                caught[FINAL] = feature_map(backbone, images) if maps else pooled(backbone(images))
-            if head is not None:
+                if len(tokens) < len(made_of):  # these look into the blocks in a pass of their own
+                    caught[FINAL] = feature_map(backbone, images) if maps else pooled(backbone(images))
+                for stage, (blocks, average) in tokens.items():
+                    caught[stage] = last_tokens(backbone, images, blocks, average=average)  # type: ignore[arg-type]
+            if PROJECTION in made_of and head is not None:
                 caught[PROJECTION] = head(caught[FINAL])
             parts = {stage: [caught[part] for part in of] for stage, of in made_of.items()}
             return {stage: of[0] if len(of) == 1 else torch.cat(of, dim=1) for stage, of in parts.items()}
@@ -328,8 +336,28 @@ def _parts(backbone: nn.Module, stage: str, head: nn.Module | None, maps: bool) 
                 f"'{stage}' asks for {n} stages, and this backbone has {len(modules)}: {', '.join(modules)}."
             )
         return modules[-n:]
-    choices = stage_names(backbone) if maps else [*modules, FINAL, PROJECTION, "last2"]
+    of_tokens = ["token4", TOKEN_AVG] if is_vit(backbone) else []
+    choices = stage_names(backbone) if maps else [*modules, FINAL, PROJECTION, "last2", *of_tokens]
     raise UserError(f"'{stage}' is no stage of this backbone ({', '.join(choices)}).{nearest(stage, choices)}")
+
+
+def _tokens(backbone: nn.Module, stage: str, maps: bool) -> tuple[int, bool] | None:
+    """How many last blocks' class tokens a stage is, and whether the mean patch is in it; None for other stages."""
+    if stage in stages_of(backbone) or not (stage == TOKEN_AVG or (stage[:5] == "token" and stage[5:].isdigit())):
+        return None
+    if maps:
+        raise UserError(f"The stage '{stage}' is no map; take one of {', '.join(stage_names(backbone))}.")
+    if not is_vit(backbone) or getattr(backbone, "cls_token", None) is None:
+        raise UserError(
+            f"'{stage}' asks for class tokens, which vision transformers (vit_*, deit_*) have and this "
+            f"{type(backbone).__name__} has not: take final or last2."
+        )
+    blocks, depth = 1 if stage == TOKEN_AVG else int(stage[5:]), len(cast(Sized, backbone.blocks))
+    if not 1 <= blocks <= depth:
+        raise UserError(
+            f"'{stage}' asks for {blocks} class tokens, and this backbone has {depth} blocks: take token{depth}."
+        )
+    return blocks, stage == TOKEN_AVG
 
 
 def _hook(

@@ -41,6 +41,7 @@ class Protocol:
             shift before it, or RotNet's classifiers on its map: ``map-linear``, ``map-conv``, ``map-mlp``.
         views: what training sees, as arguments of a `View`; evaluation sees the plain view of the data set.
         differs: what is done otherwise here, and why.
+        stages: what the authors put the classifier on, where that depends on the network.
     """
 
     source: str
@@ -57,6 +58,7 @@ class Protocol:
     head: str = "linear"
     views: Mapping[str, Any] = field(default_factory=lambda: CROP)
     differs: str = ""
+    stages: str = ""
 
 
 SIMCLR_CROP = {"crop": "resized_simclr", "interpolation": "bicubic_simclr", "hflip": 0.5}
@@ -114,8 +116,8 @@ PROTOCOLS: Mapping[str, Protocol] = {
     "dino": Protocol(
         "facebookresearch/dino eval_linear.py, its defaults",
         batch_size=1024, epochs=100, lr=0.004, schedule=Cosine(1.0, 0.0, per="epoch"), weight_std=0.01,
-        differs="the last block's features, of ViT-S the authors put four blocks' side by side; the last epoch is "
-        "reported, the authors' script the best on the test set",
+        differs="the last epoch is reported, the authors' script the best on the test set",
+        stages="token4 of ViT-S, token-avg of ViT-B, final of ResNet-50",
     ),
     "rotation": Protocol(
         "gidariss/FeatureLearningRotNet, ImageNet linear classifiers on one layer's map",
@@ -189,7 +191,8 @@ class PublishedProbe:
         few = (
             [] if self.first_per_class is None else [f"labels of the first {self.first_per_class} of every class alone"]
         )
-        notes = [published.source, *few, *changed, *([published.differs] if published.differs else [])]
+        stages = [f"stage {', '.join(self.stages)}, the authors' {published.stages}"] if published.stages else []
+        notes = [published.source, *stages, *few, *changed, *([published.differs] if published.differs else [])]
         optimiser = "LARS" if rule.lars else "SGD"
         return f"linear probe '{self.protocol_name}', augmented images, {optimiser}, last epoch ({'; '.join(notes)})"
 

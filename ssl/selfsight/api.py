@@ -240,7 +240,8 @@ class Run:
 
         Args:
             split: ``train``, ``test`` or ``unlabelled``.
-            stage: ``final``, a module out of the backbone's ``feature_info`` (``layer3``), ``last2``, ``projection``.
+            stage: ``final``, a module out of the backbone's ``feature_info`` (``layer3``), ``last2``, ``projection``,
+                or a vision transformer's class tokens (``token4``, ``token-avg``).
 
         Raises:
             UserError: there are no such images, or no such stage.

@@ -7,7 +7,8 @@ from torch import nn
 
 from selfsight.contracts import Batch
 from selfsight.errors import UserError
-from selfsight.evaluation.features import Features, checked, extract, frozen, stage_names
+from selfsight.evaluation.features import Features, checked, extract, frozen, stage_names, staged
+from selfsight.nn.vit import last_tokens
 
 from .conftest import TinyBackbone
 
@@ -60,6 +61,34 @@ def test_every_stage_of_a_timm_network_has_the_width_the_registry_states() -> No
     assert [found[name].x.shape[1] for name in names] == widths
 
 
+def test_class_tokens_are_those_of_dinos_linear_evaluation(batches: list[Batch]) -> None:
+    net = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=9, patch_size=3, embed_dim=12, depth=3)
+    stages = ["token1", "token3", "token-avg"]
+    alone, found = extract(net, batches, stages=stages), extract(net, batches, stages=["final", "last2", *stages])
+    images = torch.cat([batch.views[0] for batch in batches])
+    with torch.no_grad():
+        for stage, blocks in (("token1", 1), ("token3", 3), ("token-avg", 1)):
+            expected = last_tokens(net.eval(), images, blocks, average=stage == "token-avg")
+            torch.testing.assert_close(found[stage].x, expected)
+            assert torch.equal(alone[stage].x, found[stage].x)
+    torch.testing.assert_close(found["token1"].x, found["final"].x)
+    torch.testing.assert_close(found["token-avg"].x[:, ::2], found["final"].x)
+    for stage, told in (
+        ("token4", "4 class tokens, and this backbone has 3 blocks: take token3"),
+        ("token0", "asks for 0"),
+    ):
+        with pytest.raises(UserError, match=told):
+            extract(net, batches, stages=[stage])
+    with pytest.raises(UserError, match="Did you mean 'token-avg'"):
+        extract(net, batches, stages=["token_avg"])
+    with pytest.raises(UserError, match="'token3' is no map"), staged(net, ["token3"], maps=True):
+        pass
+    del batches[1:]
+    pooled = timm.create_model("vit_relpos_small_patch16_224", num_classes=0, img_size=32, depth=2)
+    with pytest.raises(UserError, match="has not"):
+        extract(pooled, batches, stages=["token2"])
+
+
 def test_a_network_that_will_not_leave_training_mode_is_refused(backbone: TinyBackbone, batches: list[Batch]) -> None:
     class Stubborn(nn.Dropout):
         def train(self, mode: bool = True) -> Stubborn:
@@ -94,6 +123,8 @@ def test_frozen_restores_after_an_error(backbone: TinyBackbone) -> None:
         ("stemm", "Did you mean 'stem'"),
         ("last3", "asks for 3 stages"),
         ("projection", "comes after a projector, and there is none"),
+        ("token4", "vision transformers .* have and this TinyBackbone has not: take final"),
+        ("token-avg", "asks for class tokens"),
     ],
 )
 def test_wrong_stages(backbone: TinyBackbone, batches: list[Batch], stage: str, sentence: str) -> None:

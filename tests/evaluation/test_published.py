@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -174,6 +175,20 @@ def test_stages_are_those_of_every_evaluator(backbone: TinyBackbone, module: Ima
             PublishedProbe("swav", stages=[stage]).on_images(backbone, module)
     with pytest.raises(UserError, match="'last2' is no map; take one of stem, top, final"):
         PublishedProbe("rotation", stages=["last2"]).on_images(backbone, module)
+
+
+def test_dinos_probe_sits_on_class_tokens_and_says_so(backbone: TinyBackbone, module: ImageDataModule) -> None:
+    torch.manual_seed(0)
+    net = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=12, patch_size=4, embed_dim=12, depth=3)
+    probe = PublishedProbe("dino", ["token3", "token-avg"], epochs=15, batch_size=8, lr=0.5)
+    heads = probe.train(net, module, torch.device("cpu"))
+    assert [heads[stage].in_features for stage in probe.stages] == [36, 24]
+    assert probe.on_images(net, module)["linear_token3_top1"] > 0.9
+    assert "stage token3, token-avg, the authors' token4 of ViT-S, token-avg of ViT-B" in probe.protocol
+    assert "stage final, the authors'" in PublishedProbe("dino").protocol
+    assert "stage" not in PublishedProbe("mae").protocol
+    with pytest.raises(UserError, match="this TinyBackbone has not: take final"):
+        PublishedProbe("dino", ["token4"]).on_images(backbone, module)
 
 
 def test_test_images_without_a_label_are_not_counted_as_wrong(

@@ -119,6 +119,29 @@ def test_settings_of_one_evaluator_do_not_share_a_file(run: Path, tmp_path: Path
     assert {f"{name}/knn_top1" for name in ("knn", "knn-k_5", f"knn-folder-flowers-{AS_GIVEN}-2")} <= last.keys()
 
 
+def test_class_tokens_of_a_transformer(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """DINO's linear evaluation and its kNN, as its page types them."""
+    words = ["backbone=vit_tiny_dino", "backbone.patch_size=4", "+backbone.embed_dim=24", "+backbone.depth=4"]
+    images = [*FOLDER, f"dataset.root={run.parent / 'photos'}"]
+    small = ["method.out_dim=16", "method.hidden_dim=16", "method.bottleneck_dim=8", "views.local.size=8"]
+    photographs(run.parent / "photos", 60, classes=3, size=20)
+    cli.main(["pretrain", "debug=smoke", "report=false", "method=dino", *images, *words, *small, f"runs={tmp_path}",
+              "name=vit"])  # fmt: skip
+    vit = tmp_path / "vit"
+    published = ["linear.protocol=dino", "linear.epochs=1"]
+    cli.main(["linear", f"run={vit}", *published, "stage=token4"])
+    assert "stage token4, the authors' token4 of ViT-S" in record(vit, "linear-dino-epochs_1-token4")["protocol"]
+    assert "linear_token4_top1" in record(vit, "linear-dino-epochs_1-token4")["result"]
+    cli.main(["linear", f"run={vit}", "stage=token-avg"])
+    cli.main(["knn", f"run={vit}", "evaluator.k=[10,20]", "evaluator.temperature=0.07"])
+    assert {"linear-token-avg", "knn-k_10,20"} < {path.stem for path in (vit / "eval").iterdir()}
+    for job in (["linear", f"run={run}", *published], ["knn", f"run={run}"]):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            cli.main([*job, "stage=token4"])
+        assert "this ResNet has not: take final or last2" in capsys.readouterr().err
+
+
 def test_a_stage_reaches_the_probes_that_look_at_images(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["evaluator.data.train=8", "evaluator.data.test=4", "evaluator.size=16"]
     for stage in ("final", "layer1"):
