@@ -253,6 +253,8 @@ def _operate(image: Image.Image, name: str, value: float) -> Image.Image:
         case "SolarizeAdd":
             added = np.clip(np.asarray(image).astype(np.int64) + int(value), 0, 255).astype(np.uint8)
             return ImageOps.solarize(Image.fromarray(added), 128)
+        case "LiftDark":
+            return image.point(lambda level: min(level + int(value), 255) if level < 128 else level)
         case "Rotate":
             return image.rotate(value)
     return image

@@ -29,6 +29,7 @@ OPERATIONS = (
     "TranslateX",
     "TranslateY",
     "Rotate",
+    "LiftDark",
 )
 _NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
 
@@ -224,6 +225,15 @@ def _torchvision_pool(factor: float, bits: float, degrees: float, shear: float, 
 
 _RANDAUGMENT = _torchvision_pool(0.9, 4, 30, 0.3, 150 / 331)
 _TRIVIAL = _torchvision_pool(0.99, 2, 135, 0.99, 32 / 224)
+# timm's "increasing" operations (timm.data.auto_augment), one severity for all; its magnitudes are tenths
+_TIMM = (
+    *_pool(AutoContrast=None, Equalize=None, Invert=None, Rotate=(0, 30)),
+    Entry("Posterize", 0, -4, neutral=4),
+    Entry("Solarize", 0, -256, neutral=256),
+    Entry("LiftDark", 0, 110),
+    *(Entry(name, 0, 0.9, True, 1.0) for name in ("Color", "Contrast", "Brightness", "Sharpness")),
+    *_pool(ShearX=(0, 0.3), ShearY=(0, 0.3), TranslateX=(0, 0.45), TranslateY=(0, 0.45)),
+)
 _AUTOAUGMENT_PAIRS = (
     (("Posterize", 0.4, 8), ("Rotate", 0.6, 9)),
     (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 0)),
@@ -253,13 +263,14 @@ _AUTOAUGMENT_PAIRS = (
 )
 
 #: by name: FixMatch's RandAugment as in the SimMatch family, SimMatch's wider pool for ImageNet, USB's and TorchSSL's,
-#: torchvision's RandAugment and TrivialAugment (whose 32 pixels of translation are meant for 224), and AutoAugment's
-#: ImageNet policy
+#: torchvision's RandAugment and TrivialAugment (whose 32 pixels of translation are meant for 224), timm's RandAugment
+#: (``rand-m9-inc1`` at a magnitude of 9), and AutoAugment's ImageNet policy
 POLICIES: dict[str, Pool | AutoAugment] = {
     "fixmatch": Pool(_FIXMATCH, "integer", probability=0.5, whole_pixels=True),
     "simmatch_imagenet": Pool(_SIMMATCH, "integer", whole_pixels=True),
     "usb": Pool(_USB, "uniform"),
     "randaugment": Pool(_RANDAUGMENT, "fixed", bins=30, whole_pixels=True, nearest_bits=True),
     "trivialaugment": Pool(_TRIVIAL, "bin", bins=30, whole_pixels=True, nearest_bits=True, single=True),
+    "randaugment_timm": Pool(_TIMM, "fixed", probability=0.5),
     "autoaugment": AutoAugment((*_RANDAUGMENT, Entry("Invert")), _AUTOAUGMENT_PAIRS),
 }

@@ -90,6 +90,7 @@ def _look_up(levels: Tensor, operation: Tensor, value: Tensor) -> Tensor:
         "Posterize": torch.floor(table / step) * step,
         "Solarize": torch.where(table < value, table, inverted),
         "SolarizeAdd": torch.where(added < 128, added, 255 - added),
+        "LiftDark": torch.where(table < 128, added, table),
         "Brightness": (value * table).clamp(0, 255).floor(),
         "Contrast": (mean + value * (table - mean)).clamp(0, 255).floor(),
     }

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from timm.data.auto_augment import _RAND_INCREASING_TRANSFORMS, LEVEL_TO_ARG, NAME_TO_OP
 from torchvision.transforms import ColorJitter, RandomCrop, RandomResizedCrop
 
 from selfsight.datamodules.views import image_ops
+from selfsight.datamodules.views.cpu_ops import operate
 from selfsight.datamodules.views.device_views import DeviceViews
 from selfsight.datamodules.views.policies import OPERATIONS, POLICIES
 from selfsight.datamodules.views.sampling import Parameters, crop_box, sample, uniforms
@@ -149,7 +152,7 @@ def test_policies_draw_their_operations_within_range(name: str) -> None:
     assert len(drawn) >= 9
     assert np.abs(by_name["Rotate"]).max() <= 135
     assert by_name["Rotate"].min() < 0 < by_name["Rotate"].max()
-    assert set(np.unique(by_name["Posterize"])) <= set(range(2, 9))
+    assert set(np.unique(by_name["Posterize"])) <= set(range(0 if name == "randaugment_timm" else 2, 9))
     assert (by_name["Color"] > 0).all()
     if name in ("fixmatch", "simmatch_imagenet"):
         assert set(np.unique(np.abs(by_name["Rotate"])).round(4)) == {3.0 * level for level in range(1, 10)}
@@ -160,6 +163,35 @@ def test_fixmatch_applies_half_of_its_operations() -> None:
     p = draw(View(size=32, policy="fixmatch", policy_ops=2))
     left_alone = (p.operations == 0).mean()
     assert abs(left_alone - (0.5 + 0.5 / 14)) < 0.012
+
+
+TIMMS = {  # names of timm's operations, where they differ beyond the end
+    "Posterize": "PosterizeIncreasing", "Solarize": "SolarizeIncreasing", "LiftDark": "SolarizeAdd",
+    **{name: f"{name}Increasing" for name in ("Color", "Contrast", "Brightness", "Sharpness")},
+    "TranslateX": "TranslateXRel", "TranslateY": "TranslateYRel",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("magnitude", [5, 9])
+def test_timms_randaugment_is_timms(magnitude: int) -> None:
+    """Names, strengths and images of its operations; what they move is filled black, by the nearest neighbour."""
+    p = draw(View(size=32, policy="randaugment_timm", policy_ops=2, policy_magnitude=magnitude))
+    assert abs((p.operations == 0).mean() - 0.5) < 0.012
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    drawn = {OPERATIONS[int(k)]: int(k) for k in np.unique(p.operations) if k}
+    assert {TIMMS.get(name, name) for name in drawn} == set(_RAND_INCREASING_TRANSFORMS)
+    for name, number in drawn.items():
+        level, act = LEVEL_TO_ARG[TIMMS.get(name, name)], NAME_TO_OP[TIMMS.get(name, name)]
+        ours = [operate(image, number, value) for value in np.unique(p.values[p.operations == number])]
+        theirs = []
+        for _ in range(20):  # signs are drawn inside
+            arguments = () if level is None else level(magnitude, {})
+            made = act(Image.fromarray(image), *arguments, resample=Image.Resampling.NEAREST, fillcolor=None)
+            theirs.append(np.asarray(made))
+        assert len(ours) == len({made.tobytes() for made in theirs}), name
+        for mine in ours:  # a factor may be rounded otherwise
+            assert min(np.abs(mine.astype(int) - made).mean() for made in theirs) < 0.05, name
 
 
 def test_cutout_squares_have_their_side_and_a_uniform_centre() -> None:
