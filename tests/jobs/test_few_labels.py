@@ -20,6 +20,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+import selfsight
 from selfsight import cli
 from selfsight.composition import catalogue
 from selfsight.composition.overrides import compose_with
@@ -360,6 +361,26 @@ def test_sparks_recipe_on_the_data_and_network_of_a_run(photos: Path, tmp_path: 
     assert (cfg.backbone.name, cfg.backbone.drop_path) == ("resnet10_slim", 0.05)
     assert cfg.method.erasing == 0.25
     assert read(tmp_path / "tuned" / "classification.json")["classifiers"].keys() == {"student", "teacher"}
+
+
+def test_maes_recipe_pools_patches_with_a_norm_of_its_own(photos: Path, tmp_path: Path) -> None:
+    """The pretrained norm, which comes before a token is taken, is left behind; the positions learn now."""
+    tiny = ["backbone=vit_digits", "+backbone.drop_path=0.0", "method.decoder_dim=8", "method.decoder_depth=1"]
+    where = [f"runs={tmp_path}", *SMOKE]
+    go("pretrain", "method=mae", *tiny, "method.decoder_heads=2", *folder_words(photos), *where, "name=mae")
+    words = ["recipe=imagenet/mae_finetune", f"run={tmp_path}/mae", *where, "optimizer.lr=1"]
+    go("finetune", *words, "name=tuned")
+    before, after = (load_file(tmp_path / name / "backbone.safetensors") for name in ("mae", "tuned"))
+    assert {name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name for name in before} == set(after)
+    assert not torch.equal(before["pos_embed"], after["pos_embed"])
+    assert 0 < (after["fc_norm.weight"] - 1).abs().max() < 0.5, "began at 1"
+    tuned = selfsight.load(tmp_path / "tuned").eval()
+    assert tuned.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(tuned(x), tuned.fc_norm(tuned.forward_features(x)[:, 1:].mean(1)))
+    go("finetune", *words, "+method.ema=0.9", "backbone.pool=token", "name=token")
+    assert set(load_file(tmp_path / "token" / "backbone.safetensors")) == set(before)
 
 
 @pytest.mark.parametrize(

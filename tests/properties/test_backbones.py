@@ -412,6 +412,15 @@ def test_a_frozen_patch_projection_stays() -> None:
         create("resnet18", freeze_patch_embed=True)
 
 
+def test_positions_that_stay_can_learn() -> None:
+    small = {"image_size": 32, "patch_size": 8, "depth": 1}
+    fixed, learnt = (create("vit_tiny_mae", learn_positions=learn, **small) for learn in (False, True))
+    assert torch.equal(fixed.pos_embed, learnt.pos_embed)
+    assert (fixed.pos_embed.requires_grad, learnt.pos_embed.requires_grad) == (False, True)
+    with pytest.raises(UserError, match="has no position embedding to learn"):
+        create("resnet18", learn_positions=True)
+
+
 def test_stochastic_depth_grows_from_block_to_block() -> None:
     net = create(VIT, image_size=32, patch_size=8, depth=5, drop_path=0.2)
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in net.blocks]

@@ -44,6 +44,7 @@ def create(
     in_chans: int = 3,
     drop_path: float = 0.0,
     freeze_patch_embed: bool = False,
+    learn_positions: bool = False,
     pretrained: bool = False,
     **kwargs: Any,
 ) -> Backbone:
@@ -64,6 +65,8 @@ def create(
         drop_path: stochastic depth rate of the last block, growing linearly from 0 at the first.
         freeze_patch_embed: leave the patch projection as it begins, which steadies contrastive training of
             transformers (Chen, Xie, He: An Empirical Study of Training Self-Supervised Vision Transformers, ICCV 2021).
+        learn_positions: a position embedding that would stay as it begins (MAE's, MoCo v3's) learns with the rest, as
+            in MAE's fine-tuning.
         pretrained: start from timm's published weights (downloaded by timm).
         **kwargs: for the network's own constructor.
 
@@ -93,6 +96,10 @@ def create(
         _end_at_the_map(net)
     if freeze_patch_embed:
         _freeze_patch_embed(net, name)
+    if learn_positions:
+        if getattr(net, "pos_embed", None) is None:
+            raise UserError(f"'{name}' has no position embedding to learn: leave backbone.learn_positions=false.")
+        net.pos_embed.requires_grad_(True)
     names = dict(net.named_modules())
     net.feature_info = [entry for entry in net.feature_info if entry.get("module") and entry["module"] in names]
     net.image_size, net.in_chans = image_size, in_chans

@@ -20,6 +20,8 @@ from selfsight.nn.simclr_head import ProjectionHead
 from selfsight.runs.folder import RunFolder
 
 SELF = "self"  #: a student like its teacher
+#: of transformers, on every token before one is taken as the feature, or on the mean of the patches
+LAST_NORMS = ("norm.", "fc_norm.")
 
 
 def completed_for_finetuning(
@@ -55,7 +57,11 @@ def completed_for_finetuning(
         cfg.dataset = chosen_or_inherited(cfg.get("dataset"), source.config().dataset)
         fill_views(cfg, source.config().views)
         backbone = build.network(cfg, channels(trained))
-        backbone.load_state_dict(trained.state_dict())
+        state, own = trained.state_dict(), backbone.state_dict()
+        if cfg.backbone.get("pool") != spec["backbone"].get("pool"):  # it ends with another norm then, which is fresh
+            state = {name: value for name, value in state.items() if name in own or not name.startswith(LAST_NORMS)}
+            state |= {name: own[name] for name in own if name not in state and name.startswith(LAST_NORMS)}
+        backbone.load_state_dict(state)
         state = training_checkpoint(source.checkpoint)["state_dict"] if source.checkpoint.is_file() else {}
         projector = projection_head(state)
     if cfg.method.layer == "auto":
