@@ -163,3 +163,18 @@ def test_a_network_that_did_not_learn(figures: Any, plan: Plan, expected: str) -
     sentence = advice.look_back(figures, plan, 0.3)
     assert sentence is not None
     assert expected in sentence
+
+
+def test_a_classifier_that_knows_one_name_is_told() -> None:
+    """Of a training of MixMatch whose guesses became one class: kNN of its features was 37.6 %."""
+    classes = ["cat", "dog", "bird", "frog", "ship"]
+    fallen = {"student": {"top1": 0.22, "per_class": [0.02, 0.03, 0.99, 0.0, 0.02]}}
+    sentence = advice.one_class(fallen, classes, 0.376, 0.003)
+    assert sentence is not None
+    assert "the classifier (student) calls most images 'bird': 22.0% are right, as by guessing, and 37.6%" in sentence
+    assert "next: optimizer.lr=0.001" in sentence
+    learned = {"student": {"top1": 0.5, "per_class": [0.4, 0.3, 0.95, 0.4, 0.45]}}
+    assert advice.one_class(learned, classes, 0.8, 0.003) is None
+    assert advice.one_class(fallen, classes, 0.25, 0.003) is None, "the features tell no more"
+    assert advice.one_class({}, classes, 0.5, 0.003) is None
+    assert advice.one_class({"student": {"top1": 0.22, "per_class": None}}, classes, 0.376, 0.003) is None

@@ -287,5 +287,29 @@ def likely_cause(trained: Mapping[str, object], plan: Plan, lr: float) -> tuple[
     return f"too short, {plan.steps:,} steps", [f"trainer.max_epochs={4 * math.ceil(plan.epochs)}"]
 
 
+def one_class(
+    classifiers: Mapping[str, Mapping[str, object]], classes: Sequence[str], knn: object, lr: float
+) -> str | None:
+    """A sentence where a trained classifier calls nearly every image by one name, though the features tell more.
+
+    Args:
+        classifiers: their figures, ``top1`` and ``per_class`` (accuracy of each class's images). knn: of the features.
+        lr: as it is configured.
+    """
+    for name, found in classifiers.items():
+        right, of_each = found.get("top1"), found.get("per_class")
+        if not isinstance(right, float) or not isinstance(of_each, list) or len(of_each) != len(classes) > 2:
+            continue
+        best = max(of_each)
+        if best > 0.9 and right < 1.5 / len(classes) and isinstance(knn, float) and knn > 1.5 * right:
+            return (
+                f"the classifier ({name}) calls most images '{classes[of_each.index(best)]}': {right:.1%} are right, "
+                f"as by guessing, and {knn:.1%} by their neighbours; likely cause: its guesses confirmed one another; "
+                f"next: optimizer.lr={lr / 3:.2g}, more labels a class, or a method that balances guesses "
+                "(method=comatch)"
+            )
+    return None
+
+
 def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' * (number != 1)}"

@@ -55,6 +55,9 @@ def conclude(session: Session) -> Figures:
             console.print(f"[yellow]warning[/yellow] {escape(sentence)}")
     classifiers = measure.classifiers(parts.method, data, session.folder)
     show_classifiers(console, classifiers)
+    knn = rows.get("pretrained", {}).get("knn_top1")
+    if sentence := advice.one_class(classifiers, data.data.classes, knn, parts.recipe.lr):
+        console.print(f"[yellow]warning[/yellow] {escape(sentence)}")
     summary: Figures = {
         **rows,
         "classifiers": classifiers,
