@@ -1,4 +1,7 @@
-"""The numbers of LeJEPA's authors (galilai-group/lejepa: SIGReg, MINIMAL.md); ``multicrop_`` by the paper's formula."""
+"""The numbers of LeJEPA's authors (galilai-group/lejepa: SIGReg, MINIMAL.md).
+
+Derived: ``multicrop_`` by the paper's formula, ``steps_`` by a loop of MINIMAL.md's lines.
+"""
 
 from __future__ import annotations
 
