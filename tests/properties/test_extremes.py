@@ -162,6 +162,24 @@ def exact_dino(T: Any, student: Any, teacher: Any, centre: Any) -> Any:
     return sum(exactly.mean(exactly.cross_entropy(targets[a], student[v] / T)) for a, v in pairs) / len(pairs)
 
 
+def confidences(given: Given) -> dict[str, Tensor]:
+    """One of them the mean itself."""
+    confidence = given.probabilities(given.rows, C).amax(1)
+    variance = torch.tensor({"zero": 0.0, "huge": 1e-37}.get(given.setting, 0.04))
+    return {"confidence": confidence, "mean": confidence.median(), "variance": variance}
+
+
+def exact_weights(T: Any, confidence: Any, mean: Any, variance: Any) -> Any:
+    """Of no variance the limit: 1 at the mean, 0 below."""
+
+    def weight(c: Any) -> Any:
+        if c >= mean or variance == 0:
+            return mpmath.mpf(c >= mean)
+        return mpmath.exp(-((c - mean) ** 2) / (2 * variance * T**2))
+
+    return np.array([weight(c) for c in confidence], dtype=object)
+
+
 def exact_vicreg(T: Any, z1: Any, z2: Any) -> Any:
     def spread(z: Any) -> tuple[Any, Any]:
         z = z - z.sum(0) / len(z)
@@ -440,6 +458,11 @@ EQUATIONS: dict[str, Equation] = {
         sphere(lambda z1, z2, graph, T: semi.graph_contrast(z1, z2, graph, T), "z1", "z2"),
         lambda z1, z2, graph, T: exactly.graph_contrast(z1, z2, graph, T), ("z1", "z2"),
     ),
+    "semi.gaussian_weights": Equation(
+        confidences,
+        lambda confidence, mean, variance, T: semi.gaussian_weights(confidence, mean, variance, 1 / T),
+        exact_weights, temperatures=(0.1, 1.0, 10.0),
+    ),
     "semi.similarity": Equation(
         lambda g: {"z": g.features(g.rows, D), "bank": g.features(K, D)},
         sphere(lambda z, bank, T: semi.similarity(z, bank, T), "z", "bank"),
@@ -646,7 +669,7 @@ OTHERS = {
     "mixing": {"even_batch", "mixup", "cutmix_box", "cutmix", "mixed_targets"},
     "ntxent": {"contrast_accuracy"},
     "pixpro": {"pixel_distances", "positives"},
-    "semi": {"mix_up", "gaussian_weights", "guess", "interleave"},
+    "semi": {"mix_up", "guess", "interleave"},
     "simmatchv2": {"propagation", "neighbourhood"},
     "spark": {"patchify", "unpatchify", "patch_statistics", "fill_hidden"},
     "supcon": {"by_image", "supcon_per_anchor", "equation_2", "equation_3", "log_denominator"},

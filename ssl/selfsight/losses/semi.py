@@ -55,7 +55,8 @@ def gaussian_weights(confidence: Tensor, mean: Tensor, variance: Tensor, n_sigma
             Gaussian's own is divided by.
     """
     below = (confidence - mean).clamp(max=0)
-    return (-below.square() / (2 * variance / n_sigma**2)).exp()
+    smallest = torch.finfo(variance.dtype).tiny  # where there is no variance 1 at the mean itself, and 0 below
+    return (-below.square() / (2 * variance / n_sigma**2).clamp(min=smallest)).exp()
 
 
 def interleave(x: Tensor) -> Tensor:
