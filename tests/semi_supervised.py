@@ -10,14 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from selfsight.contracts import Batch, SemiBatch
+from selfsight.methods.semi.adamatch import AdaMatch
 from selfsight.methods.semi.base import SemiMethod
 from selfsight.methods.semi.comatch import CoMatch
 from selfsight.methods.semi.fixmatch import FixMatch
 from selfsight.methods.semi.flexmatch import FlexMatch
 from selfsight.methods.semi.freematch import FreeMatch
+from selfsight.methods.semi.meanteacher import MeanTeacher
 from selfsight.methods.semi.mixmatch import MixMatch
+from selfsight.methods.semi.remixmatch import ReMixMatch
 from selfsight.methods.semi.simmatch import SimMatch
 from selfsight.methods.semi.simmatchv2 import SimMatchV2
+from selfsight.methods.semi.softmatch import SoftMatch
 from selfsight.optim.recipe import OptimizationRecipe
 from selfsight.optim.schedule import Clock, Constant
 
@@ -55,7 +59,15 @@ SETTINGS: dict[str, tuple[type[SemiMethod], dict[str, Any]]] = {
         {"tau": 0.95, "lambda_u": 1.0, "da_m": None, "warmup": True, "num_unlabelled": UNLABELLED},
     ),
     "freematch": (FreeMatch, {"lambda_u": 1.0, "w_f": 0.01, "m": 0.9, "quantile": False, "clip": None}),
+    "softmatch": (SoftMatch, {"lambda_u": 0.3, "n_sigma": 2.0, "m": 0.9, "align": True}),
+    "adamatch": (AdaMatch, {"tau": 0.9, "lambda_u": 1.0, "m": 0.9}),
     "mixmatch": (MixMatch, {"T": 0.5, "mixup_alpha": 0.5, "lambda_u": 5.0, "ramp": 0.4}),
+    "remixmatch": (
+        ReMixMatch,
+        {"T": 0.5, "mixup_alpha": 0.75, "lambda_u": 1.5, "lambda_s": 0.5, "lambda_r": 0.5, "ramp": 0.1,
+         "align": "window", "window": 4},
+    ),
+    "meanteacher": (MeanTeacher, {"weight": 20.0, "ramp": 0.4}),
     "comatch": (
         CoMatch,
         {"dim": 6, "K": 40, "T": 0.2, "alpha": 0.9, "tau": 0.6, "tau_c": 0.5, "lambda_u": 1.0, "lambda_c": 1.0,
@@ -98,7 +110,10 @@ def batch(step: int, name: str, labelled: int = 4, unlabelled: int = 8, known: b
     index_u = torch.randperm(UNLABELLED, generator=generator)[:unlabelled]
     y_u = torch.arange(UNLABELLED) % CLASSES
     few, many = pictures(LABELS, seed=1)[index], pictures(y_u, seed=2)[index_u]
-    noises = {"mixmatch": (WEAK, WEAK), "comatch": (WEAK, STRONG, STRONG)}.get(name, (WEAK, STRONG))
+    two_weak, two_strong = (WEAK, WEAK), (WEAK, STRONG, STRONG)
+    noises = {"mixmatch": two_weak, "meanteacher": two_weak, "comatch": two_strong, "remixmatch": two_strong}.get(
+        name, (WEAK, STRONG)
+    )
     views = [view(many, noise, generator) for noise in noises]
     x = view(few, WEAK, generator)
     return SemiBatch(Batch([x], index, LABELS[index]), Batch(views, index_u, y_u[index_u] if known else None))
@@ -111,7 +126,7 @@ def train(
     optimizer = optimizer or method.configure_optimizers()
     seen = []
     for step in steps:
-        torch.manual_seed(step)  # MixMatch draws its mixtures
+        torch.manual_seed(step)  # MixMatch draws its mixtures, ReMixMatch turns as well
         method.begin_step(step)
         result = method.training_step(batch(step, name, **sizes), step)
         optimizer.zero_grad()
