@@ -48,7 +48,7 @@ def logits(step: int) -> tuple[Array, Array, Array]:
     """Of labelled images ``[B, C]``, the first half much surer than the second; weak and strong views ``[M, C]``."""
     rng = np.random.default_rng(step)
     labelled = 2 * np.repeat([3.0, 0.3], B // 2)[:, None] * rng.random((B, C))
-    return labelled, rng.normal(0, 1.5, (M, C)) + [0.8, 0, -0.5], rng.normal(0, 1.5, (M, C))
+    return labelled, rng.normal(0, 1.5, (M, C)) + np.array([0.8, 0, -0.5]), rng.normal(0, 1.5, (M, C))
 
 
 def learn(rank: int, kind: type[SemiMethod], settings: dict[str, Any]) -> list[dict[str, Tensor]]:
