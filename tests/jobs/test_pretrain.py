@@ -109,7 +109,16 @@ def test_jobs_on_a_run(own_run: Path) -> None:
     assert (run / "report.html").is_file()
 
 
-@pytest.mark.parametrize("chosen", [("method=simclrv2",), ("method=simclrv2", "heads=matryoshka"), ("method=spark",), ("method=byol",), ("method=dino",)])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ("method=simclrv2",),
+        ("method=simclrv2", "heads=matryoshka"),
+        ("method=spark",),
+        ("method=byol",),
+        ("method=dino",),
+    ],
+)
 def test_going_on_equals_not_stopping(chosen: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in the middle of an epoch, then resume=: the same weights, bit for bit, as without it, masks included."""
     words = [*TINY, *chosen, "trainer.max_epochs=3", f"runs={tmp_path}", "evaluator.online.every=2"]
