@@ -19,6 +19,8 @@ from selfsight.contracts import Batch
 from selfsight.engine.checkpointing import StepSeeds
 from selfsight.errors import UserError
 from selfsight.methods.base import Method
+from selfsight.methods.byol import BYOL
+from selfsight.methods.dino import DINO
 from selfsight.methods.semi.simmatchv2 import SimMatchV2
 from selfsight.methods.swav import SwAV
 from selfsight.nn.distributed import world_size
@@ -68,6 +70,31 @@ def test_in_a_neighbourhood_of_no_size_every_method_learns_what_it_learns_withou
     plain = learned(kind, 2, SGD)
     for name, value in learned(kind, 2, sharpness_aware(SGD, sam="sam", sam_rho=0.0)).items():
         torch.testing.assert_close(value, plain[name], rtol=1e-10, atol=1e-12, msg=lambda t, n=name: f"{n}: {t}")
+
+
+@pytest.mark.parametrize("kind", [BYOL, DINO, SimMatchV2], ids=lambda kind: kind.__name__)
+def test_in_bf16_both_gradients_are_of_the_weights_of_their_pass(kind: type[Method]) -> None:
+    """Of no size it is the plain step, bit for bit, and what is cast for the first pass is not kept for the second.
+
+    Not so SwAV's, which brings its prototypes to length 1 in each pass, and moves their last bit.
+    """
+    torch.set_default_dtype(torch.float32)
+
+    def learned(optimizer: Any) -> dict[str, Tensor]:
+        method, size = make(kind)
+        batches = [batch_of(method, size, i) for i in range(2 * STEPS)]
+        return train(method, batches, 2, optimizer, precision="bf16-mixed").state_dict()
+
+    plain = learned(SGD)
+    at_rest, nearby, further = (learned(sharpness_aware(SGD, sam="sam", sam_rho=rho)) for rho in (0.0, 0.05, 0.5))
+    assert all(value.dtype != torch.bfloat16 for value in plain.values())
+    for name, value in at_rest.items():
+        assert torch.equal(value, plain[name]), name
+    weights = [name for name, value in plain.items() if name.startswith("backbone.") and name.endswith("weight")]
+    assert weights
+    for name in weights:
+        assert not torch.equal(nearby[name], plain[name]), name
+        assert not torch.equal(further[name], nearby[name]), name
 
 
 class Square(Method):
