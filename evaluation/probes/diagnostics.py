@@ -67,6 +67,13 @@ FIGURES: Mapping[str, Figure] = {
         "the learning rate, or warm up for longer.",
         below=0.05,
     ),
+    "embedding_std": Figure(
+        "the same of the embeddings of a training batch: LeJEPA's and SupCon's",
+        "0.4 to 1; SupCon's may dip to 0.1 in the first epochs",
+        "Collapse: all images get almost the same embedding (spread {value:.3g}; 0 is one point, 1 the whole sphere): "
+        "lower the learning rate, and for LeJEPA raise method.lambd.",
+        below=0.01,
+    ),
     "teacher_entropy": Figure(
         "mean entropy of what DINO's teacher says of an image, divided by ln K",
         "about 0.9 at first, then falling",

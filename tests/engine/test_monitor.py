@@ -19,6 +19,7 @@ from selfsight.datamodules.loading.reader import RawBatch
 from selfsight.engine.monitor import Monitor, rates
 from selfsight.engine.nan_guard import NanGuard
 from selfsight.engine.options import TrainerOptions
+from selfsight.methods import BarlowTwins, LeJEPA, VICReg
 from selfsight.runs.console import make_console
 from selfsight.runs.folder import RunFolder
 
@@ -53,6 +54,32 @@ def test_a_collapse_is_told_once_though_the_loss_falls(tmp_path: Path, capsys: p
     assert capsys.readouterr().out.count("Collapse: all images get almost the same feature") == 1
     losses = [float(row["loss"]) for row in RunFolder(tmp_path / "run").read_metrics()]
     assert min(losses[1:]) < losses[0]
+
+
+@pytest.mark.parametrize("constant", ["backbone", "projector"])
+@pytest.mark.parametrize("method", ["vicreg", "barlow", "lejepa"])
+def test_a_constant_is_said_of_methods_without_negatives(
+    method: str, constant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All images get one feature, or features differ and all get one embedding, which is not zero."""
+    kind = {"vicreg": VICReg, "barlow": BarlowTwins, "lejepa": LeJEPA}[method]
+    make = kind.__init__
+
+    def collapsed(self: Any, *args: Any, **settings: Any) -> None:
+        make(self, *args, **settings)
+        getattr(self, constant).register_forward_hook(lambda module, given, out: 0 * out + 1)
+
+    monkeypatch.setattr(kind, "__init__", collapsed)
+    words = [f"method={method}", "limit_images=32", "batch_size=8", "trainer.max_epochs=3", "evaluator.final={}"]
+    cli.main(["pretrain", "debug=smoke", "report=false", *words, f"runs={tmp_path}", "name=run"])
+    said = capsys.readouterr().out
+    assert ("Collapse: all images get almost the same feature" in said) == (constant == "backbone")
+    if method == "lejepa":  # which has no loss of guessing
+        assert "Collapse: all images get almost the same embedding" in said or constant == "backbone"
+    else:
+        assert "which is guessing, for 3 epochs" in said
+    row = RunFolder(tmp_path / "run").read_metrics()[-1]
+    assert (float(row["feature_std"]) < 0.01) == (constant == "backbone")
 
 
 def test_rates_are_told_by_group_where_there_are_several() -> None:

@@ -152,7 +152,7 @@ def test_a_loss_at_chance_is_said_once_it_stays_there() -> None:
     assert d.judge_loss([0.0, -0.01, -0.05], 0.0) is None
 
 
-@pytest.mark.parametrize("name", ["key_std", "projection_std", "embedding_scale", "teacher_entropy"])
+@pytest.mark.parametrize("name", ["key_std", "projection_std", "embedding_std", "embedding_scale", "teacher_entropy"])
 def test_a_collapse_that_a_method_watches_for_is_said(name: str) -> None:
     assert (d.judge({name: 1e-4}) or "").startswith("Collapse:")
     assert d.judge({name: 0.6}) is None

@@ -23,6 +23,7 @@ from selfsight.contracts import Batch
 from selfsight.errors import UserError
 from selfsight.losses.lejepa import lejepa, random_directions
 from selfsight.methods.base import Method
+from selfsight.nn.collapse import embedding_std
 from selfsight.nn.heads import mlp
 from selfsight.nn.matryoshka import PrefixLinear
 from selfsight.nn.multicrop import multi_crop
@@ -77,7 +78,8 @@ class LeJEPA(Method):
         A = self.directions(z)  # [D, K]
         terms = lejepa(z, A, lambd=self.lambd, n_global=self.n_global, t_max=self.t_max, points=self.points)
         found = {"invariance": terms.invariance, "sigreg": terms.sigreg, "embedding_scale": z.square().mean()}
-        return {"loss": terms.loss, **{name: value.detach() for name, value in found.items()}}
+        spread = embedding_std(z[0])  # a point need not be zero
+        return {"loss": terms.loss, **{name: value.detach() for name, value in found.items()}, "embedding_std": spread}
 
     @torch.no_grad()
     def directions(self, z: Tensor) -> Tensor:
