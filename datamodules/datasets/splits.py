@@ -216,7 +216,10 @@ def _counts(labels: Tensor, classes: Sequence[str], rule: str, amount: dict[str,
         counts = [total // number] * number
     for name, wanted, there in zip(classes, counts, available.tolist(), strict=True):
         if wanted > there:
-            raise UserError(f"class '{name}' has {there} images and {wanted} labels are asked for; ask for fewer.")
+            raise UserError(
+                f"class '{name}' has {there} images and {wanted} labels are asked for; ask for fewer, and where "
+                "limit_images (debug=smoke: 64) leaves images out, for more of these."
+            )
     return counts
 
 
