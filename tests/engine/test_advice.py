@@ -176,5 +176,7 @@ def test_a_classifier_that_knows_one_name_is_told() -> None:
     learned = {"student": {"top1": 0.5, "per_class": [0.4, 0.3, 0.95, 0.4, 0.45]}}
     assert advice.one_class(learned, classes, 0.8, 0.003) is None
     assert advice.one_class(fallen, classes, 0.25, 0.003) is None, "the features tell no more"
+    without_ships = {"student": {"top1": 0.25, "per_class": [0.02, 0.03, 0.99, 0.0, None]}}
+    assert "most images 'bird'" in (advice.one_class(without_ships, classes, 0.5, 0.003) or "")
     assert advice.one_class({}, classes, 0.5, 0.003) is None
     assert advice.one_class({"student": {"top1": 0.22, "per_class": None}}, classes, 0.376, 0.003) is None

@@ -293,14 +293,15 @@ def one_class(
     """A sentence where a trained classifier calls nearly every image by one name, though the features tell more.
 
     Args:
-        classifiers: their figures, ``top1`` and ``per_class`` (accuracy of each class's images). knn: of the features.
+        classifiers: their figures, ``top1`` and ``per_class`` (accuracy of each class's images, None where there are
+            none). knn: of the features.
         lr: as it is configured.
     """
     for name, found in classifiers.items():
         right, of_each = found.get("top1"), found.get("per_class")
         if not isinstance(right, float) or not isinstance(of_each, list) or len(of_each) != len(classes) > 2:
             continue
-        best = max(of_each)
+        best = max((share for share in of_each if share is not None), default=0.0)
         if best > 0.9 and right < 1.5 / len(classes) and isinstance(knn, float) and knn > 1.5 * right:
             return (
                 f"the classifier ({name}) calls most images '{classes[of_each.index(best)]}': {right:.1%} are right, "
