@@ -20,7 +20,7 @@ from selfsight.errors import UserError
         (["method=spark", "backbone=vit_digits"], r"MAEViT works on tokens, .*; choose method=mae"),
         (["recipe=digits/mae", "backbone.patch_size=3"], r"patches of 3 pixels .* choose a backbone\.patch_size"),
         (["method=simclrv2", "backbone=vit_digits", "backbone.patch_size=3"], r"16 x 16 .* backbone\.patch_size to a"),
-        (["recipe=digits/mae", "method.mask_ratio=0.999"], r"leaves 0 of 64 patches visible; .* another ratio"),
+        (["recipe=digits/mae", "method.mask_ratio=0.999"], r"leaves 0 of 16 patches visible; .* another ratio"),
         (["method=vicreg", "batch_size=1"], r"batch_size is 1, .* choose batch_size=2 or more"),
         (["method=barlow", "batch_size=1"], r"batch_size is 1, .* choose batch_size=2 or more"),
         (["method=simsiam", "batch_size=1"], r"the heads of SimSiam normalise .*; choose batch_size=2 or more"),
