@@ -48,10 +48,6 @@ class Rows:
         """Some rows, not made yet."""
         return Rows(self.x, self.make, index if self.index is None else self.index[index])
 
-    def then(self, make: Callable[[Tensor], Tensor]) -> Rows:
-        """The same with a further step."""
-        return Rows(self.x, lambda rows: make(self.make(rows)), self.index)
-
     def split(self, rows: int) -> Iterator[Tensor]:
         """All rows in blocks."""
         return (self[start : start + rows] for start in range(0, len(self), rows))

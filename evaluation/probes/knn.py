@@ -27,6 +27,7 @@ from selfsight.validation import SWITCH, above, one_of, takes, whole
 STANDARD_K = (1, 5, 20, 200)
 REPORTED_K = 20
 VOTE_BLOCK = 5_000_000  # votes (images x classes) kept at a time
+PAIR_BLOCK = 2**18  # numbers of rows compared exactly at a time: few enough for a core's cache
 BACKENDS = ("auto", "torch", "faiss")
 # What a product of float32 matrices may be wrong by, for unit rows; neighbours nearer to each other are put in order by
 # their exact similarity.
@@ -172,8 +173,6 @@ def neighbours(
     similarity, index = _search(queries, bank, sought, backend, bf16, chunk_bytes)
     if not bf16:
         incomplete = (similarity[:, k - 1] - similarity[:, -1] < NEAR) & (sought < len(bank))
-        queries = _rounded(queries)
-        bank = _rounded(bank) if isinstance(bank, Tensor) else bank.then(_rounded)
         similarity, index = _in_exact_order(queries, bank, similarity, index)
         for rows in incomplete.nonzero()[:, 0].split(max(1, chunk_bytes // (8 * len(bank)))):
             similarity[rows, :k], index[rows, :k] = _first_of_all(queries[rows], bank, k)
@@ -225,22 +224,25 @@ def _in_exact_order(queries: Tensor, bank: Bank, similarity: Tensor, index: Tens
     """Neighbours that are nearly as near as the next, compared exactly; equal ones by index."""
     close = similarity[:, :-1] - similarity[:, 1:] < NEAR
     edge = close.new_zeros(len(close), 1)
-    doubtful = torch.cat([close, edge], dim=1) | torch.cat([edge, close], dim=1)
-    if not bool(doubtful.any()):
+    after = torch.cat([edge, close], dim=1)  # nearly as near as the one before it
+    query, place = (torch.cat([close, edge], dim=1) | after).nonzero(as_tuple=True)
+    if not len(query):
         return similarity, index
-    wide = similarity.double()
-    query, place = doubtful.nonzero(as_tuple=True)
-    for q, p in zip(*(part.split(max(1, VOTE_BLOCK // bank.shape[1])) for part in (query, place)), strict=True):
-        wide[q, p] = (queries[q].double() * bank[index[q, p]].double()).sum(dim=1)
-    order = index.argsort(dim=1)
-    order = order.gather(1, wide.gather(1, order).argsort(dim=1, descending=True, stable=True))
-    return wide.gather(1, order).float(), index.gather(1, order)
+    row, run = index[query, place], (~after[query, place]).cumsum(dim=0)
+    parts = (part.split(max(1, PAIR_BLOCK // bank.shape[1])) for part in (query, row))
+    exact = torch.cat([_exact(queries[q], bank[r]) for q, r in zip(*parts, strict=True)])
+    order = row.argsort()  # the least important key first: index, similarity, run
+    order = order[exact[order].argsort(descending=True, stable=True)]
+    order = order[run[order].argsort(stable=True)]
+    similarity, index = similarity.clone(), index.clone()
+    similarity[query, place], index[query, place] = exact[order].float(), row[order]
+    return similarity, index
 
 
 def _first_of_all(queries: Tensor, bank: Bank, k: int) -> tuple[Tensor, Tensor]:
     """`neighbours` by exact products with the whole bank."""
-    wide = queries.double()
-    product = torch.cat([wide @ part.double().T for part in bank.split(10_000)], dim=1)  # [r, N]
+    wide = _rounded(queries).double()
+    product = torch.cat([wide @ _rounded(part).double().T for part in bank.split(10_000)], dim=1)  # [r, N]
     values, index = product.topk(k, dim=1, sorted=False)
     kth = values.amin(dim=1, keepdim=True)
     tied = ((product >= kth).sum(dim=1) > k).nonzero()[:, 0]  # rows beyond the k are as near as the k-th
@@ -251,6 +253,11 @@ def _first_of_all(queries: Tensor, bank: Bank, k: int) -> tuple[Tensor, Tensor]:
     index = index.sort(dim=1).values
     values, order = product.gather(1, index).sort(dim=1, descending=True, stable=True)
     return values.float(), index.gather(1, order)
+
+
+def _exact(x: Tensor, y: Tensor) -> Tensor:
+    """Inner products of rows ``[N, D]`` in float64, ``[N]``."""
+    return (_rounded(x).double() * _rounded(y).double()).sum(dim=1)
 
 
 def _rounded(x: Tensor) -> Tensor:
