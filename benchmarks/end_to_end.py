@@ -147,7 +147,7 @@ def left_out(cases: Sequence[Case]) -> list[str]:
             f"lightly is not installed here: {', '.join(names)} and the quality are left out; `make bench` installs it."
         )
     if any(case.bf16 for case in cases) and bf16_unit() is None:
-        sentences.append("this CPU does not multiply in bfloat16 (AMX, AVX-512 BF16): the bf16 row is left out.")
+        sentences.append("this CPU does not multiply in bfloat16 (AMX, AVX-512 BF16): the bf16 rows are left out.")
     if cores() == 1:
         sentences.append(
             "this machine has one core, and goals are for two: nobody reads beside the training (num_workers=0)."
@@ -243,18 +243,26 @@ def of_case(case: Case, root: Path, place: Path, rounds: int, steps: int, second
                 case.bf16 if unit == BF16_UNITS[0] else None, f"ours in bf16-mixed ({unit}), lightly in float32")
         )  # fmt: skip
     if case.quality and seconds and "lightly" in peers:
-        ours, peer = (quality(case, side, root, place, seconds) for side in ("ours", "lightly"))
-        images = len(jpegs(root / "test"))
-        rows.append(
-            {
-                "name": f"quality_{case.name}_lightly", "ours": ours["knn"], "peer": peer["knn"],
-                "ratio": round(ours["knn"] / peer["knn"], 3), "unit": "kNN top-1", "target": 1.0,
-                "check": f"after {seconds / 60:g} minutes and {ours['steps']:.0f} steps against {peer['steps']:.0f}; "
-                f"{images} test images, of which chance alone moves ±{math.sqrt(0.25 / images):.1%} at a half",
-                "sides": {"ours": ours, "peer": peer},
-            }
-        )  # fmt: skip
+        rows += of_quality(case, ["lightly", "ours", *(["ours_bf16"] if unit else [])], root, place, seconds)
     return rows
+
+
+def of_quality(case: Case, sides: Sequence[str], root: Path, place: Path, seconds: float) -> list[dict[str, Any]]:
+    """The rows of trainings of equal time: every side of ours against the first one."""
+    found = {side: quality(case, side, root, place, seconds) for side in sides}
+    images = len(jpegs(root / "test"))
+    chance = f"{images} test images, of which chance alone moves ±{math.sqrt(0.25 / images):.1%} at a half"
+    peer, lasted = found.pop(sides[0]), f"after {seconds / 60:g} minutes"
+    return [
+        {
+            "name": f"quality_{case.name}{side.removeprefix('ours')}_{sides[0]}",
+            "ours": ours["knn"], "peer": peer["knn"],
+            "ratio": round(ours["knn"] / peer["knn"], 3), "unit": "kNN top-1", "target": 1.0,
+            "check": f"{lasted} and {ours['steps']:.0f} steps against {peer['steps']:.0f}; {chance}",
+            "sides": {"ours": ours, "peer": peer},
+        }
+        for side, ours in found.items()
+    ]  # fmt: skip
 
 
 def row(name: str, ours: Figures, peer: Figures, target: float | None, check: str) -> dict[str, Any]:

@@ -45,7 +45,9 @@ HEADLINES = (
     "e2e_simclr32_loop",
     "e2e_spark128_official",
     "quality_simclr32_lightly",
+    "quality_simclr32_bf16_lightly",
     "quality_multicrop96_lightly",
+    "quality_multicrop96_bf16_lightly",
 )
 FIGURES = ("ours", "peer", "ratio", "unit")
 #: what a CPU computes with by Linux's word for it, the fastest first: processors of one name differ in it
@@ -69,7 +71,7 @@ def main() -> None:
     parser.add_argument("--images", default=None, help="folder of JPEG files; without it, images are made up")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=2, help="of end_to_end's trainings whose quality is measured")
+    parser.add_argument("--minutes", type=float, default=1, help="of end_to_end's trainings whose quality is measured")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     import torch

@@ -44,6 +44,30 @@ def test_our_command_and_a_plain_loop(bench: ModuleType, tmp_path: Path, monkeyp
             assert figures["cpu_image"] > 0
 
 
+def test_quality_of_both_precisions_against_the_peer(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every side trains as long, lightly first, and each of ours has a row against it."""
+    found = {"lightly": (0.2, 50.0), "ours": (0.3, 60.0), "ours_bf16": (0.5, 120.0)}
+    asked: list[tuple[str, float]] = []
+
+    def trained(case: object, side: str, root: Path, place: Path, seconds: float) -> dict[str, float]:
+        asked.append((side, seconds))
+        return {"knn": found[side][0], "steps": found[side][1]}
+
+    monkeypatch.setattr(bench, "quality", trained)
+    (tmp_path / "test").mkdir()
+    for number in range(25):
+        (tmp_path / "test" / f"{number}.jpg").touch()
+    rows = {row["name"]: row for row in bench.of_quality(bench.CASES["simclr32"], [*found], tmp_path, tmp_path, 90.0)}
+    assert asked == [(side, 90.0) for side in found]
+    assert [*rows] == ["quality_simclr32_lightly", "quality_simclr32_bf16_lightly"]
+    for row, ours in zip(rows.values(), (0.3, 0.5), strict=True):
+        assert (row["ours"], row["peer"], row["ratio"]) == (ours, 0.2, pytest.approx(ours / 0.2))
+        assert "25 test images, of which chance alone moves ±10.0%" in row["check"]
+    assert "after 1.5 minutes and 120 steps against 50;" in rows["quality_simclr32_bf16_lightly"]["check"]
+
+
 def test_what_cannot_be_measured_is_said(
     bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
