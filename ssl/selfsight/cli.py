@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import NoReturn
 
+from selfsight.compat import without_signals
 from selfsight.composition.catalogue import GROUPS, JOBS, POSITIONAL, choices, conf_dir, job_of, searching
 from selfsight.composition.chosen import group_choice
 from selfsight.composition.help import INFO
@@ -159,7 +160,7 @@ def obey(flags: Flags, name: str, words: list[str], *, many: bool) -> None:
     from selfsight.composition.overrides import checked_and_composed, finish
     from selfsight.jobs.launch import check, module_of, start
 
-    with no_collection():
+    with no_collection(), without_signals():
         overrides, composed = checked_and_composed(name, words)
         check(job_of(name), composed.cfg)  # before the things configured are imported
         cfg = finish(name, composed, overrides)

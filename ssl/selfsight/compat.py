@@ -6,6 +6,9 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -65,6 +68,46 @@ def left_out(*packages: str) -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(hook)
+
+
+class _Signals(Loader):
+    """An import hook for SciPy's signals: a module with the one name that torchmetrics looks for, until it is used."""
+
+    name = "scipy.signal"
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name == self.name else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        def used(name: str) -> Any:
+            if name.startswith("__") and name not in ("__all__", "__path__"):  # `inspect` looks, and uses nothing
+                raise AttributeError(name)
+            self.forget()
+            return getattr(importlib.import_module(self.name), name)
+
+        vars(module).update(hamming=None, __getattr__=used)
+
+    def forget(self) -> None:
+        """Whoever imports them from now on has SciPy's own."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+            if sys.modules.pop(self.name, None) is not None:
+                vars(sys.modules["scipy"]).pop("signal", None)
+
+
+@contextlib.contextmanager
+def without_signals() -> Iterator[None]:
+    """Lightning is imported without SciPy's signals, a tenth of a short run; whoever uses them has them.
+
+    Lightning needs torchmetrics, which looks whether they have the old name ``hamming``, and takes nothing from them.
+    """
+    hook = _Signals()
+    if hook.name not in sys.modules:
+        sys.meta_path.insert(0, hook)
+    try:
+        yield
+    finally:
+        hook.forget()
 
 
 def hydra_engine(job: str, folders: Sequence[tuple[str, str]]) -> Any:

@@ -134,16 +134,18 @@ def test_versions_with_known_holes_are_left_out() -> None:
 
 
 @pytest.mark.slow
-def test_wandb_comes_with_the_run_that_asks_for_it(tmp_path: Path) -> None:
+def test_what_libraries_only_look_at_comes_with_the_run_that_uses_it(tmp_path: Path) -> None:
     code = f"""
 import sys
 from selfsight import cli
 words = ["pretrain", "debug=smoke", "report=false", "evaluator=knn", "runs={tmp_path}"]
 cli.main([*words, "name=plain"])
 assert "wandb" not in sys.modules, "nobody has asked for it"
-assert "timm" in sys.modules
-import wandb  # it is there all the same
+assert "scipy.signal" not in sys.modules, "torchmetrics looks for an old name in it"
+assert {{"timm", "torchmetrics"}} <= {{*sys.modules}}
+import scipy.signal, wandb  # they are there all the same
 assert wandb.__version__
+assert scipy.signal.windows.hann(3).tolist() == [0, 1, 0]
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
@@ -155,6 +157,45 @@ def test_leaving_out_leaves_nothing_behind() -> None:
         import this  # noqa: F401
     assert sys.meta_path == before
     assert "this" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "afterwards"),
+    [
+        ("import torchmetrics", "assert name not in sys.modules"),
+        ("import scipy.signal; inspect.getmodule(inspect)", "assert name not in sys.modules"),
+        ("import scipy.signal as held", "assert held.medfilt([1, 5, 1]).tolist() == [1, 1, 1]"),
+        ("import torchmetrics; from scipy.signal import medfilt", "assert sys.modules[name].medfilt is medfilt"),
+        ("from scipy.signal import *", "assert sys.modules[name].medfilt is medfilt"),
+        ("import scipy.signal.windows", "assert scipy.signal.windows.hann is sys.modules[name].windows.hann"),
+        ("import this", "assert 'scipy' not in sys.modules"),
+    ],
+)
+def test_scipys_signals_are_left_out_until_they_are_used(meanwhile: str, afterwards: str) -> None:
+    code = f"""
+import inspect, sys
+from selfsight.compat import without_signals
+hooks, name = [*sys.meta_path], "scipy.signal"
+with without_signals():
+    {meanwhile}
+assert sys.meta_path == hooks
+{afterwards}
+import scipy.signal.windows
+assert scipy.signal is sys.modules["scipy.signal"] and scipy.signal.windows.hann(3).tolist() == [0, 1, 0]
+assert scipy.signal.medfilt([1, 5, 1]).tolist() == [1, 1, 1]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_signals_that_are_there_stay() -> None:
+    code = """
+import sys, scipy.signal as signals
+from selfsight.compat import without_signals
+with without_signals():
+    import torchmetrics
+assert sys.modules["scipy.signal"] is signals
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("room", ["ssl/selfsight", "datamodules", "evaluation"])
