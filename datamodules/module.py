@@ -274,8 +274,8 @@ class ImageDataModule(LightningDataModule):
                 views, boxes = on_device(raw.views[0] if pixels is None else pixels[raw.indices], generator)
         if self.curriculum is not None:
             views = [low_frequencies(view, self.curriculum.side(view.shape[-1], raw.epoch)) for view in views]
-        if self.channels_last:
-            views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+        order = torch.channels_last if self.channels_last else torch.contiguous_format
+        views = [view.contiguous(memory_format=order) for view in views]
         return Batch(views, raw.indices, raw.labels, boxes, self._targets(raw, self.images))
 
     def _views_in(self, epoch: int) -> DeviceViews | DeviceBandViews:

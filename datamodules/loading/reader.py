@@ -98,12 +98,7 @@ class TrainingReader:
             indices.append(index)
             skipped += missed
         # The number of the draw stands for image and epoch: an image drawn twice is never cut twice alike.
-        if len({image.shape for image in images}) == 1:
-            views, boxes = maker.batch(images, request.draws, epoch=0)
-        else:
-            each = [maker(image, draw, epoch=0) for image, draw in zip(images, request.draws, strict=True)]
-            views = [torch.stack(view) for view in zip(*(made for made, _ in each), strict=True)]
-            boxes = list(torch.stack([box for _, box in each]).unbind(1))
+        views, boxes = maker.batch(images, request.draws, epoch=0)
         chosen = torch.tensor(indices)
         labels = None if self.images.labels is None else self.images.labels[chosen]
         return RawBatch(request.epoch, request.step, chosen, labels, views, boxes, skipped)

@@ -54,55 +54,44 @@ class CpuViews:
         Returns:
             one uint8 tensor ``[3, size, size]`` per view, and boxes ``[views, 8]`` (see `Batch.boxes`).
         """
-        image = as_rgb(image)
-        height, width = image.shape[:2]
-        made: list[Tensor] = []
-        drawn: list[np.ndarray] = []
-        for view in self.views:
-            numbers = np.arange(len(made), len(made) + view.count)
-            parameters = sample(view, uniforms(self.seed, epoch, [index], numbers, view.draws), height, width)
-            drawn.append(boxes(parameters, height, width))
-            finished = [render(view, image, row, self.photometric) for row in rows(parameters)]
-            if view.transforms:
-                chances = seeds(self.seed, epoch, [index], numbers)
-                finished = [
-                    own_operations.apply(view.transforms, out, chance)
-                    for out, chance in zip(finished, chances, strict=True)
-                ]
-            made += map(_channels_first, finished)
-        return made, torch.from_numpy(np.concatenate(drawn))
+        made, drawn = self.batch([image], [index], epoch)
+        return [views[0] for views in made], torch.cat(drawn)
 
     def batch(
         self, images: Sequence[np.ndarray] | np.ndarray, indices: Sequence[int] | np.ndarray, epoch: int
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Views of many images, the same as image by image; faster for images of one size, which are drawn together.
+        """Views of many images, the same as image by image; faster where many are of one size: these draw together.
 
         Args:
-            images: ``B`` times ``[H, W, 3]`` uint8.
-            indices: ``[B]``.
+            images: ``B`` times ``[H, W, 3]`` uint8 (``[H, W]`` and ``[H, W, 1]`` count as grey).
+            indices: ``[B]``, of the images in their data set.
 
         Returns:
-            one uint8 tensor ``[B, 3, size, size]`` and one of boxes ``[B, 8]`` per view.
+            one uint8 tensor ``[B, 3, size, size]``, in channels-last order, and one of boxes ``[B, 8]`` per view.
         """
-        images = [as_rgb(image) for image in images]
-        if len({image.shape for image in images}) > 1:
-            each = [self(image, int(index), epoch) for image, index in zip(images, indices, strict=True)]
-            stacked = [torch.stack(view) for view in zip(*(views for views, _ in each), strict=True)]
-            return stacked, list(torch.stack([box for _, box in each]).unbind(1))
-        height, width = images[0].shape[:2]
+        images, indices = [as_rgb(image) for image in images], np.asarray(indices)
+        sizes: dict[tuple[int, ...], list[int]] = {}
+        for k, image in enumerate(images):
+            sizes.setdefault(image.shape[:2], []).append(k)
         made: list[Tensor] = []
         drawn: list[Tensor] = []
-        for view in expand(self.views):
-            u = uniforms(self.seed, epoch, indices, [len(made)], view.draws)
-            parameters = sample(view, u, height, width)
-            out = np.empty((len(images), view.size, view.size, 3), np.uint8)
-            for k, row in enumerate(rows(parameters)):
-                out[k] = render(view, images[k], row, self.photometric)
-            if view.transforms:
-                for k, chance in enumerate(seeds(self.seed, epoch, indices, [len(made)])):
-                    out[k] = own_operations.apply(view.transforms, out[k].copy(), chance)
-            made.append(torch.from_numpy(np.ascontiguousarray(out.transpose(0, 3, 1, 2))))
-            drawn.append(torch.from_numpy(boxes(parameters, height, width)))
+        for view in self.views:
+            numbers = np.arange(len(made), len(made) + view.count)
+            out = np.empty((view.count, len(images), view.size, view.size, 3), np.uint8)
+            box = np.empty((view.count, len(images), 8), np.float32)
+            for (height, width), members in sizes.items():
+                places = [(n, k) for n in range(view.count) for k in members]
+                of_images, of_views = np.tile(indices[members], view.count), np.repeat(numbers, len(members))
+                u = uniforms(self.seed, epoch, of_images, of_views, view.draws)  # [places, draws]
+                parameters = sample(view, u, height, width)
+                box[:, members] = boxes(parameters, height, width).reshape(view.count, len(members), 8)
+                for place, row in zip(places, rows(parameters), strict=True):
+                    out[place] = render(view, images[place[1]], row, self.photometric)
+                if view.transforms:
+                    for place, chance in zip(places, seeds(self.seed, epoch, of_images, of_views), strict=True):
+                        out[place] = own_operations.apply(view.transforms, out[place].copy(), chance)
+            made += torch.from_numpy(out).permute(0, 1, 4, 2, 3)
+            drawn += torch.from_numpy(box)
         return made, drawn
 
 
@@ -174,8 +163,3 @@ def _jitter(image: np.ndarray, row: Parameters, colour: str) -> np.ndarray:
             if row.factors[kind] != still[kind]:
                 image = _ADJUST[colour][kind](image, row.factors[kind])
     return image
-
-
-def _channels_first(image: np.ndarray) -> Tensor:
-    """``[3, H, W]`` over the same memory: stacking such tensors gives a batch in channels-last order."""
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)

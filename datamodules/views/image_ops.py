@@ -202,8 +202,14 @@ def normalize(images: Tensor, mean: Sequence[float] | None, std: Sequence[float]
     if images.dtype == torch.uint8 and mean is not None and std is not None:
         # in place on the one copy that is made: on the CPU memory traffic is what normalising costs
         floats = images.float()
-        middle, spread = (constant([255 * value for value in each], floats)[:, None, None] for each in (mean, std))
-        return floats.sub_(middle).mul_(spread.reciprocal())
+        middle, spread = (constant([255 * value for value in each], floats) for each in (mean, std))
+        last = floats.movedim(-3, -1)
+        if last.is_contiguous():  # by rows: by the three channels of a pixel it takes torch five times as long
+            width = last.shape[-2]
+            last.flatten(-2).sub_(middle.repeat(width)).mul_(spread.reciprocal().repeat(width))
+        else:
+            floats.sub_(middle[:, None, None]).mul_(spread.reciprocal()[:, None, None])
+        return floats
     if images.dtype == torch.uint8:
         images = images.float() / 255
     if mean is None or std is None:

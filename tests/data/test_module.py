@@ -360,10 +360,15 @@ def test_workers_follow_the_images(tmp_path: Path) -> None:
     assert module(in_files(tmp_path), num_workers="auto").train_dataloader()._workers is not None
 
 
-def test_channels_last() -> None:
-    for engine in ("cpu", "device"):
-        batch = next(iter(module(in_memory(), engine=engine, channels_last=True).train_dataloader()))
-        assert all(view.is_contiguous(memory_format=torch.channels_last) for view in batch.views)
+@pytest.mark.parametrize("engine", ["cpu", "device"])
+@pytest.mark.parametrize("kept", ["of one size in memory", "of two sizes in files"])
+def test_views_have_the_memory_order_that_is_asked_for(kept: str, engine: str, tmp_path: Path) -> None:
+    data = in_memory() if "memory" in kept else in_files(tmp_path)
+    batches = [next(iter(module(data, engine=engine, channels_last=last).train_dataloader())) for last in (True, False)]
+    for last, plain in zip(*(batch.views for batch in batches), strict=True):
+        assert last.is_contiguous(memory_format=torch.channels_last)
+        assert plain.is_contiguous()
+        assert torch.equal(last, plain)
 
 
 def test_batch_larger_than_the_set() -> None:

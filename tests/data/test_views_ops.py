@@ -197,6 +197,11 @@ def test_flips_and_normalisation() -> None:
     whole = torch.from_numpy(IMAGE).permute(2, 0, 1)
     theirs = reference.normalize(reference.to_tensor(PICTURE), mean, std)
     torch.testing.assert_close(image_ops.normalize(whole[None], mean, std)[0], theirs)
+    for levels in (whole[None], whole.expand(3, -1, -1, -1).contiguous()):
+        rows_first = levels.contiguous(memory_format=torch.channels_last)
+        normalised = image_ops.normalize(rows_first, mean, std)
+        assert torch.equal(normalised, image_ops.normalize(levels.contiguous(), mean, std))
+        assert normalised.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_array_equal(cpu_ops.flip(IMAGE, True, True), IMAGE[::-1, ::-1])
     assert cpu_ops.flip(IMAGE, None, False) is IMAGE
 
