@@ -76,7 +76,10 @@ def main() -> None:
     options = parser.parse_args()
     import torch
 
+    from selfsight.cpu_memory import keep_freed_memory
+
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as in every run and its workers; the peers have the good of it, too
     unknown = set(options.only or ()) - set(GROUPS)
     if unknown:
         sys.exit(f"there is no group {', '.join(sorted(unknown))}; the groups are {', '.join(GROUPS)}.")
