@@ -53,6 +53,8 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["pretrain", "--batch-size=8"], "without dashes: batch_size=8"),
         (["pretrain", "base_lr=0.1"], "there is no key 'base_lr'. Did you mean 'optimizer.lr'?"),
         (["pretrain", "optimizer.blr=0.1"], "Did you mean 'optimizer.lr'?"),
+        (["pretrain", "method=mae", "mask_ratio=0.5"], "Did you mean 'method.mask_ratio'?"),
+        (["knn", "run=last", "dims=[8]"], "Did you mean 'evaluator.dims'?"),
         (["pretrain", "epochs"], "not of the form key=value."),
         (["pretrain", "/"], "not of the form key=value; images of your own are dataset=folder dataset.root=/."),
         (["compare", "labels=[4]"], "Did you mean 'labels_per_class'?"),

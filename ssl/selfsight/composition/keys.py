@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 from selfsight.composition.catalogue import choices, content, file, is_own_group, job_groups
 from selfsight.composition.targets import parameters, takes_any
@@ -142,9 +143,7 @@ def resolve_key(job: str, cfg: DictConfig, override: Override, retargeted: Seque
     taken = leaf in arguments or (override.adds and takes_any(arguments))
     there = key in keys and (parent not in retargeted or leaf.startswith("_") or taken)
     if override.deletes:
-        return (
-            _deleted(job, cfg, override) if there or leaf in arguments else _refuse(job, key, keys, parent, arguments)
-        )
+        return _deleted(job, cfg, override) if there or leaf in arguments else _refuse(job, cfg, key, keys, arguments)
     if override.adds and override.value == {} and node_at(cfg, key) is not None:
         return [override.text]
     if leaf == "_target_" and _is_open(job, cfg, parent.rpartition(".")[0]):
@@ -166,13 +165,16 @@ def resolve_key(job: str, cfg: DictConfig, override: Override, retargeted: Seque
         return [f"+{override.bare}"]
     if override.adds and node is None and parent in job_groups(job):  # of what another run brings, which will refuse it
         return [override.text]
-    return _refuse(job, key, [*keys, *quickly_known(cfg)], parent, arguments)
+    return _refuse(job, cfg, key, keys, arguments)
 
 
-def quickly_known(cfg: DictConfig) -> list[str]:
-    """Keys that a signature has and the files have not, as far as nothing large has to be imported for them."""
-    node = node_at(cfg, "trainer")
-    return [f"trainer.{name}" for name in arguments_of(node, "trainer")]
+def known_by_signature(cfg: DictConfig, parts: Iterable[str]) -> Iterator[str]:
+    """Keys that the signatures of parts have, and the files need not name."""
+    for part in parts:
+        with contextlib.suppress(UserError):  # of another mistake than the one that is told of
+            for name, argument in arguments_of(node_at(cfg, part), part).items():
+                if argument.kind is not argument.VAR_KEYWORD:
+                    yield f"{part}.{name}"
 
 
 def flat_keys(node: Any, prefix: str = "") -> Iterator[str]:
@@ -264,9 +266,20 @@ def may_go(cfg: DictConfig, key: str) -> bool:
     return key in OPEN or parent in OPEN or (node is not None and "_target_" in node)
 
 
-def _refuse(job: str, key: str, keys: list[str], parent: str, arguments: Mapping[str, Parameter]) -> list[str]:
-    keys = [*keys, *(f"{parent}.{name}" for name, a in arguments.items() if a.kind is not a.VAR_KEYWORD)]
-    raise UserError(f"there is no key '{key}'.{did_you_mean(job, key, keys)}", status=USAGE)
+def _refuse(job: str, cfg: DictConfig, key: str, keys: Sequence[str], arguments: Mapping[str, Parameter]) -> NoReturn:
+    """
+    Raises:
+        UserError: there is no such key; with the nearest one that nothing large has to be imported for, if there is
+            one, else the nearest one of all that is configured.
+    """
+    parent = key.rpartition(".")[0]
+    beside = (f"{parent}.{name}" for name, a in arguments.items() if a.kind is not a.VAR_KEYWORD)
+    at_hand = [*keys, *known_by_signature(cfg, ["trainer"]), *beside]
+    hint = did_you_mean(job, key, at_hand)
+    if not hint:
+        parts = (each.rpartition(".")[0] for each in keys if each.endswith("._target_"))
+        hint = did_you_mean(job, key, [*at_hand, *known_by_signature(cfg, parts)])
+    raise UserError(f"there is no key '{key}'.{hint}", status=USAGE)
 
 
 def did_you_mean(job: str, key: str, keys: Sequence[str], *, typed: bool = True) -> str:
