@@ -97,7 +97,7 @@ class _Signals(Loader):
 
 @contextlib.contextmanager
 def without_signals() -> Iterator[None]:
-    """Lightning is imported without SciPy's signals, a tenth of a short run; whoever uses them has them.
+    """Lightning is imported without SciPy's signals, 0.4 s of every start; whoever uses them has them.
 
     Lightning needs torchmetrics, which looks whether they have the old name ``hamming``, and takes nothing from them.
     """
