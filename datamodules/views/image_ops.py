@@ -204,7 +204,7 @@ def normalize(images: Tensor, mean: Sequence[float] | None, std: Sequence[float]
         floats = images.float()
         middle, spread = (constant([255 * value for value in each], floats) for each in (mean, std))
         last = floats.movedim(-3, -1)
-        if last.is_contiguous():  # by rows: by the three channels of a pixel it takes torch five times as long
+        if last.is_contiguous():  # by rows: by the three channels of a pixel torch takes several times as long
             width = last.shape[-2]
             last.flatten(-2).sub_(middle.repeat(width)).mul_(spread.reciprocal().repeat(width))
         else:

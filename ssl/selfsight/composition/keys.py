@@ -143,7 +143,7 @@ def resolve_key(job: str, cfg: DictConfig, override: Override, retargeted: Seque
     taken = leaf in arguments or (override.adds and takes_any(arguments))
     there = key in keys and (parent not in retargeted or leaf.startswith("_") or taken)
     if override.deletes:
-        return _deleted(job, cfg, override) if there or leaf in arguments else _refuse(job, cfg, key, keys, arguments)
+        return _deleted(job, cfg, override) if there or leaf in arguments else _refuse(job, cfg, key, keys)
     if override.adds and override.value == {} and node_at(cfg, key) is not None:
         return [override.text]
     if leaf == "_target_" and _is_open(job, cfg, parent.rpartition(".")[0]):
@@ -165,7 +165,7 @@ def resolve_key(job: str, cfg: DictConfig, override: Override, retargeted: Seque
         return [f"+{override.bare}"]
     if override.adds and node is None and parent in job_groups(job):  # of what another run brings, which will refuse it
         return [override.text]
-    return _refuse(job, cfg, key, keys, arguments)
+    return _refuse(job, cfg, key, keys)
 
 
 def known_by_signature(cfg: DictConfig, parts: Iterable[str]) -> Iterator[str]:
@@ -266,15 +266,13 @@ def may_go(cfg: DictConfig, key: str) -> bool:
     return key in OPEN or parent in OPEN or (node is not None and "_target_" in node)
 
 
-def _refuse(job: str, cfg: DictConfig, key: str, keys: Sequence[str], arguments: Mapping[str, Parameter]) -> NoReturn:
+def _refuse(job: str, cfg: DictConfig, key: str, keys: Sequence[str]) -> NoReturn:
     """
     Raises:
         UserError: there is no such key; with the nearest one that nothing large has to be imported for, if there is
             one, else the nearest one of all that is configured.
     """
-    parent = key.rpartition(".")[0]
-    beside = (f"{parent}.{name}" for name, a in arguments.items() if a.kind is not a.VAR_KEYWORD)
-    at_hand = [*keys, *known_by_signature(cfg, ["trainer"]), *beside]
+    at_hand = [*keys, *known_by_signature(cfg, ["trainer", key.rpartition(".")[0]])]
     hint = did_you_mean(job, key, at_hand)
     if not hint:
         parts = (each.rpartition(".")[0] for each in keys if each.endswith("._target_"))
